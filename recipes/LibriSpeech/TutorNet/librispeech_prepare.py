@@ -1,0 +1,62 @@
+"""Prepare LibriSpeech, or a folder in its layout, as SpeechBrain manifests.
+
+To run::
+
+    python librispeech_prepare.py /path/to/LibriSpeech --save_folder manifests
+"""
+
+import argparse
+import logging
+import sys
+
+from tutornet_sb.corpora.librispeech import (
+    CorpusError,
+    find_librispeech,
+    prepare_librispeech,
+)
+
+__all__ = ["CorpusError", "find_librispeech", "prepare_librispeech"]
+
+
+def parse_arguments():
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="One manifest CSV a split, and one of what was skipped."
+    )
+    parser.add_argument(
+        "data_folder",
+        metavar="DATA_FOLDER",
+        help="LibriSpeech, or its parent folder",
+    )
+    parser.add_argument(
+        "--save_folder", default="manifests", help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--splits",
+        nargs="+",
+        metavar="SPLIT",
+        help="default: the standard splits that are there",
+    )
+    parser.add_argument(
+        "--sample_rate",
+        type=int,
+        default=16000,
+        help="in Hz; default: %(default)s",
+    )
+    parser.add_argument(
+        "--max_skipped",
+        type=float,
+        default=0.01,
+        help="greatest part of a split to skip; default: %(default)s",
+    )
+    parser.add_argument("--workers", type=int, help="threads")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        for manifest in prepare_librispeech(**vars(parse_arguments())).values():
+            print(manifest)
+    except CorpusError as error:
+        sys.exit(f"error: {error}")

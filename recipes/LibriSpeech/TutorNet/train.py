@@ -1,0 +1,489 @@
+#!/usr/bin/env python3
+"""Teach a small speech recogniser of any architecture what a big one knows.
+
+> python train.py hparams/rkd_lstm.yaml
+> python train.py hparams/rkd_lstm.yaml --data_folder /path/to/LibriSpeech \
+      --corpus_yaml hparams/corpora/librispeech960.yaml
+> python train.py hparams/rkd_lstm.yaml \
+      --student_yaml hparams/models/jasper_mini.yaml
+
+One experiment from top to bottom: the corpus, the teacher (trained first when
+there is none), the stages of the student in order, the evaluation. The same
+command continues a stopped run where it stopped.
+"""
+
+import logging
+import platform
+import shutil
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml import YAML
+from speechbrain.augment.time_domain import SpeedPerturb
+from speechbrain.dataio.dataloader import make_dataloader
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.decoders.ctc import CTCBeamSearcher
+from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
+from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.train_logger import FileTrainLogger
+
+from tutornet_sb import runs
+from tutornet_sb.brains.ctc import CTCBrain
+from tutornet_sb.brains.rkd import RKDBrain
+from tutornet_sb.brains.skd import SKDBrain
+from tutornet_sb.composition import read_experiment
+from tutornet_sb.corpora.librispeech import (
+    find_librispeech,
+    prepare_librispeech,
+)
+from tutornet_sb.corpora.minilibri import make_minilibri
+from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
+from tutornet_sb.distillation.teacher import (
+    Teacher,
+    check_vocabulary,
+    load_model_weights,
+)
+from tutornet_sb.reporting.compare import summarize, table
+from tutornet_sb.reporting.scores import (
+    real_time_factor,
+    score,
+    write_alignments,
+)
+
+logger = logging.getLogger(__name__)
+
+BRAINS = {"ctc": CTCBrain, "skd": SKDBrain, "rkd": RKDBrain}
+RECIPE_FOLDER = Path(__file__).resolve().parent
+STAGE_SUMMARY = "stage.json"
+
+
+def prepare_corpus(hparams):
+    """Find or make the corpus.
+
+    Returns the folder that holds the splits, the manifest of each split, and
+    the names of the splits to train on, to select by and to test on.
+    """
+    corpus, folder = hparams["corpus"], hparams["data_folder"]
+    if folder is None and corpus["minilibri"] is None:
+        raise ValueError(
+            f"the corpus '{corpus['name']}' is not embedded: say where it lies "
+            "by --data_folder /path/to/LibriSpeech"
+        )
+    if folder is None:
+        folder = Path("data") / "MiniLibri"
+        run_on_main(make_minilibri, [folder], dict(corpus["minilibri"]))
+    kinds = {"train": "train", "valid": "dev", "test": "test"}
+    splits = {kind: corpus[f"{kind}_splits"] for kind in kinds}
+    named = None
+    if None not in splits.values():
+        named = list(dict.fromkeys(sum(map(list, splits.values()), [])))
+    save_folder = Path(hparams["corpus_folder"]) / "manifests"
+    manifests = run_on_main(
+        prepare_librispeech, [folder, save_folder], {"splits": named}
+    )
+    data_root = find_librispeech(folder)
+    for kind, prefix in kinds.items():
+        if splits[kind] is None:
+            splits[kind] = [
+                name for name in manifests if name.startswith(prefix)
+            ]
+        if not splits[kind]:
+            raise ValueError(
+                f"{data_root} has no {prefix} split among "
+                f"{', '.join(manifests)}"
+            )
+    return data_root, manifests, splits
+
+
+def make_tokenizer(hparams, manifests):
+    """Train the corpus' tokenizer if it has none; a copy goes with the run."""
+    corpus = hparams["corpus"]
+    kind, size = corpus["tokenizer_type"], corpus["vocab_size"]
+    path = Path(hparams["corpus_folder"]) / f"{kind}_{size}.model"
+    tokenizer = run_on_main(train_tokenizer, [manifests, path, kind, size])
+    copy = Path(hparams["output_folder"]) / runs.TOKENIZER
+    run_on_main(
+        runs.write_atomically, [copy, lambda to: shutil.copyfile(path, to)]
+    )
+    return tokenizer
+
+
+def make_datasets(hparams, data_root, manifests, splits, frame_period):
+    """Training and development set, and one set for each scored split."""
+    tokenizer = hparams["tokenizer"]
+
+    def dataset(names):
+        parts = [
+            DynamicItemDataset.from_csv(
+                str(manifests[split]),
+                replacements={"data_root": str(data_root)},
+            ).data
+            for split in names
+        ]
+        return DynamicItemDataset(
+            {k: v for part in parts for k, v in part.items()}
+        )
+
+    speeds = hparams["speed_perturb"]
+    perturb = speeds and SpeedPerturb(16000, speeds=speeds)
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def audio(wav):
+        return sb.dataio.dataio.read_audio(wav)
+
+    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.provides("sig")
+    def perturbed_audio(wav):
+        # Before teacher and student part: both hear the same speech.
+        sig = sb.dataio.dataio.read_audio(wav)
+        return perturb(sig.unsqueeze(0)).squeeze(0)
+
+    @sb.utils.data_pipeline.takes("wrd")
+    @sb.utils.data_pipeline.provides("tokens")
+    def text(wrd):
+        return torch.tensor(tokenizer.encode(wrd), dtype=torch.long)
+
+    train, valid = dataset(splits["train"]), dataset(splits["valid"])
+    scored = {
+        split: dataset([split])
+        for split in dict.fromkeys([*splits["valid"], *splits["test"]])
+    }
+
+    # CTC needs a frame for every symbol and one between equal neighbours.
+    def fits(item):
+        ids = tokenizer.encode(item["wrd"])
+        repeats = sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+        return (
+            len(ids) + repeats
+            <= int(float(item["duration"]) / frame_period) + 1
+        )
+
+    short = [key for key, item in train.data.items() if not fits(item)]
+    if short:
+        listing = Path(hparams["output_folder"]) / "too_short_for_ctc.txt"
+        run_on_main(listing.write_text, ["\n".join(short) + "\n"])
+        logger.warning(
+            "%d of %d training utterances have fewer frames than their "
+            "transcript needs and are left out: see %s",
+            len(short),
+            len(train.data),
+            listing,
+        )
+        train = DynamicItemDataset(
+            {k: v for k, v in train.data.items() if k not in set(short)}
+        )
+
+    train.add_dynamic_item(perturbed_audio if perturb else audio)
+    for data in (valid, *scored.values()):
+        data.add_dynamic_item(audio)
+    for data in (train, valid, *scored.values()):
+        data.add_dynamic_item(text)
+        data.set_output_keys(["id", "sig", "wrd", "tokens"])
+    return train, valid, scored
+
+
+def batches(hparams, data, shuffle):
+    """Batch utterances of like length, so many seconds at a time."""
+    return DynamicBatchSampler(
+        data,
+        max_batch_length=hparams["batch_seconds"],
+        num_buckets=hparams["num_buckets"],
+        length_func=lambda item: float(item["duration"]),
+        shuffle=shuffle,
+        batch_ordering="random" if shuffle else "descending",
+        seed=hparams["seed"],
+    )
+
+
+def train_missing_teacher(hparams, run_opts):
+    """Run the teacher's own experiment, unless it is finished."""
+    folder = hparams["teacher_folder"]
+    if runs.is_finished(folder):
+        return
+    logger.info("No finished teacher in %s: training it first", folder)
+    passed_on = (
+        "corpus_yaml",
+        "corpus_overrides",
+        "data_folder",
+        "results_folder",
+        "num_workers",
+        "rtf_utterances",
+    )
+    hparams_file = Path(hparams["teacher_hparams"])
+    if not hparams_file.is_file():
+        hparams_file = RECIPE_FOLDER / hparams_file
+    overrides = {key: hparams[key] for key in passed_on}
+    run(hparams_file, run_opts, overrides | {"output_folder": folder})
+
+
+def load_teacher(hparams):
+    """Load the teacher's run and make sure that it speaks our symbols."""
+    folder = hparams["teacher_folder"]
+    model, tokenizer = runs.load_run(folder)
+    check_vocabulary(
+        pieces(tokenizer),
+        pieces(hparams["tokenizer"]),
+        f"teacher {folder}",
+        f"corpus {hparams['corpus']['name']}",
+    )
+    return Teacher(model, tap=hparams["teacher_tap"])
+
+
+def stage_epochs(hparams):
+    """Share the student's epochs out among the stages."""
+    stages, epochs = hparams["stages"], hparams["epochs"]
+    unknown = [stage for stage in stages if stage not in BRAINS]
+    if unknown or not stages:
+        raise ValueError(
+            f"stages: {stages} must name stages among {', '.join(BRAINS)}"
+        )
+    if len(stages) == 1:
+        return {stages[0]: epochs}
+    if len(stages) > 2 or stages[0] != "rkd" or stages[1] == "rkd":
+        raise ValueError(f"stages: {stages}: a second stage follows rkd only")
+    first = round(epochs * hparams["rkd_share"])
+    if not 0 < first < epochs:
+        raise ValueError(
+            f"rkd_share {hparams['rkd_share']} of {epochs} epochs leaves a "
+            "stage without any"
+        )
+    return {stages[0]: first, stages[1]: epochs - first}
+
+
+def stage_folder(name, hparams):
+    """Where a stage keeps its checkpoints, logs and alignments."""
+    return Path(hparams["output_folder"]) / "stages" / name
+
+
+def train_stage(name, epochs, student, teacher, data, hparams, run_opts):
+    """Train one stage and leave its best weights in the student.
+
+    Returns what is known of the stage: epochs, seconds, figure of the best.
+    """
+    folder = stage_folder(name, hparams)
+    weights, summary = folder / runs.WEIGHTS, folder / STAGE_SUMMARY
+    if weights.is_file() and summary.is_file():
+        logger.info("Stage %s is finished: using %s", name, weights)
+        load_model_weights(student, weights)
+        return runs.read_json(summary)
+
+    train, valid_loader = data
+    modules = {"student": student}
+    if name != "ctc":
+        modules["teacher"] = teacher
+    if name == "rkd":
+        modules["projector"] = hparams["projector"](
+            student.encoder.output_size, teacher.hidden_size
+        )
+    counter = EpochCounter(epochs)
+    checkpointer = Checkpointer(
+        folder / "save",
+        {key: m for key, m in modules.items() if key != "teacher"}
+        | {"counter": counter},
+    )
+    brain = BRAINS[name](
+        modules,
+        hparams=hparams
+        | {
+            "epoch_counter": counter,
+            "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
+            "log_folder": str(folder / "tensorboard"),
+            # The head takes no part in RKD.
+            "find_unused_parameters": name == "rkd",
+        },
+        opt_class=hparams["opt_class"],
+        run_opts=run_opts,
+        checkpointer=checkpointer,
+    )
+    logger.info("Stage %s: %d epochs in %s", name, epochs, folder)
+    brain.fit(
+        counter,
+        train,
+        valid_loader,
+        train_loader_kwargs={
+            "batch_sampler": batches(hparams, train, shuffle=True),
+            "num_workers": hparams["num_workers"],
+        },
+    )
+    best = checkpointer.find_checkpoints(
+        min_key=brain.selected_by,
+        max_num_checkpoints=hparams["avg_checkpoints"],
+    )
+    student.load_state_dict(average_checkpoints(best, "student"))
+    figures = {
+        "epochs": epochs,
+        "train_seconds": brain.watch.seconds,
+        "selected_by": brain.selected_by,
+        "best": float(best[0].meta[brain.selected_by]),
+        "best_epoch": best[0].meta["epoch"],
+    }
+    state = student.state_dict()
+    run_on_main(
+        runs.write_atomically, [weights, lambda p: torch.save(state, p)]
+    )
+    run_on_main(runs.write_json, [summary, figures])
+    return figures
+
+
+def evaluate(name, figures, student, scored, hparams, run_opts):
+    """Add the scores of each split to the figures of a stage, and save them.
+
+    A split that was scored before with the same decoding is left alone.
+    """
+    folder = stage_folder(name, hparams)
+    decoding = {key: hparams[key] for key in ("beam_size", "kenlm_model_path")}
+    if figures.get("decoding") != decoding:
+        figures |= {"decoding": decoding, "splits": {}}
+    known = figures["splits"]
+    searcher = None
+    if hparams["beam_size"] is not None:
+        searcher = CTCBeamSearcher(
+            blank_index=hparams["blank_index"],
+            vocab_list=pieces(hparams["tokenizer"]),
+            beam_size=hparams["beam_size"],
+            kenlm_model_path=hparams["kenlm_model_path"],
+        )
+    brain = CTCBrain(
+        {"student": student},
+        hparams=hparams | {"searcher": searcher},
+        run_opts=run_opts,
+    )
+    for split, data in scored.items():
+        if split in known:
+            continue
+        loader = make_dataloader(
+            data, batch_sampler=batches(hparams, data, shuffle=False)
+        )
+        brain.evaluate(loader)
+        known[split] = score(brain.references, brain.hypotheses)
+        texts = {"": brain.hypotheses}
+        if searcher is not None:
+            beam = score(brain.references, brain.beam_hypotheses)
+            known[split]["beam"] = {key: beam[key] for key in ("wer", "cer")}
+            texts["_beam"] = brain.beam_hypotheses
+        for suffix, hypotheses in texts.items():
+            path = folder / f"wer_{split}{suffix}.txt"
+            run_on_main(write_alignments, [path, brain.references, hypotheses])
+        run_on_main(runs.write_json, [folder / STAGE_SUMMARY, figures])
+
+
+def measure_speed(student, data, hparams):
+    """Real-time factor on a few utterances of a test split."""
+    some = [
+        data[i]["sig"] for i in range(min(len(data), hparams["rtf_utterances"]))
+    ]
+    return real_time_factor(
+        student.eval(),
+        some,
+        student.features.sample_rate,
+        hparams["blank_index"],
+    )
+
+
+def save_yaml(text, overrides, folder):
+    """Save the experiment, and its network alone, with all values filled in."""
+    resolved = resolve_references(text, overrides).read()
+    (folder / "hyperparams.yaml").write_text(resolved, encoding="utf-8")
+    yaml = YAML()
+    network = yaml.load(resolved)["student"]
+    runs.write_atomically(
+        folder / runs.MODEL_YAML, lambda path: yaml.dump(network, path)
+    )
+
+
+def run(hparams_file, run_opts, overrides):
+    """Run one experiment, or continue it where it stopped."""
+    text = read_experiment(hparams_file)
+    overrides = overrides | {"recipe_folder": str(RECIPE_FOLDER)}
+    hparams = load_hyperpyyaml(text, overrides)
+    output_folder = Path(hparams["output_folder"])
+    corpus, student = hparams["corpus"], hparams["student"]["model"]
+    student.augment = hparams["augment"]
+    epochs = stage_epochs(hparams)
+    taught = any(stage != "ctc" for stage in epochs)
+    if taught:
+        train_missing_teacher(hparams, run_opts)
+        # Whether the teacher was there already makes no difference from here.
+        sb.utils.seed.seed_everything(hparams["seed"])
+    sb.create_experiment_directory(str(output_folder))
+    run_on_main(save_yaml, [text, overrides, output_folder])
+
+    # The corpus and its tokenizer
+    data_root, manifests, splits = prepare_corpus(hparams)
+    hparams["tokenizer"] = make_tokenizer(
+        hparams, [manifests[split] for split in splits["train"]]
+    )
+    train, valid, scored = make_datasets(
+        hparams, data_root, manifests, splits, student.frame_period
+    )
+    valid_loader = make_dataloader(
+        valid, batch_sampler=batches(hparams, valid, shuffle=False)
+    )
+
+    # The stages, each from the best weights of the one before it
+    teacher = load_teacher(hparams) if taught else None
+    data, stages = (train, valid_loader), {}
+    for name, count in epochs.items():
+        stages[name] = train_stage(
+            name, count, student, teacher, data, hparams, run_opts
+        )
+        evaluate(name, stages[name], student, scored, hparams, run_opts)
+
+    # The student and what is known of it
+    state = student.state_dict()
+    run_on_main(
+        runs.write_atomically,
+        [output_folder / runs.WEIGHTS, lambda path: torch.save(state, path)],
+    )
+    seconds = [float(item["duration"]) for item in train.data.values()]
+    results = {
+        "method": hparams["method"],
+        "corpus": corpus["name"],
+        "student": hparams["student"]["name"],
+        "seed": hparams["seed"],
+        "parameters": sum(p.numel() for p in student.parameters()),
+        "epochs": hparams["epochs"],
+        "train_audio_seconds": sum(seconds),
+        "train_seconds": sum(
+            stage["train_seconds"] for stage in stages.values()
+        ),
+        "real_time_factor": measure_speed(
+            student, scored[splits["test"][0]], hparams
+        ),
+        "stages": stages,
+        "teacher": None,
+        "versions": {
+            "tutornet_sb": version("tutornet-sb"),
+            "speechbrain": sb.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+    if teacher is not None:
+        results["teacher"] = summarize(hparams["teacher_folder"])
+    run_on_main(runs.write_json, [output_folder / runs.RESULTS, results])
+    return hparams
+
+
+def main():
+    """Run the experiment that the command line describes and show its table."""
+    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+    sb.utils.distributed.ddp_init_group(run_opts)
+    hparams = run(hparams_file, run_opts, YAML().load(overrides) or {})
+    shown = [hparams["teacher_folder"], hparams["baseline_folder"]]
+    folders = dict.fromkeys(map(str, [*shown, hparams["output_folder"]]))
+    finished = [folder for folder in folders if runs.is_finished(folder)]
+    if sb.utils.distributed.if_main_process():
+        print(table(finished))
+        print(f"\nThe run is in {hparams['output_folder']}")
+
+
+if __name__ == "__main__":
+    main()

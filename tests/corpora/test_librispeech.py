@@ -1,0 +1,271 @@
+"""Manifests of LibriSpeech: their values, and every kind of damage."""
+
+import csv
+import importlib.util
+import logging
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from speechbrain.dataio.dataset import DynamicItemDataset
+
+from tutornet_sb.corpora.librispeech import (
+    CorpusError,
+    find_librispeech,
+    prepare_librispeech,
+)
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+DIGITS = REPOSITORY.parent / "shared" / "data" / "digits"
+SCRIPT = REPOSITORY / "recipes/LibriSpeech/TutorNet/librispeech_prepare.py"
+
+
+def write_audio(path, samples, sample_rate=16000, channels=1):
+    rng = np.random.default_rng(samples)
+    wave = 0.1 * rng.standard_normal((samples, channels))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, wave, sample_rate, subtype="PCM_16")
+
+
+def write_chapter(split, speaker, chapter, texts, **options):
+    folder = split / str(speaker) / str(chapter)
+    lines = []
+    for i, text in enumerate(texts):
+        name = f"{speaker}-{chapter}-{i:04d}"
+        write_audio(folder / f"{name}.flac", 1600 + 37 * i, **options)
+        lines.append(f"{name} {text}\n")
+    trans = folder / f"{speaker}-{chapter}.trans.txt"
+    trans.write_text("".join(lines))
+    return trans
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    root = tmp_path / "data" / "LibriSpeech"
+    for split in ("train-clean-100", "dev-clean"):
+        # Speaker 100 before 20 as folders and as ids alike.
+        write_chapter(root / split, 20, 7, ["IT'S TWO", "A, B"])
+        write_chapter(root / split, 100, 3, ["ONE", "TWO", "THREE"])
+    return root
+
+
+def read(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def reasons(save_folder, split="dev-clean"):
+    rows = read(save_folder / f"skipped_{split}.csv")
+    return {row["id"]: row["reason"] for row in rows}
+
+
+def test_manifest_matches_the_audio(corpus, tmp_path):
+    manifests = prepare_librispeech(corpus.parent, tmp_path / "out")
+    assert list(manifests) == ["train-clean-100", "dev-clean"]
+    root = find_librispeech(corpus.parent)
+    assert root == corpus
+    data = DynamicItemDataset.from_csv(
+        manifests["dev-clean"], {"data_root": root}
+    )
+    data.set_output_keys(["id", "wav", "duration", "spk_id", "wrd"])
+    items = list(data)
+    assert [(item["id"], item["spk_id"], item["wrd"]) for item in items] == [
+        ("100-3-0000", "100", "ONE"),
+        ("100-3-0001", "100", "TWO"),
+        ("100-3-0002", "100", "THREE"),
+        ("20-7-0000", "20", "IT'S TWO"),
+        ("20-7-0001", "20", "A, B"),
+    ]
+    for item in items:
+        wave, sample_rate = soundfile.read(item["wav"])
+        assert item["duration"] == len(wave) / sample_rate
+    skipped = (tmp_path / "out" / "skipped_dev-clean.csv").read_text()
+    assert skipped == "id,file,reason\n"
+
+
+def test_every_damage_is_named(corpus, tmp_path):
+    split = corpus / "dev-clean"
+    trans = write_chapter(split, 5, 1, [f"WORD {i}" for i in range(20)])
+    folder = trans.parent
+
+    def audio(i):
+        return folder / f"5-1-{i:04d}.flac"
+
+    audio(0).unlink()
+    audio(1).write_bytes(b"")
+    audio(2).write_bytes(b"not a FLAC file")
+    write_audio(audio(3), 800, sample_rate=8000)
+    write_audio(audio(4), 800, channels=2)
+    header = bytearray(audio(5).read_bytes())
+    header[21] &= 0xF0  # STREAMINFO: 36 bits of length, 0 for unknown
+    header[22:26] = bytes(4)
+    audio(5).write_bytes(header)
+    lines = trans.read_bytes().splitlines()
+    lines[6] = b"5-1-0006"
+    lines[7] = b"5-1-0007 CAF\xc9"
+    lines[8] = b"5-2-0008 OF ANOTHER CHAPTER"
+    lines[9] = b"5-1-0009 FIVE $dollars"
+    lines.append(b"5-1-0010 SAID AGAIN")
+    del lines[11]
+    trans.write_bytes(b"\n\n".join(lines))
+    audio(12).unlink()
+    audio(12).mkdir()
+    (folder / "._5-1-0013.flac").write_bytes(b"left by a file manager")
+    write_audio(split / "6" / "1" / "6-1-0000.flac", 1600)
+
+    out = tmp_path / "out"
+    manifests = prepare_librispeech(
+        corpus, out, splits=["dev-clean"], max_skipped=0.6
+    )
+    assert reasons(out) == {
+        "5-1-0000": "transcript without audio",
+        "5-1-0001": "empty audio file",
+        "5-1-0002": "unreadable audio",
+        "5-1-0003": "sample rate of 8000 Hz",
+        "5-1-0004": "2 channels",
+        "5-1-0005": "audio of no or unknown length",
+        "5-1-0006": "empty transcript",
+        "5-1-0007": "transcript not UTF-8",
+        "5-2-0008": "id of another chapter",
+        "5-1-0008": "audio without transcript",
+        "5-1-0009": "$ in transcript",
+        "5-1-0010": "duplicate id",
+        "5-1-0011": "audio without transcript",
+        "5-1-0012": "unreadable audio",
+        "6-1-0000": "audio without transcript",
+    }
+    kept = [row["ID"] for row in read(manifests["dev-clean"])]
+    assert kept[-2:] == ["5-1-0018", "5-1-0019"]
+    assert len(kept) == 5 + 7
+    files = [row["file"] for row in read(out / "skipped_dev-clean.csv")]
+    assert "dev-clean/5/1/5-1-0000.flac" in files
+    assert "dev-clean/5/1/5-1.trans.txt" in files
+
+
+def test_too_much_damage_is_an_error_at_the_end(corpus, tmp_path):
+    out = tmp_path / "out"
+    for split in ("train-clean-100", "dev-clean"):
+        (corpus / split / "20" / "7" / "20-7-0000.flac").unlink()
+    with pytest.raises(CorpusError, match=r"1 of 5 .*20.00%.*max_skipped"):
+        prepare_librispeech(corpus, out)
+    for split in ("train-clean-100", "dev-clean"):
+        assert reasons(out, split) == {"20-7-0000": "transcript without audio"}
+        assert not (out / f"{split}.csv").exists()
+    manifests = prepare_librispeech(corpus, out, max_skipped=0.2)
+    assert len(read(manifests["dev-clean"])) == 4
+    # A stricter rerun over the same files is judged anew.
+    with pytest.raises(CorpusError, match="max_skipped"):
+        prepare_librispeech(corpus, out)
+
+
+def test_skips_are_logged(corpus, tmp_path, caplog):
+    (corpus / "dev-clean" / "20" / "7" / "20-7-0000.flac").unlink()
+    with caplog.at_level(logging.WARNING):
+        prepare_librispeech(corpus, tmp_path, ["dev-clean"], max_skipped=0.5)
+    assert (
+        "1 of 5 utterances skipped: transcript without audio (1)" in caplog.text
+    )
+
+
+def test_unusual_letters_stay_with_a_warning(corpus, tmp_path, caplog):
+    write_chapter(corpus / "dev-clean", 8, 1, ["Żółw n"])
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare_librispeech(corpus, tmp_path, "dev-clean")
+    assert read(manifest["dev-clean"])[-1]["wrd"] == "Żółw n"
+    assert "n w ó ł Ż" in caplog.text
+
+
+def test_rerun_does_nothing_until_something_changes(corpus, tmp_path):
+    def prepare(**options):
+        manifest = prepare_librispeech(corpus, tmp_path / "out", **options)
+        return manifest["dev-clean"].stat().st_mtime_ns
+
+    first = prepare()
+    assert prepare() == first
+    trans = corpus / "dev-clean" / "20" / "7" / "20-7.trans.txt"
+    trans.write_text(trans.read_text().replace("TWO", "THREE"))
+    second = prepare()
+    assert second > first
+    manifest = tmp_path / "out" / "dev-clean.csv"
+    assert "IT'S THREE" in manifest.read_text()
+    write_chapter(corpus / "dev-clean", 9, 1, ["NEW"])
+    third = prepare()
+    assert third > second
+    manifest.write_text("edited")
+    prepare()
+    assert read(manifest)[-1]["ID"] == "9-1-0000"
+    (tmp_path / "out" / "librispeech.json").write_text("[")
+    prepare()
+    shutil.rmtree(corpus / "train-clean-100")
+    prepare(splits=["dev-clean"])
+
+
+def test_wrong_calls(corpus, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(CorpusError, match="no folder .*nowhere"):
+        prepare_librispeech(tmp_path / "nowhere", out)
+    with pytest.raises(CorpusError, match="dev-other.*holds dev-clean, train"):
+        prepare_librispeech(corpus, out, ["dev-clean", "dev-other"])
+    with pytest.raises(
+        CorpusError, match="none of LibriSpeech's.*holds 100, 20"
+    ):
+        prepare_librispeech(corpus / "dev-clean", out)
+    with pytest.raises(CorpusError, match="empty"):
+        prepare_librispeech(corpus, out, [])
+    with pytest.raises(CorpusError, match="max_skipped"):
+        prepare_librispeech(corpus, out, max_skipped=5)
+    with pytest.raises(CorpusError, match="sample rate .*8000 Hz asked for"):
+        prepare_librispeech(corpus, out, sample_rate=8000)
+    (corpus / "test-clean").mkdir()
+    with pytest.raises(CorpusError, match="test-clean holds no utterance"):
+        prepare_librispeech(corpus, out, ["test-clean"])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CorpusError, match="Cannot make"):
+        prepare_librispeech(corpus, tmp_path / "file")
+
+
+def test_any_folder_in_the_layout(corpus, tmp_path):
+    (corpus / "dev-clean").rename(corpus / "own-split")
+    manifests = prepare_librispeech(corpus, tmp_path / "out", ["own-split"])
+    assert len(read(manifests["own-split"])) == 5
+
+
+def test_script(corpus, tmp_path):
+    def run(*arguments):
+        return subprocess.run(
+            [sys.executable, SCRIPT, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(REPOSITORY)},
+        )
+
+    done = run(corpus, "--save_folder", "out", "--splits", "dev-clean")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "out/dev-clean.csv\n"
+    failed = run(tmp_path / "nowhere")
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: There is no folder")
+    spec = importlib.util.spec_from_file_location("prepare", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.prepare_librispeech is prepare_librispeech
+
+
+@pytest.mark.skipif(not DIGITS.is_dir(), reason="needs the digits corpus")
+def test_digits(tmp_path):
+    manifests = prepare_librispeech(DIGITS, tmp_path)
+    counts = {split: len(read(path)) for split, path in manifests.items()}
+    assert counts == {
+        "train-clean-100": 804,
+        "dev-clean": 93,
+        "test-clean": 62,
+    }
+    seconds = sum(
+        float(row["duration"]) for row in read(manifests["dev-clean"])
+    )
+    assert seconds / 60 == pytest.approx(4.5, abs=0.05)

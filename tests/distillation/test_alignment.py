@@ -1,0 +1,277 @@
+"""Alignment against a plain loop in exact fractions of a millisecond."""
+
+import itertools
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+
+from tutornet_sb.distillation.alignment import align
+from tutornet_sb.distillation.targets import TeacherTargets
+
+BLANK = 1
+PERIODS = (10, 20, 30, 40, 80)
+PAIRS = list(itertools.product(PERIODS, PERIODS))
+SECONDS = (1.03, 0.06, 0.5)
+
+
+def frames_of(seconds, period):
+    """Frames of an utterance, as a centred transform counts them."""
+    return [int(s * 1000) // period + 1 for s in seconds]
+
+
+def random_targets(seed, lengths, period, dim=3, symbols=4, padding=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), max(lengths) + 2)
+    hidden = torch.randn(*shape, dim, generator=generator)
+    posteriors = torch.randn(*shape, symbols, generator=generator)
+    posteriors = (3 * posteriors).softmax(-1)
+    for b, length in enumerate(lengths):
+        hidden[b, length:] = padding
+        posteriors[b, length:] = padding
+    return TeacherTargets(
+        hidden, posteriors, torch.tensor(lengths), period / 1000
+    )
+
+
+def interpolated(hidden, t, period):
+    """Teacher's hidden state at ``t`` milliseconds."""
+    t = min(max(t, 0), (len(hidden) - 1) * period)
+    i = int(t // period)
+    rest = float((t - i * period) / period)
+    if rest == 0:
+        return hidden[i]
+    return (1 - rest) * hidden[i] + rest * hidden[i + 1]
+
+
+def chosen(posteriors, t, theirs, ours, delay, is_last):
+    """Teacher's posteriors for the student's frame at ``t`` milliseconds."""
+    indices = range(len(posteriors))
+    if ours <= theirs:
+        return posteriors[min(indices, key=lambda i: (abs(i * theirs - t), i))]
+    half = Fraction(ours, 2)
+    window = [i for i in indices if t - half <= i * theirs < t + half]
+    if is_last and delay == 0:
+        window = [i for i in indices if t - half <= i * theirs]
+    if not window:
+        window = [0 if t < 0 else len(posteriors) - 1]
+    return posteriors[min(window, key=lambda i: (posteriors[i][BLANK], i))]
+
+
+def reference(targets, theirs, lengths, ours, delay=0, frames=None):
+    frames = frames or max(lengths)
+    hidden = torch.zeros(len(lengths), frames, targets.hidden.shape[2])
+    posteriors = torch.zeros(len(lengths), frames, targets.posteriors.shape[2])
+    for b, length in enumerate(lengths):
+        valid = targets.lengths[b].item()
+        for j in range(length):
+            t = Fraction(j * ours - delay)
+            hidden[b, j] = interpolated(targets.hidden[b, :valid], t, theirs)
+            posteriors[b, j] = chosen(
+                targets.posteriors[b, :valid],
+                t,
+                theirs,
+                ours,
+                delay,
+                j == length - 1,
+            )
+    return hidden, posteriors
+
+
+@pytest.mark.parametrize("delay", [0, 20, 25, 100])
+@pytest.mark.parametrize("theirs, ours", PAIRS)
+def test_matches_plain_loop(theirs, ours, delay):
+    targets = random_targets(
+        theirs + ours, frames_of(SECONDS, theirs), theirs, padding=math.nan
+    )
+    lengths = frames_of(SECONDS, ours)
+    frames = max(lengths) + 3
+    aligned = align(
+        targets,
+        torch.tensor(lengths),
+        ours / 1000,
+        blank_index=BLANK,
+        delay=delay / 1000,
+        frames=frames,
+    )
+    hidden, posteriors = reference(
+        targets, theirs, lengths, ours, delay, frames
+    )
+    torch.testing.assert_close(aligned.hidden, hidden)
+    # Selected, so equal to the last bit.
+    assert torch.equal(aligned.posteriors, posteriors)
+    assert aligned.lengths.tolist() == lengths
+    assert aligned.frame_period == ours / 1000
+
+
+@pytest.mark.parametrize("extra", [-1, 1])
+@pytest.mark.parametrize("theirs, ours", PAIRS)
+def test_tolerates_a_frame_more_or_less(theirs, ours, extra):
+    theirs_lengths = frames_of(SECONDS, theirs)
+    if theirs >= ours:
+        theirs_lengths = [n + extra for n in theirs_lengths]
+        lengths = frames_of(SECONDS, ours)
+    else:
+        lengths = [n + extra for n in frames_of(SECONDS, ours)]
+    if min(lengths + theirs_lengths) == 0:
+        theirs_lengths[1] = lengths[1] = 1
+    targets = random_targets(1, theirs_lengths, theirs)
+    longer = max(theirs, ours)
+    gaps = [
+        abs(a * theirs - b * ours)
+        for a, b in zip(theirs_lengths, lengths, strict=True)
+    ]
+    student = torch.tensor(lengths)
+    if 2 * max(gaps) > 3 * longer:
+        with pytest.raises(ValueError, match="of the batch: the teacher has"):
+            align(targets, student, ours / 1000, blank_index=BLANK)
+        return
+    aligned = align(targets, student, ours / 1000, blank_index=BLANK)
+    hidden, posteriors = reference(targets, theirs, lengths, ours)
+    torch.testing.assert_close(aligned.hidden, hidden)
+    assert torch.equal(aligned.posteriors, posteriors)
+
+
+def test_equal_frames_come_back_as_they_are():
+    targets = random_targets(0, [5, 3], 20)
+    targets = targets._replace(
+        hidden=targets.hidden[:, :5], posteriors=targets.posteriors[:, :5]
+    )
+    aligned = align(targets, torch.tensor([5, 3]), 0.02)
+    assert torch.equal(aligned.hidden, targets.hidden)
+    assert torch.equal(aligned.posteriors, targets.posteriors)
+
+
+def test_nothing_is_copied_where_nothing_changes():
+    targets = random_targets(0, [5, 5], 20)
+    targets = targets._replace(
+        hidden=targets.hidden[:, :5], posteriors=targets.posteriors[:, :5]
+    )
+    aligned = align(targets, torch.tensor([5, 5]), 0.02)
+    assert aligned.hidden is targets.hidden
+    assert aligned.posteriors is targets.posteriors
+
+
+def test_last_frame_repeats_and_extra_frame_is_dropped():
+    targets = random_targets(0, [4, 6], 20, padding=math.nan)
+    aligned = align(targets, torch.tensor([5, 5]), 0.02)
+    assert torch.equal(aligned.hidden[0, :4], targets.hidden[0, :4])
+    assert torch.equal(aligned.hidden[0, 4], targets.hidden[0, 3])
+    assert torch.equal(aligned.posteriors[1], targets.posteriors[1, :5])
+
+
+@pytest.mark.parametrize("frames", [5, 6, 9])
+def test_padding_is_zero_and_as_wide_as_asked(frames):
+    targets = random_targets(0, [5, 3], 20, padding=math.nan)
+    aligned = align(targets, torch.tensor([5, 3]), 0.02, frames=frames)
+    assert aligned.hidden.shape[:2] == aligned.posteriors.shape[:2]
+    assert aligned.hidden.shape[:2] == (2, frames)
+    assert (aligned.hidden[1, 3:] == 0).all()
+    assert (aligned.posteriors[1, 3:] == 0).all()
+
+
+@pytest.mark.parametrize("spike", range(8))
+@pytest.mark.parametrize("ours", [30, 40, 80])
+def test_no_spike_is_lost_by_a_slower_student(ours, spike):
+    posteriors = torch.zeros(1, 8, 3)
+    posteriors[..., BLANK] = 1.0
+    posteriors[0, spike] = torch.tensor([0.0, 0.2, 0.8])
+    targets = TeacherTargets(
+        torch.zeros(1, 8, 2), posteriors, torch.tensor([8]), 0.02
+    )
+    length = 7 * 20 // ours + 1
+    aligned = align(
+        targets, torch.tensor([length]), ours / 1000, blank_index=BLANK
+    )
+    assert (aligned.posteriors[0, :, 2] == 0.8).sum() == 1
+
+
+@pytest.mark.parametrize("theirs, ours", PAIRS)
+def test_delayed_student_never_hears_ahead(theirs, ours):
+    """With a delay of half a student frame or more, no target is of later."""
+    delay = 40
+    lengths = frames_of([1.0], theirs)
+    targets = random_targets(0, lengths, theirs)
+    # Each frame's posterior tells its own time.
+    times = torch.arange(targets.posteriors.shape[1]) * theirs
+    targets = targets._replace(
+        posteriors=times[None, :, None].expand(-1, -1, 2).float()
+    )
+    aligned = align(
+        targets,
+        torch.tensor(frames_of([1.0], ours)),
+        ours / 1000,
+        blank_index=BLANK,
+        delay=delay / 1000,
+    )
+    heard = aligned.posteriors[0, :, 0]
+    now = torch.arange(len(heard)) * ours
+    late = heard - now
+    slack = max(theirs, ours) / 2 - delay
+    assert (late[heard > 0] <= max(slack, 0)).all()
+
+
+def test_integer_delay_shifts_frames():
+    targets = random_targets(0, [6], 20)
+    aligned = align(targets, torch.tensor([6]), 0.02, delay=0.04)
+    expected = targets.posteriors[:, [0, 0, 0, 1, 2, 3]]
+    assert torch.equal(aligned.posteriors, expected)
+    hidden = targets.hidden[:, [0, 0, 0, 1, 2, 3]]
+    assert torch.equal(aligned.hidden, hidden)
+
+
+def test_periods_of_an_odd_sample_rate():
+    """220 samples at 22050 Hz against 10 ms: apart, but not by rounding."""
+    period = Fraction(220_000, 22050)
+    targets = random_targets(0, [203], 10)
+    targets = targets._replace(frame_period=220 / 22050)
+    aligned = align(targets, torch.tensor([202]), 0.01, blank_index=BLANK)
+    hidden, posteriors = reference(targets, period, [202], 10)
+    torch.testing.assert_close(aligned.hidden, hidden)
+    assert torch.equal(aligned.posteriors, posteriors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_keeps_the_floating_type(dtype):
+    targets = random_targets(0, [6], 20)
+    targets = targets._replace(
+        hidden=targets.hidden.to(dtype), posteriors=targets.posteriors.to(dtype)
+    )
+    aligned = align(targets, torch.tensor([4]), 0.03)
+    assert aligned.hidden.dtype == aligned.posteriors.dtype == dtype
+
+
+def test_lengths_that_disagree_name_the_utterance():
+    targets = random_targets(0, [50, 50], 20)
+    with pytest.raises(ValueError) as raised:
+        align(targets, torch.tensor([25, 20]), 0.04)
+    message = str(raised.value)
+    assert "utterance 1 of the batch" in message
+    assert "50 frames (1.000 s)" in message
+    assert "student 20 (0.800 s)" in message
+
+
+def test_arguments_out_of_range():
+    targets = random_targets(0, [5, 5], 20)
+    lengths = torch.tensor([5, 5])
+    with pytest.raises(ValueError, match="delay must not be negative"):
+        align(targets, lengths, 0.02, delay=-0.1)
+    with pytest.raises(ValueError, match="4 frames cannot hold 5"):
+        align(targets, lengths, 0.02, frames=4)
+    with pytest.raises(ValueError, match="2 utterances, the student's 1"):
+        align(targets, lengths[:1], 0.02)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_agrees():
+    for theirs, ours in PAIRS:
+        targets = random_targets(0, frames_of(SECONDS, theirs), theirs)
+        lengths = torch.tensor(frames_of(SECONDS, ours))
+        on_gpu = TeacherTargets(
+            *(x.cuda() for x in targets[:3]), targets.frame_period
+        )
+        here = align(targets, lengths, ours / 1000, blank_index=BLANK)
+        there = align(on_gpu, lengths.cuda(), ours / 1000, blank_index=BLANK)
+        torch.testing.assert_close(there.hidden.cpu(), here.hidden)
+        assert torch.equal(there.posteriors.cpu(), here.posteriors)

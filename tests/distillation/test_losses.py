@@ -1,0 +1,308 @@
+"""Losses against plain loops in float64, and what padding must not do."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from tutornet_sb.distillation.losses import (
+    RepresentationLoss,
+    SoftmaxLoss,
+    ctc_loss,
+)
+from tutornet_sb.distillation.targets import TeacherTargets
+
+LENGTHS = (4, 1, 3)
+WEIGHTINGS = ("uniform", "energy", "nonblank")
+SOFTMAX_LOSSES = [("l2", 1.0), ("l2", 2.0), ("kl", 1.0), ("kl", 3.0)]
+PADDINGS = (0.0, 1e4, float("nan"), float("inf"))
+
+
+def random_batch(seed, lengths=LENGTHS, dim=3, symbols=4, frames=None):
+    """Student's hidden states and logits, teacher's targets, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(lengths), frames or max(lengths))
+
+    def randn(size):
+        x = torch.randn(*shape, size, generator=generator, dtype=torch.float64)
+        return 2 * x
+
+    targets = TeacherTargets(
+        randn(dim), randn(symbols).softmax(-1), torch.tensor(lengths), 0.02
+    )
+    return randn(dim), randn(symbols), targets
+
+
+def pad(x, lengths, value, extra=0):
+    """Overwrite the padding of ``x`` and lengthen it."""
+    x = torch.cat([x, x.new_zeros(len(x), extra, x.shape[2])], dim=1)
+    for b, length in enumerate(lengths):
+        x[b, length:] = value
+    return x
+
+
+def pad_targets(targets, value, extra=0):
+    lengths = targets.lengths.tolist()
+    return targets._replace(
+        hidden=pad(targets.hidden, lengths, value, extra),
+        posteriors=pad(targets.posteriors, lengths, value, extra),
+    )
+
+
+def softmax(logits, temperature):
+    top = max(logits)
+    exps = [math.exp((z - top) / temperature) for z in logits]
+    return [e / sum(exps) for e in exps]
+
+
+def representation_reference(projected, targets, weighting, blank):
+    total = 0.0
+    for b, length in enumerate(targets.lengths.tolist()):
+        raw, errors = [], []
+        for t in range(length):
+            h = targets.hidden[b, t].tolist()
+            dim = len(h)
+            if weighting == "uniform":
+                raw.append(1.0)
+            elif weighting == "energy":
+                raw.append(sum(v * v for v in h) / dim)
+            else:
+                raw.append(1 - targets.posteriors[b, t, blank].item())
+            mean = sum(h) / dim
+            variance = sum((v - mean) ** 2 for v in h) / dim
+            norm = [(v - mean) / math.sqrt(variance + 1e-5) for v in h]
+            student = projected[b, t].tolist()
+            pairs = zip(norm, student, strict=True)
+            errors.append(sum((v - s) ** 2 for v, s in pairs) / dim)
+        pairs = zip(raw, errors, strict=True)
+        total += sum(w / sum(raw) * e for w, e in pairs)
+    return total / len(targets.lengths)
+
+
+def softmax_reference(logits, teacher_logits, lengths, kind, temperature):
+    total = 0.0
+    for b, length in enumerate(lengths):
+        for t in range(length):
+            p = softmax(teacher_logits[b, t].tolist(), temperature)
+            q = softmax(logits[b, t].tolist(), temperature)
+            for x, y in zip(p, q, strict=True):
+                if kind == "l2":
+                    total += (x - y) ** 2
+                else:
+                    total += temperature**2 * x * math.log(x / y)
+    return total / len(lengths)
+
+
+def ctc_reference(logits, tokens, lengths, blank):
+    """Sum over all paths that collapse to the transcript."""
+    total = 0.0
+    for b, length in enumerate(lengths):
+        rows = [softmax(logits[b, t].tolist(), 1.0) for t in range(length)]
+        symbols = range(logits.shape[2])
+        likelihood = 0.0
+        for path in itertools.product(symbols, repeat=length):
+            merged = [s for s, _ in itertools.groupby(path)]
+            if [s for s in merged if s != blank] == tokens[b]:
+                likelihood += math.prod(
+                    row[s] for row, s in zip(rows, path, strict=True)
+                )
+        total -= math.log(likelihood)
+    return total / len(lengths)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_representation_matches_plain_loop(weighting, seed):
+    projected, _, targets = random_batch(seed)
+    loss = RepresentationLoss(weighting, blank_index=1)(projected, targets)
+    expected = representation_reference(projected, targets, weighting, 1)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind, temperature", SOFTMAX_LOSSES)
+def test_softmax_matches_plain_loop(kind, temperature, seed):
+    _, logits, targets = random_batch(seed)
+    _, teacher_logits, _ = random_batch(seed + 100)
+    targets = targets._replace(posteriors=teacher_logits.softmax(-1))
+    loss = SoftmaxLoss(kind, temperature)(logits, targets)
+    expected = softmax_reference(
+        logits, teacher_logits, LENGTHS, kind, temperature
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("blank", [0, 2])
+@pytest.mark.parametrize("seed", range(2))
+def test_ctc_matches_sum_over_paths(seed, blank):
+    _, logits, _ = random_batch(seed, symbols=3, frames=5)
+    a, b = [s for s in range(3) if s != blank]
+    tokens = [[a, a, b], [b], [a, b]]
+    padded = torch.tensor([[a, a, b], [b, b, b], [a, b, b]])
+    loss = ctc_loss(
+        logits,
+        padded,
+        torch.tensor(LENGTHS),
+        torch.tensor([3, 1, 2]),
+        blank_index=blank,
+    )
+    expected = ctc_reference(logits, tokens, LENGTHS, blank)
+    assert loss.item() == pytest.approx(expected, rel=1e-10)
+
+
+def losses_and_inputs(seed):
+    """Every loss as a function of the student's tensor and the targets."""
+    projected, logits, targets = random_batch(seed)
+    tokens = torch.tensor([[1, 1, 2], [3, 1, 1], [2, 3, 1]])
+    token_lengths = torch.tensor([3, 1, 2])
+
+    def ctc(x, targets):
+        return ctc_loss(x, tokens, targets.lengths, token_lengths)
+
+    for weighting in WEIGHTINGS:
+        yield weighting, RepresentationLoss(weighting), projected, targets
+    for kind, temperature in SOFTMAX_LOSSES:
+        name = f"{kind}-{temperature}"
+        yield name, SoftmaxLoss(kind, temperature), logits, targets
+    yield "ctc", ctc, logits, targets
+
+
+CASES = [pytest.param(*case[1:], id=case[0]) for case in losses_and_inputs(7)]
+# The transcripts of CTC are bound to the whole batch.
+DISTILLATION_CASES = CASES[:-1]
+
+
+@pytest.mark.parametrize("loss, student, targets", CASES)
+def test_gradient(loss, student, targets):
+    student = student.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: loss(x, targets), student)
+
+
+def value_and_gradient(loss, student, targets):
+    student = student.clone().requires_grad_()
+    value = loss(student, targets)
+    value.backward()
+    return value.detach(), student.grad
+
+
+@pytest.mark.parametrize("extra", [0, 3])
+@pytest.mark.parametrize("padding", PADDINGS)
+@pytest.mark.parametrize("loss, student, targets", CASES)
+def test_padding_does_not_leak(loss, student, targets, padding, extra):
+    clean, clean_grad = value_and_gradient(
+        loss, pad(student, LENGTHS, 0.0), pad_targets(targets, 0.0)
+    )
+    value, grad = value_and_gradient(
+        loss,
+        pad(student, LENGTHS, padding, extra),
+        pad_targets(targets, padding, extra),
+    )
+    frames = student.shape[1]
+    torch.testing.assert_close(value, clean)
+    torch.testing.assert_close(grad[:, :frames], clean_grad)
+    for b, length in enumerate(LENGTHS):
+        assert (grad[b, length:] == 0).all()
+
+
+@pytest.mark.parametrize("loss, student, targets", DISTILLATION_CASES)
+def test_batch_is_the_mean_of_its_utterances(loss, student, targets):
+    alone = [
+        loss(
+            student[b : b + 1, :length],
+            TeacherTargets(
+                targets.hidden[b : b + 1, :length],
+                targets.posteriors[b : b + 1, :length],
+                targets.lengths[b : b + 1],
+                targets.frame_period,
+            ),
+        )
+        for b, length in enumerate(LENGTHS)
+    ]
+    torch.testing.assert_close(
+        loss(student, targets), torch.stack(alone).mean()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("loss, student, targets", CASES)
+def test_half_precision_is_computed_in_float32(loss, student, targets, dtype):
+    # Hidden states of a size that float16 cannot square.
+    targets = targets._replace(
+        hidden=(300 * targets.hidden).to(dtype),
+        posteriors=targets.posteriors.to(dtype),
+    )
+    student = student.to(dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = loss(student, targets)
+    wide = targets._replace(
+        hidden=targets.hidden.double(), posteriors=targets.posteriors.double()
+    )
+    assert value.dtype == torch.float32
+    expected = loss(student.double(), wide)
+    torch.testing.assert_close(value.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_scale_of_the_teacher_does_not_matter(weighting):
+    projected, _, targets = random_batch(3)
+    loss = RepresentationLoss(weighting)
+    louder = targets._replace(hidden=1e3 * targets.hidden)
+    torch.testing.assert_close(
+        loss(projected, louder), loss(projected, targets), rtol=1e-4, atol=0
+    )
+
+
+@pytest.mark.parametrize("kind, temperature", SOFTMAX_LOSSES)
+def test_agreement_costs_nothing(kind, temperature):
+    _, logits, targets = random_batch(4)
+    targets = targets._replace(posteriors=logits.softmax(-1))
+    loss = SoftmaxLoss(kind, temperature)(logits, targets)
+    assert loss.item() == pytest.approx(0.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("kind, temperature", SOFTMAX_LOSSES)
+def test_sure_teacher_stays_finite(kind, temperature):
+    _, logits, targets = random_batch(5)
+    onehot = torch.nn.functional.one_hot(logits.argmin(-1), 4).float()
+    value, grad = value_and_gradient(
+        SoftmaxLoss(kind, temperature),
+        50 * logits.float(),
+        targets._replace(posteriors=onehot),
+    )
+    assert value.isfinite() and grad.isfinite().all()
+
+
+def test_transcript_too_long_counts_as_zero():
+    logits = torch.randn(2, 2, 3, requires_grad=True)
+    tokens = torch.tensor([[1, 2, 1], [1, 0, 0]])
+    both = ctc_loss(logits, tokens, torch.tensor([2, 2]), torch.tensor([3, 1]))
+    fits = ctc_loss(
+        logits[1:], tokens[1:], torch.tensor([2]), torch.tensor([1])
+    )
+    torch.testing.assert_close(both, fits / 2)
+    both.backward()
+    assert (logits.grad[0] == 0).all()
+
+
+@pytest.mark.parametrize("axis", range(3))
+def test_shapes_that_differ_are_both_named(axis):
+    projected, logits, targets = random_batch(0)
+    for loss, student, teacher in (
+        (RepresentationLoss(), projected, targets.hidden),
+        (SoftmaxLoss(), logits, targets.posteriors),
+    ):
+        student = student.narrow(axis, 0, student.shape[axis] - 1)
+        with pytest.raises(ValueError) as raised:
+            loss(student, targets)
+        assert str(tuple(student.shape)) in str(raised.value)
+        assert str(tuple(teacher.shape)) in str(raised.value)
+
+
+def test_arguments_out_of_range():
+    with pytest.raises(ValueError, match="kind must be l2 or kl"):
+        SoftmaxLoss("l1")
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        SoftmaxLoss(temperature=0)
+    with pytest.raises(ValueError, match="no frame weighting 'loudness'"):
+        RepresentationLoss("loudness")

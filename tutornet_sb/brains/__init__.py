@@ -1,0 +1,1 @@
+"""One SpeechBrain Brain for each kind of training stage."""

@@ -1,0 +1,140 @@
+"""The original task: CTC training, and the scoring of any student."""
+
+import speechbrain as sb
+import torch
+from speechbrain.decoders.ctc import ctc_greedy_decode
+
+from tutornet_sb.brains.stage import StageBrain
+from tutornet_sb.distillation.losses import ctc_loss
+from tutornet_sb.reporting.scores import score
+
+
+class CTCBrain(StageBrain):
+    """Train a student by CTC alone, or score one that is trained.
+
+    ``hparams`` holds besides those of :class:`StageBrain` the ``tokenizer``
+    (a ``SentencePieceProcessor``), ``blank_index`` and optionally ``searcher``,
+    a SpeechBrain CTC beam searcher that decodes the test splits a second time.
+
+    After ``evaluate``, ``references``, ``hypotheses`` and ``beam_hypotheses``
+    hold the transcripts by utterance id.
+    """
+
+    selected_by = "WER"
+
+    def compute_forward(self, batch, stage):
+        """Encode a batch.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``sig``.
+        stage : speechbrain.Stage
+            Unused: the student's own mode switches its augmentation.
+
+        Returns
+        -------
+        Encoding
+            Of the student.
+        """
+        return self.modules.student(*batch.to(self.device).sig)
+
+    def compute_objectives(self, encoding, batch, stage):
+        """CTC loss, summed over frames, averaged over utterances (nats).
+
+        Arguments
+        ---------
+        encoding : Encoding
+            From ``compute_forward``.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``tokens``.
+        stage : speechbrain.Stage
+            Transcripts are kept except in training.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar.
+        """
+        loss = self.total(ctc=(1.0, self.ctc(encoding, batch)))
+        if stage != sb.Stage.TRAIN:
+            self.transcribe(encoding, batch, stage)
+        return loss
+
+    def ctc(self, encoding, batch):
+        """CTC loss of a batch (nats per utterance).
+
+        Arguments
+        ---------
+        encoding : Encoding
+            Of the student.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``tokens``.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar.
+        """
+        tokens, relative = batch.tokens
+        token_lengths = (relative * tokens.shape[1]).round().long()
+        return ctc_loss(
+            encoding.logits,
+            tokens,
+            encoding.lengths,
+            token_lengths,
+            self.hparams.blank_index,
+        )
+
+    def transcribe(self, encoding, batch, stage):
+        """Decode a batch and keep the transcripts.
+
+        Arguments
+        ---------
+        encoding : Encoding
+            Of the student.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``id`` and ``wrd``.
+        stage : speechbrain.Stage
+            The beam searcher, if there is one, is for the test stage only.
+        """
+        log_probs = torch.log_softmax(encoding.logits.float(), dim=-1)
+        # SpeechBrain rounds relative lengths to frames again.
+        relative = encoding.lengths / log_probs.shape[1]
+        greedy = ctc_greedy_decode(
+            log_probs, relative, blank_id=self.hparams.blank_index
+        )
+        texts = self.hparams.tokenizer.decode(greedy)
+        self.references.update(zip(batch.id, batch.wrd, strict=True))
+        self.hypotheses.update(zip(batch.id, texts, strict=True))
+        searcher = getattr(self.hparams, "searcher", None)
+        if stage == sb.Stage.TEST and searcher is not None:
+            best = [hyps[0].text for hyps in searcher(log_probs, relative)]
+            self.beam_hypotheses.update(zip(batch.id, best, strict=True))
+
+    def on_stage_start(self, stage, epoch=None):
+        """Forget the transcripts of the stage before."""
+        super().on_stage_start(stage, epoch)
+        self.references, self.hypotheses, self.beam_hypotheses = {}, {}, {}
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Score the student as it is: the recipe has loaded its weights."""
+
+    def figures(self, stage_loss):
+        """Mean losses, and WER and CER (percent) where there are transcripts.
+
+        Arguments
+        ---------
+        stage_loss : float
+            Mean loss of the stage.
+
+        Returns
+        -------
+        dict
+            Floats by name.
+        """
+        figures = super().figures(stage_loss)
+        if self.references:
+            scores = score(self.references, self.hypotheses)
+            figures.update(WER=scores["wer"], CER=scores["cer"])
+        return figures

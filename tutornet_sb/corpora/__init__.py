@@ -1,0 +1,1 @@
+"""Corpora: LibriSpeech manifests and a small synthetic corpus."""

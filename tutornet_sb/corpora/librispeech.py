@@ -1,0 +1,449 @@
+"""LibriSpeech, or any folder in its layout, to SpeechBrain manifests.
+
+The layout is ``SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac`` with the
+lines ``SPEAKER-CHAPTER-NNNN TRANSCRIPT`` in ``SPEAKER-CHAPTER.trans.txt``.
+
+What says that the *call* is wrong is an error: a missing folder or split, a
+split without one usable utterance, all its audio at another sample rate.
+Damage to single utterances is skipped, counted and written down, so that a
+preparation of 960 hours ends; too much of it is an error once all is scanned.
+"""
+
+import collections
+import concurrent.futures
+import csv
+import functools
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import re
+
+import soundfile
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+SPLITS = (
+    "train-clean-100",
+    "train-clean-360",
+    "train-other-500",
+    "dev-clean",
+    "dev-other",
+    "test-clean",
+    "test-other",
+)
+STATE_FILE = "librispeech.json"
+_FORMAT = 1  # raise when manifests change, so that old ones are made anew
+# STREAMINFO counts in 36 bits; libsndfile reports more for "unknown".
+_MOST_SAMPLES = 2**36
+
+Skip = collections.namedtuple("Skip", "id file reason")
+
+
+class CorpusError(ValueError):
+    """A corpus cannot be used or made as asked; the message says why."""
+
+
+def find_librispeech(data_folder):
+    """Find the folder that directly contains the splits.
+
+    Arguments
+    ---------
+    data_folder : str or pathlib.Path
+        That folder, or the parent of a ``LibriSpeech`` folder.
+
+    Returns
+    -------
+    pathlib.Path
+        What ``$data_root`` stands for in the manifests; absolute.
+
+    Raises
+    ------
+    CorpusError
+        If there is no such folder.
+
+    Example
+    -------
+    >>> import tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> (folder / "LibriSpeech" / "dev-clean").mkdir(parents=True)
+    >>> find_librispeech(folder).name
+    'LibriSpeech'
+    """
+    folder = pathlib.Path(data_folder).expanduser().resolve()
+    if not folder.is_dir():
+        raise CorpusError(f"There is no folder {folder}.")
+    nested = folder / "LibriSpeech"
+    holds_splits = any((folder / split).is_dir() for split in SPLITS)
+    return nested if nested.is_dir() and not holds_splits else folder
+
+
+def prepare_librispeech(
+    data_folder,
+    save_folder,
+    splits=None,
+    sample_rate=16000,
+    max_skipped=0.01,
+    workers=None,
+):
+    """Write one manifest a split, in the order of the utterance ids.
+
+    The columns are ``ID, duration, wav, spk_id, wrd``: seconds, read from
+    the FLAC header alone, and a path that starts with ``$data_root``, for
+    ``DynamicItemDataset.from_csv(path, {"data_root": root})`` with `root`
+    from `find_librispeech`. A rerun does nothing for a split whose files
+    (names, sizes, modification times) and options are as before.
+
+    ``skipped_SPLIT.csv`` holds ``id, file, reason`` of each utterance left
+    out: transcript without audio or the reverse; audio that is empty,
+    unreadable, not mono or at another sample rate; a transcript that is
+    empty, not UTF-8, named for another chapter, given twice, or with a
+    ``$``, which SpeechBrain would take for a placeholder. Letters outside
+    A-Z, apostrophe and space are no damage: they stay, with one warning a
+    split. Audio cut off behind an intact header is not noticed.
+
+    Arguments
+    ---------
+    data_folder : str or pathlib.Path
+        LibriSpeech, or its parent folder.
+    save_folder : str or pathlib.Path
+        Where the manifests go.
+    splits : list of str, optional
+        Which splits; by default, those of the seven standard ones that
+        are there.
+    sample_rate : int
+        In Hz; audio at any other rate is skipped.
+    max_skipped : float
+        The greatest part of a split's utterances that may be skipped,
+        0 to 1.
+    workers : int, optional
+        Threads that read headers.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        The manifest of each split.
+
+    Raises
+    ------
+    CorpusError
+        If the call is wrong or a split damaged beyond `max_skipped`.
+
+    Example
+    -------
+    >>> manifests = prepare_librispeech(
+    ...     "/data/LibriSpeech", "results/manifests", splits=["dev-clean"]
+    ... )  # doctest: +SKIP
+    """
+    root = find_librispeech(data_folder)
+    splits = _choose_splits(root, splits)
+    if not 0 <= max_skipped <= 1:
+        raise CorpusError(f"max_skipped is {max_skipped}, not in 0 to 1.")
+    save_folder = pathlib.Path(save_folder).expanduser()
+    try:
+        save_folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CorpusError(f"Cannot make {save_folder}: {error}") from error
+
+    options = [_FORMAT, sample_rate, max_skipped]
+    state = _read_state(save_folder)
+    problems = []
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for split in splits:
+            chapters = _list_chapters(root / split)
+            listings = list(pool.map(_list_files, chapters))
+            inputs = _fingerprint([options, *listings])
+            outputs = _outputs(save_folder, split)
+            if state.get(split) == [inputs, *map(_stamp, outputs)]:
+                logger.info("%s is prepared already.", outputs[0])
+                continue
+            state.pop(split, None)
+            scan = functools.partial(_scan_chapter, root, sample_rate)
+            rows, skips = _gather(
+                tqdm(
+                    pool.map(scan, chapters, listings),
+                    desc=split,
+                    total=len(chapters),
+                    unit="chapter",
+                )
+            )
+            problem = _judge(split, rows, skips, sample_rate, max_skipped)
+            _write_csv(outputs[1], Skip._fields, skips)
+            if problem:
+                problems.append(f"{problem} See {outputs[1]}.")
+                continue
+            _warn(split, rows, skips, outputs[1])
+            header = ("ID", "duration", "wav", "spk_id", "wrd")
+            _write_csv(outputs[0], header, rows)
+            state[split] = [inputs, *map(_stamp, outputs)]
+            _write_state(save_folder, state)
+    if problems:
+        raise CorpusError("\n".join(problems))
+    return {split: _outputs(save_folder, split)[0] for split in splits}
+
+
+def _choose_splits(root, splits):
+    """The asked splits, or the standard ones there; all of them exist."""
+    try:
+        held = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    except OSError as error:
+        raise CorpusError(f"Cannot read {root}: {error}") from error
+    holds = ", ".join(held[:12]) + (", ..." if held[12:] else "") or "no folder"
+    if splits is None:
+        splits = [split for split in SPLITS if split in held]
+        if not splits:
+            raise CorpusError(
+                f"{root} holds none of LibriSpeech's splits "
+                f"({', '.join(SPLITS)}); it holds {holds}."
+            )
+        return splits
+    splits = [splits] if isinstance(splits, str) else list(splits)
+    if not splits:
+        raise CorpusError("The list of splits is empty.")
+    missing = [split for split in splits if split not in held]
+    if missing:
+        raise CorpusError(
+            f"{root} has no split {', '.join(missing)}; it holds {holds}."
+        )
+    return list(dict.fromkeys(splits))
+
+
+def _list_chapters(folder):
+    """Chapter folders of a split, sorted."""
+    try:
+        return sorted(
+            chapter
+            for speaker in folder.iterdir()
+            if speaker.is_dir()
+            for chapter in speaker.iterdir()
+            if chapter.is_dir()
+        )
+    except OSError as error:
+        raise CorpusError(f"Cannot read {folder}: {error}") from error
+
+
+def _list_files(chapter):
+    """Sorted ``[path, size, modification time]``; size -1: not a file."""
+    files = []
+    try:
+        with os.scandir(chapter) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):  # file managers leave these
+                    continue
+                # Names that are not UTF-8 could not be written to a CSV.
+                name = os.fsencode(entry.name).decode(errors="replace")
+                path = f"{chapter.parent.name}/{chapter.name}/{name}"
+                size, changed = -1, 0
+                if entry.is_file():
+                    status = entry.stat()
+                    size, changed = status.st_size, status.st_mtime_ns
+                files.append([path, size, changed])
+    except OSError as error:
+        raise CorpusError(f"Cannot read {chapter}: {error}") from error
+    return sorted(files)
+
+
+def _scan_chapter(root, sample_rate, chapter, listing):
+    """Rows and skips of one chapter.
+
+    Arguments
+    ---------
+    root : pathlib.Path
+        Folder of the splits.
+    sample_rate : int
+        In Hz.
+    chapter : pathlib.Path
+        Its folder.
+    listing : list
+        From `_list_files`.
+
+    Returns
+    -------
+    rows : list of tuple
+        Of the manifest.
+    skips : list of Skip
+        What was left out.
+    """
+    speaker = chapter.parent.name
+    folder = chapter.relative_to(root).as_posix()
+    sizes = {path.rpartition("/")[2]: size for path, size, _ in listing}
+    transcript = f"{speaker}-{chapter.name}.trans.txt"
+    texts, skips = _read_transcript(chapter / transcript, folder)
+
+    audio = {name[:-5] for name in sizes if name.endswith(".flac")}
+    rows = []
+    for name in sorted(audio | texts.keys()):
+        file = f"{folder}/{name}.flac"
+        if name not in audio:
+            skips.append(Skip(name, file, "transcript without audio"))
+        elif name not in texts:
+            # A damaged line has told its own reason already.
+            if name not in {skip.id for skip in skips}:
+                skips.append(Skip(name, file, "audio without transcript"))
+        else:
+            path = chapter / f"{name}.flac"
+            size = sizes[path.name]
+            duration, reason = _read_audio(path, size, sample_rate)
+            if reason:
+                skips.append(Skip(name, file, reason))
+            else:
+                wav = f"$data_root/{file}"
+                rows.append((name, duration, wav, speaker, texts[name]))
+    return rows, skips
+
+
+def _read_transcript(path, folder):
+    """Transcripts by utterance id, and skips for the lines at fault."""
+    texts, skips = {}, []
+    file = f"{folder}/{path.name}"
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return texts, skips
+    except OSError:
+        return texts, [Skip(path.stem, file, "unreadable transcript file")]
+    seen = collections.Counter()
+    faults = {}
+    for line in filter(None, map(bytes.strip, lines)):
+        words = line.decode(errors="replace").split()
+        name, text = words[0], " ".join(words[1:])
+        seen[name] += 1
+        if not name.startswith(path.name.removesuffix(".trans.txt") + "-"):
+            faults[name] = "id of another chapter"
+        elif "\N{REPLACEMENT CHARACTER}" in name + text:
+            faults[name] = "transcript not UTF-8"
+        elif "$" in name + text:
+            faults[name] = "$ in transcript"
+        elif not text:
+            faults[name] = "empty transcript"
+        texts[name] = text
+    # Which of two transcripts is right cannot be known.
+    faults.update({name: "duplicate id" for name in seen if seen[name] > 1})
+    for name, reason in faults.items():
+        del texts[name]
+        skips.append(Skip(name, file, reason))
+    return texts, skips
+
+
+def _read_audio(path, size, sample_rate):
+    """Duration in seconds from the header, or the reason to skip."""
+    if size == 0:
+        return None, "empty audio file"
+    try:
+        info = soundfile.info(path)
+    except (OSError, soundfile.LibsndfileError):
+        return None, "unreadable audio"
+    if info.samplerate != sample_rate:
+        return None, f"sample rate of {info.samplerate} Hz"
+    if info.channels != 1:
+        return None, f"{info.channels} channels"
+    if not 0 < info.frames < _MOST_SAMPLES:
+        return None, "audio of no or unknown length"
+    return info.frames / info.samplerate, None
+
+
+def _gather(scans):
+    """Join the chapters, in the order of the ids."""
+    rows, skips = [], []
+    for chapter_rows, chapter_skips in scans:
+        rows += chapter_rows
+        skips += chapter_skips
+    return sorted(rows), sorted(skips)
+
+
+def _judge(split, rows, skips, sample_rate, max_skipped):
+    """What makes the split unusable, or None."""
+    total = len(rows) + len(skips)
+    if not total:
+        return f"{split} holds no utterance in LibriSpeech's layout."
+    reasons = _count(skips)
+    if not rows:
+        message = f"{split} has no usable utterance: {reasons}."
+        if all(skip.reason.startswith("sample rate") for skip in skips):
+            message += (
+                f" All its audio is at another sample rate than the "
+                f"{sample_rate} Hz asked for: resample it, or set "
+                "sample_rate."
+            )
+        return message
+    if len(skips) > max_skipped * total:
+        return (
+            f"{split}: {len(skips)} of {total} utterances "
+            f"({len(skips) / total:.2%}) cannot be used, more than "
+            f"max_skipped={max_skipped:g} allows: {reasons}. Repair them or "
+            "raise max_skipped."
+        )
+    return None
+
+
+def _count(skips):
+    """Reasons with their counts, the most frequent first."""
+    counts = collections.Counter(skip.reason for skip in skips)
+    return ", ".join(f"{reason} ({n})" for reason, n in counts.most_common())
+
+
+def _warn(split, rows, skips, file):
+    """Log what was skipped and which letters are unusual."""
+    if skips:
+        logger.warning(
+            "%s: %d of %d utterances skipped: %s; see %s.",
+            split,
+            len(skips),
+            len(rows) + len(skips),
+            _count(skips),
+            file,
+        )
+    unusual = [set(re.sub("[A-Z' ]", "", row[-1])) for row in rows]
+    if any(unusual):
+        logger.warning(
+            "%s: %d transcripts have letters outside A-Z, apostrophe and "
+            "space; they stay as they are: %s",
+            split,
+            sum(map(bool, unusual)),
+            " ".join(sorted(set().union(*unusual))[:40]),
+        )
+    hours = sum(row[1] for row in rows) / 3600
+    logger.info("%s: %d utterances, %.2f hours.", split, len(rows), hours)
+
+
+def _outputs(save_folder, split):
+    """Manifest and skip file of a split."""
+    return save_folder / f"{split}.csv", save_folder / f"skipped_{split}.csv"
+
+
+def _write_csv(path, header, rows):
+    partial = path.with_suffix(".partial")
+    with open(partial, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+    os.replace(partial, path)
+
+
+def _read_state(save_folder):
+    """Fingerprints by split; empty if there are none that can be read."""
+    try:
+        state = json.loads((save_folder / STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def _write_state(save_folder, state):
+    path = save_folder / STATE_FILE
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(state, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def _fingerprint(listing):
+    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+
+
+def _stamp(path):
+    """Digest of a written file, None if it is not there."""
+    if not path.is_file():
+        return None
+    return hashlib.sha256(path.read_bytes()).hexdigest()

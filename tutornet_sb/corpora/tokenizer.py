@@ -1,0 +1,106 @@
+"""The tokenizer of a corpus, shared by teacher and student."""
+
+import csv
+import os
+import string
+from pathlib import Path
+
+import sentencepiece
+
+
+def train_tokenizer(manifests, path, model_type="char", vocab_size=29):
+    """Train a SentencePiece model on the transcripts of a corpus, once.
+
+    The unknown symbol has index 0 and doubles as the blank of CTC, as in
+    SpeechBrain's own LibriSpeech recipes. A character model always holds the
+    26 letters and the apostrophe of LibriSpeech, so that the small corpora
+    share their symbols, and their teachers, with it.
+
+    Trained by sentencepiece itself: SpeechBrain's wrapper hands its options
+    over as one line and so cannot work in a folder whose name has a space.
+
+    Arguments
+    ---------
+    manifests : list of pathlib.Path
+        Manifests with a column ``wrd``.
+    path : str or pathlib.Path
+        Model file to write; an existing one is loaded.
+    model_type : str
+        ``char``, ``bpe`` or ``unigram``.
+    vocab_size : int
+        Symbols, the blank included.
+
+    Returns
+    -------
+    sentencepiece.SentencePieceProcessor
+        The tokenizer.
+
+    Raises
+    ------
+    ValueError
+        If the model has another number of symbols than asked for.
+    """
+    path = Path(path)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = {"vocab_size": vocab_size}
+        if model_type == "char":
+            # The vocabulary of a character model is what it is told to hold.
+            letters = list(string.ascii_uppercase + "'")
+            options = {
+                "vocab_size": len(letters) + 2,
+                "user_defined_symbols": letters,
+                "hard_vocab_limit": False,
+            }
+        unfinished = path.with_suffix(".unfinished")
+        with open(unfinished, "wb") as file:
+            try:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=_transcripts(manifests),
+                    model_writer=file,
+                    model_type=model_type,
+                    character_coverage=1.0,
+                    unk_id=0,
+                    bos_id=-1,
+                    eos_id=-1,
+                    pad_id=-1,
+                    minloglevel=2,
+                    **options,
+                )
+            except RuntimeError as error:
+                raise ValueError(
+                    f"no {model_type} tokenizer of {vocab_size} symbols can be "
+                    f"made from these transcripts: {error}"
+                ) from None
+        os.replace(unfinished, path)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    if tokenizer.get_piece_size() != vocab_size:
+        raise ValueError(
+            f"{path} has {tokenizer.get_piece_size()} symbols but vocab_size "
+            f"is {vocab_size}: set it to what the tokenizer has, or delete the "
+            "file to train it anew"
+        )
+    return tokenizer
+
+
+def pieces(tokenizer):
+    """List the symbols of a tokenizer in the order of their indices.
+
+    Arguments
+    ---------
+    tokenizer : sentencepiece.SentencePieceProcessor
+        Any.
+
+    Returns
+    -------
+    list of str
+        Symbols.
+    """
+    return [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
+
+
+def _transcripts(manifests):
+    for manifest in manifests:
+        with open(manifest, newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                yield row["wrd"]

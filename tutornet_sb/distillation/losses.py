@@ -1,0 +1,215 @@
+"""The losses of both distillation steps and of the original task.
+
+All are masked, summed over the valid frames of each utterance and averaged
+over the batch, and computed in float32 or wider whatever comes in.
+"""
+
+import torch
+
+from tutornet_sb.distillation.frame_weighting import get_frame_weighting
+from tutornet_sb.distillation.targets import at_least_float32
+from tutornet_sb.networks.acoustic_model import frame_mask
+
+
+def _check_shapes(student_name, student, teacher_name, teacher, last):
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{student_name} {tuple(student.shape)} and the teacher's "
+            f"{teacher_name} {tuple(teacher.shape)} differ; both must be "
+            f"(batch, frames, {last})"
+        )
+
+
+class RepresentationLoss(torch.nn.Module):
+    """Representation-level distillation with frame weighting.
+
+    For each utterance, averaged over the batch::
+
+        sum_t w_t * || norm(h_t^T) - P(h_t^S) ||^2 / D_T
+
+    where ``norm`` is layer normalisation without parameters, so that the scale
+    of the teacher does not set the scale of the loss, and the weights ``w_t``
+    are taken from the teacher before it. TutorNet (arXiv 2008.00671) names
+    the step and the weighting; this formula is our reading of it.
+
+    Arguments
+    ---------
+    weighting : str
+        Frame weighting, one of ``frame_weighting.FRAME_WEIGHTINGS``.
+    blank_index : int
+        Index of the CTC blank, for the weighting.
+
+    Example
+    -------
+    >>> from tutornet_sb.distillation.targets import TeacherTargets
+    >>> hidden = torch.tensor([[[1.0, -1.0], [9.0, -9.0]]])
+    >>> p = torch.tensor([[[0.9, 0.1], [0.0, 1.0]]])
+    >>> targets = TeacherTargets(hidden, p, torch.tensor([1]), 0.02)
+    >>> loss = RepresentationLoss()(torch.zeros(1, 2, 2), targets)
+    >>> round(loss.item(), 3)
+    1.0
+    """
+
+    def __init__(self, weighting="nonblank", blank_index=0):
+        super().__init__()
+        self.weighting = get_frame_weighting(weighting)
+        self.blank_index = blank_index
+
+    def forward(self, projected, targets):
+        """Compute the loss.
+
+        Arguments
+        ---------
+        projected : torch.Tensor
+            Student's hidden states after the projector,
+            ``(batch, frames, dim)``.
+        targets : TeacherTargets
+            Teacher's targets on the student's frames.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar.
+
+        Raises
+        ------
+        ValueError
+            If the shapes of student and teacher differ.
+        """
+        teacher = at_least_float32(targets.hidden)
+        _check_shapes("projected", projected, "hidden", teacher, "dim")
+        teacher = torch.nn.functional.layer_norm(teacher, teacher.shape[-1:])
+        mask = frame_mask(targets.lengths, teacher.shape[1])
+        difference = teacher - at_least_float32(projected)
+        # Filling, not multiplying by zero: padding may hold NaN.
+        difference = difference.masked_fill(~mask.unsqueeze(-1), 0.0)
+        weights = self.weighting(targets, self.blank_index)
+        return (weights * difference.square().mean(-1)).sum(1).mean()
+
+
+class SoftmaxLoss(torch.nn.Module):
+    """Softmax-level distillation, frame by frame.
+
+    With ``p = softmax(z / temperature)``, for each utterance, averaged over the
+    batch::
+
+        l2:  sum_t || p_t^T - p_t^S ||^2                    (arXiv 2211.15075)
+        kl:  temperature^2 * sum_t KL(p_t^T || p_t^S)       (arXiv 1503.02531)
+
+    ``l2`` is the default because CTC posteriors are spiky and nearly all blank:
+    the divergence explodes where the two models spike one frame apart.
+
+    Arguments
+    ---------
+    kind : str
+        ``l2`` or ``kl`` (nats).
+    temperature : float
+        Softens both distributions if greater than 1.
+
+    Example
+    -------
+    >>> from tutornet_sb.distillation.targets import TeacherTargets
+    >>> p = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    >>> targets = TeacherTargets(p, p, torch.tensor([2]), 0.02)
+    >>> SoftmaxLoss()(torch.zeros(1, 2, 2), targets).item()
+    1.0
+    >>> round(SoftmaxLoss("kl")(torch.zeros(1, 2, 2), targets).item(), 4)
+    1.3863
+    """
+
+    def __init__(self, kind="l2", temperature=1.0):
+        super().__init__()
+        if kind not in ("l2", "kl"):
+            raise ValueError(f"kind must be l2 or kl, got {kind!r}")
+        if temperature <= 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.kind = kind
+        self.temperature = temperature
+
+    def forward(self, logits, targets):
+        """Compute the loss.
+
+        Arguments
+        ---------
+        logits : torch.Tensor
+            Student's scores before the softmax, ``(batch, frames, symbols)``.
+        targets : TeacherTargets
+            Teacher's targets on the student's frames.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar.
+
+        Raises
+        ------
+        ValueError
+            If the shapes of student and teacher differ.
+        """
+        teacher = at_least_float32(targets.posteriors)
+        _check_shapes("logits", logits, "posteriors", teacher, "symbols")
+        mask = frame_mask(targets.lengths, teacher.shape[1]).unsqueeze(-1)
+        # Filled before the softmax too: the gradient of a softmax of NaN is
+        # NaN even where nothing comes back to it.
+        logits = at_least_float32(logits).masked_fill(~mask, 0.0)
+        teacher = self._soften(teacher.masked_fill(~mask, 0.0))
+        student = torch.log_softmax(logits / self.temperature, dim=-1)
+        if self.kind == "l2":
+            terms = (teacher - student.exp()).square()
+        else:
+            terms = torch.xlogy(teacher, teacher) - teacher * student
+            terms = self.temperature**2 * terms
+        return terms.masked_fill(~mask, 0.0).sum((1, 2)).mean()
+
+    def _soften(self, posteriors):
+        """Turn ``softmax(z)`` into ``softmax(z / temperature)``."""
+        if self.temperature == 1:
+            return posteriors
+        tiny = torch.finfo(posteriors.dtype).tiny
+        logs = posteriors.clamp(min=tiny).log()
+        return torch.softmax(logs / self.temperature, dim=-1)
+
+
+def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
+    """Compute the CTC loss of the original task.
+
+    Arguments
+    ---------
+    logits : torch.Tensor
+        Student's scores before the softmax, ``(batch, frames, symbols)``.
+    tokens : torch.Tensor
+        Transcripts, padded integers of shape ``(batch, tokens)``.
+    lengths : torch.Tensor
+        Valid frames of each utterance, integers of shape ``(batch,)``.
+    token_lengths : torch.Tensor
+        Valid tokens of each transcript, integers of shape ``(batch,)``.
+    blank_index : int
+        Index of the blank.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar: nats of an utterance, averaged over the batch. An utterance
+        with too few frames for its transcript counts as 0, as in SpeechBrain;
+        find such utterances before training.
+
+    Example
+    -------
+    >>> logits = torch.zeros(1, 2, 2)
+    >>> one = torch.tensor([1])
+    >>> loss = ctc_loss(logits, one.unsqueeze(0), 2 * one, one)
+    >>> round(loss.exp().item(), 4)  # three of the four paths
+    1.3333
+    """
+    mask = frame_mask(lengths, logits.shape[1]).unsqueeze(-1)
+    logits = at_least_float32(logits).masked_fill(~mask, 0.0)
+    losses = torch.nn.functional.ctc_loss(
+        torch.log_softmax(logits, dim=-1).transpose(0, 1),
+        tokens,
+        lengths,
+        token_lengths,
+        blank=blank_index,
+        reduction="none",
+        zero_infinity=True,
+    )
+    return losses.mean()

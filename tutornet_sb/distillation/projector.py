@@ -1,0 +1,53 @@
+"""From the student's hidden space to the teacher's."""
+
+import torch
+
+
+class Projector(torch.nn.Module):
+    """Map the student's hidden states to the dimension of the teacher's.
+
+    It always leads from student to teacher: on the teacher's side a projector
+    could collapse both to a constant. It lives in the representation stage
+    and is dropped after it.
+
+    Arguments
+    ---------
+    student_size : int
+        Dimension of the student's hidden states.
+    teacher_size : int
+        Dimension of the teacher's hidden states.
+    hidden_size : int, optional
+        If given, one hidden layer of this size; else the map is linear.
+
+    Example
+    -------
+    >>> projector = Projector(student_size=4, teacher_size=6)
+    >>> tuple(projector(torch.randn(2, 5, 4)).shape)
+    (2, 5, 6)
+    """
+
+    def __init__(self, student_size, teacher_size, hidden_size=None):
+        super().__init__()
+        if hidden_size is None:
+            self.map = torch.nn.Linear(student_size, teacher_size)
+        else:
+            self.map = torch.nn.Sequential(
+                torch.nn.Linear(student_size, hidden_size),
+                torch.nn.ReLU(),
+                torch.nn.Linear(hidden_size, teacher_size),
+            )
+
+    def forward(self, hidden):
+        """Project hidden states.
+
+        Arguments
+        ---------
+        hidden : torch.Tensor
+            Student's hidden states, ``(batch, frames, student_size)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, frames, teacher_size)``.
+        """
+        return self.map(hidden)

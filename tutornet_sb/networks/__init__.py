@@ -1,0 +1,1 @@
+"""Acoustic models: from a waveform to frames of hidden states and logits."""

@@ -1,0 +1,1 @@
+"""Scores and tables made from finished runs."""

@@ -1,0 +1,124 @@
+"""Tables made from the result files of runs."""
+
+import statistics
+from pathlib import Path
+
+from tutornet_sb.runs import read_results
+
+
+def summarize(folder):
+    """Give the figures of a run that other runs and tables quote.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Output folder of ``train.py``, or a folder with its ``results.json``.
+
+    Returns
+    -------
+    dict
+        ``folder``, ``name`` of the network, ``method``, ``corpus``, ``seed``,
+        ``epochs``, ``parameters``, ``train_seconds``, ``real_time_factor`` and
+        ``splits``: the scores after the last stage.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no result file.
+    """
+    results = read_results(folder)
+    if not results:
+        raise FileNotFoundError(f"{folder} holds no results.json")
+    *_, last = results["stages"].values()
+    same = (
+        "method",
+        "corpus",
+        "seed",
+        "epochs",
+        "parameters",
+        "train_seconds",
+        "real_time_factor",
+    )
+    return {
+        "folder": str(folder),
+        "name": results["student"],
+        **{key: results[key] for key in same},
+        "splits": last["splits"],
+    }
+
+
+def table(folders):
+    """Lay runs out in a Markdown table, one row for each network and method.
+
+    Runs that differ in their seed alone share a row, which gives the mean and
+    the standard deviation of the sample.
+
+    Arguments
+    ---------
+    folders : list of (str or pathlib.Path)
+        Output folders of ``train.py``.
+
+    Returns
+    -------
+    str
+        The table.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder holds no result file.
+    """
+    groups = {}
+    for folder in folders:
+        run = summarize(folder)
+        key = run["corpus"], run["name"], run["method"], run["epochs"]
+        groups.setdefault(key, []).append(run)
+    splits = list(
+        dict.fromkeys(
+            split
+            for group in groups.values()
+            for run in group
+            for split in run["splits"]
+        )
+    )
+    head = ["corpus", "network", "method", "epochs", "seeds"]
+    head += ["parameters (M)", "real-time factor"]
+    head += [f"{split} WER / CER (%)" for split in splits]
+    rows = [head + ["run"]]
+    for (corpus, name, method, epochs), group in groups.items():
+        speed = statistics.mean(run["real_time_factor"] for run in group)
+        row = [corpus, name, method, str(epochs), str(len(group))]
+        row += [f"{group[0]['parameters'] / 1e6:.2f}", f"{speed:.3f}"]
+        for split in splits:
+            scores = [run["splits"].get(split) for run in group]
+            if None in scores:
+                row.append("-")
+                continue
+            rates = (
+                _spread([score[rate] for score in scores])
+                for rate in ("wer", "cer")
+            )
+            row.append(" / ".join(rates))
+        where = group[0]["folder"]
+        if len(group) > 1:
+            where = str(Path(where).parent)
+        rows.append(row + [where])
+    return _markdown(rows)
+
+
+def _spread(values):
+    text = f"{statistics.mean(values):.1f}"
+    if len(values) > 1:
+        text += f" ± {statistics.stdev(values):.1f}"
+    return text
+
+
+def _markdown(rows):
+    widths = [
+        max(len(row[column]) for row in rows) for column in range(len(rows[0]))
+    ]
+    lines = [
+        "| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    return "\n".join(lines)

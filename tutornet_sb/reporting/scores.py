@@ -1,0 +1,122 @@
+"""Word and character error rates by jiwer, and how fast a model is."""
+
+import re
+import time
+from pathlib import Path
+
+import jiwer
+import torch
+from speechbrain.decoders.ctc import ctc_greedy_decode
+
+
+def score(references, hypotheses):
+    """Word and character error rate over a set of utterances.
+
+    Arguments
+    ---------
+    references : dict
+        Transcript of each utterance by id.
+    hypotheses : dict
+        Recognised text of each utterance by id.
+
+    Returns
+    -------
+    dict
+        ``wer`` and ``cer`` (percent), ``utterances``, ``words`` (of the
+        references).
+
+    Raises
+    ------
+    ValueError
+        If the ids differ or the references hold no word.
+
+    Example
+    -------
+    >>> score({"a": "ONE TWO"}, {"a": "ONE TOO"})["wer"]
+    50.0
+    """
+    words, characters = _compare(references, hypotheses)
+    return {
+        "wer": 100 * words.wer,
+        "cer": 100 * characters.cer,
+        "utterances": len(references),
+        "words": words.hits + words.substitutions + words.deletions,
+    }
+
+
+def write_alignments(path, references, hypotheses):
+    """Write the alignment of every utterance for a person to read.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File to write.
+    references : dict
+        Transcript of each utterance by id.
+    hypotheses : dict
+        Recognised text of each utterance by id.
+    """
+    words, _ = _compare(references, hypotheses)
+    ids = sorted(references)
+    text = jiwer.visualize_alignment(words, skip_correct=False)
+    # jiwer numbers the utterances; a person looks for the id.
+    text = re.sub(
+        r"=== SENTENCE (\d+) ===",
+        lambda found: f"=== {ids[int(found[1]) - 1]} ===",
+        text,
+    )
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _compare(references, hypotheses):
+    if references.keys() != hypotheses.keys():
+        odd = sorted(references.keys() ^ hypotheses.keys())
+        raise ValueError(
+            f"{len(odd)} utterances have a reference or a hypothesis only: "
+            f"{', '.join(odd[:5])}"
+        )
+    if not any(text.strip() for text in references.values()):
+        raise ValueError("the references hold no word, so there is no WER")
+    ids = sorted(references)
+    pair = [references[key] for key in ids], [hypotheses[key] for key in ids]
+    return jiwer.process_words(*pair), jiwer.process_characters(*pair)
+
+
+@torch.no_grad()
+def real_time_factor(model, wavs, sample_rate, blank_index=0):
+    """Seconds of computation for a second of audio, one utterance at a time.
+
+    Waveform to greedy transcript, after two utterances to warm up.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In eval mode, on the device to measure.
+    wavs : list of torch.Tensor
+        Waveforms, ``(samples,)`` each.
+    sample_rate : int
+        Of the waveforms (Hz).
+    blank_index : int
+        The blank among the symbols.
+
+    Returns
+    -------
+    float
+        Below 1 is faster than real time.
+    """
+    device = next(model.parameters()).device
+    whole = torch.ones(1, device=device)
+
+    def transcribe(wav):
+        encoding = model(wav.unsqueeze(0).to(device), whole)
+        log_probs = torch.log_softmax(encoding.logits.float(), dim=-1)
+        # Decoding reads the result, so the device has finished by then.
+        ctc_greedy_decode(log_probs, whole, blank_id=blank_index)
+
+    for wav in wavs[:2]:
+        transcribe(wav)
+    started = time.perf_counter()
+    for wav in wavs:
+        transcribe(wav)
+    seconds = time.perf_counter() - started
+    return seconds / (sum(len(wav) for wav in wavs) / sample_rate)
