@@ -32,7 +32,8 @@ class Stopwatch:
         self.started = None
 
     def start(self):
-        """Count from now on."""
+        """Count from now on; what was counted is kept."""
+        self.before = self.seconds
         self.started = time.monotonic()
 
     @property

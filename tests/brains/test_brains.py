@@ -1,0 +1,659 @@
+"""The stages of training: losses, schedules, checkpoints, continuation."""
+
+import csv
+import itertools
+from functools import partial
+
+import pytest
+import speechbrain as sb
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataloader import make_dataloader
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.sampler import DynamicBatchSampler
+from speechbrain.decoders.ctc import CTCBeamSearcher
+from speechbrain.utils.checkpoints import Checkpointer
+from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.train_logger import FileTrainLogger
+
+from tutornet_sb.brains import stage as stage_module
+from tutornet_sb.brains.ctc import CTCBrain
+from tutornet_sb.brains.rkd import RKDBrain
+from tutornet_sb.brains.skd import SKDBrain
+from tutornet_sb.brains.stage import Stopwatch
+from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
+from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
+from tutornet_sb.distillation.projector import Projector
+from tutornet_sb.distillation.teacher import Teacher
+from tutornet_sb.networks.acoustic_model import (
+    AcousticModel,
+    Encoding,
+    LogMelFeatures,
+)
+from tutornet_sb.networks.lstm import LSTMEncoder
+from tutornet_sb.reporting.scores import score
+
+BRAINS = {"ctc": CTCBrain, "skd": SKDBrain, "rkd": RKDBrain}
+TEXTS = ["ONE TWO", "SIX", "TEN ELEVEN", "A", "ZERO", "NINE", "IT'S", "TWO"]
+N_MELS = 16
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    with open(folder / "train.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["wrd"], *([text] for text in TEXTS)])
+    return train_tokenizer([folder / "train.csv"], folder / "char.model")
+
+
+@pytest.fixture(scope="module")
+def data(tokenizer):
+    """Noise of 0.4 to 0.8 seconds that claims to be speech."""
+    generator = torch.Generator().manual_seed(1)
+    items = {}
+    for index, text in enumerate(TEXTS):
+        samples = 6400 + 900 * index
+        items[f"u{index}"] = {
+            "sig": 0.1 * torch.randn(samples, generator=generator),
+            "duration": samples / 16000,
+            "wrd": text,
+            "tokens": torch.tensor(tokenizer.encode(text)),
+        }
+    return DynamicItemDataset(items, output_keys=["id", "sig", "wrd", "tokens"])
+
+
+def make_model(seed, hidden_size, channels=6):
+    torch.manual_seed(seed)
+    encoder = LSTMEncoder(
+        N_MELS, channels=channels, hidden_size=hidden_size, layers=1
+    )
+    head = torch.nn.Linear(encoder.output_size, 29)
+    return AcousticModel(LogMelFeatures(N_MELS), encoder, head)
+
+
+def make_teacher():
+    model = make_model(seed=50, hidden_size=5)
+    # Statistics as after training, and posteriors that are not all alike.
+    with torch.no_grad():
+        model.encoder.norm.running_mean.normal_()
+        model.encoder.norm.running_var.uniform_(0.5, 2.0)
+        model.head.weight.mul_(8)
+    return Teacher(model, tap="encoder")
+
+
+def sampler(data, shuffle=True, seconds=1.5):
+    return DynamicBatchSampler(
+        data,
+        max_batch_length=seconds,
+        num_buckets=2,
+        length_func=lambda item: item["duration"],
+        shuffle=shuffle,
+        batch_ordering="random" if shuffle else "descending",
+        seed=3,
+    )
+
+
+class Stop(Exception):
+    """Stands for kill -9."""
+
+
+class Run:
+    """A stage in a folder, as train.py puts it together."""
+
+    def __init__(
+        self, name, folder, data, tokenizer, epochs=2, brain=None, **hparams
+    ):
+        self.data = data
+        self.teacher = make_teacher()
+        self.student = make_model(seed=0, hidden_size=4)
+        torch.manual_seed(1)
+        self.projector = Projector(8, 10)
+        modules = {"student": self.student}
+        if name != "ctc":
+            modules["teacher"] = self.teacher
+        if name == "rkd":
+            modules["projector"] = self.projector
+        self.counter = EpochCounter(epochs)
+        saved = {k: m for k, m in modules.items() if k != "teacher"}
+        saved["counter"] = self.counter
+        for missing in hparams.pop("unsaved", ()):
+            del saved[missing]
+        self.checkpointer = Checkpointer(folder / "save", saved)
+        self.log = folder / "train_log.txt"
+        folder.mkdir(exist_ok=True)
+        hparams = {
+            "epoch_counter": self.counter,
+            "train_logger": FileTrainLogger(str(self.log)),
+            "log_folder": str(folder / "tensorboard"),
+            "lr_schedule": partial(
+                torch.optim.lr_scheduler.OneCycleLR,
+                max_lr=0.01,
+                cycle_momentum=False,
+            ),
+            "avg_checkpoints": 1,
+            "tokenizer": tokenizer,
+            "blank_index": 0,
+            "delay": 0.0,
+            "representation_loss": RepresentationLoss("uniform"),
+            "softmax_loss": SoftmaxLoss(),
+            "skd_weight": 1.0,
+            "skd_weight_final": 1.0,
+            "noprogressbar": True,
+        } | hparams
+        self.brain = (brain or self.recording(BRAINS[name]))(
+            modules,
+            hparams=hparams,
+            opt_class=partial(torch.optim.AdamW, lr=0.01),
+            checkpointer=self.checkpointer,
+        )
+        self.brain.steps, self.brain.stop_after = [], None
+
+    @staticmethod
+    def recording(kind):
+        class Recording(kind):
+            """Keeps epoch, utterances and learning rate of each step."""
+
+            def fit_batch(self, batch):
+                if len(self.steps) == self.stop_after:
+                    raise Stop
+                lr = self.optimizer.param_groups[0]["lr"]
+                self.steps.append((self.epoch, tuple(batch.id), lr))
+                return super().fit_batch(batch)
+
+        return Recording
+
+    def fit(self, stop_after=None):
+        self.brain.stop_after = stop_after
+        valid = make_dataloader(
+            self.data, batch_sampler=sampler(self.data, shuffle=False)
+        )
+        arguments = {"batch_sampler": sampler(self.data), "num_workers": 0}
+        if stop_after is None:
+            self.brain.fit(self.counter, self.data, valid, arguments)
+        else:
+            with pytest.raises(Stop):
+                self.brain.fit(self.counter, self.data, valid, arguments)
+        return self
+
+
+@pytest.fixture
+def run(tmp_path, data, tokenizer):
+    numbers = itertools.count()
+
+    def make(name, folder=None, **options):
+        folder = tmp_path / (folder or str(next(numbers)))
+        return Run(name, folder, data, tokenizer, **options)
+
+    return make
+
+
+def copy(module):
+    return {k: v.clone() for k, v in module.state_dict().items()}
+
+
+def same(first, second):
+    assert first.keys() == second.keys()
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+# --------------------------------------------------------------------- losses
+
+
+def alone(model, wav):
+    """Encode one utterance without any padding."""
+    with torch.no_grad():
+        encoding = model.eval()(wav.unsqueeze(0), torch.ones(1))
+    return encoding.hidden[0].double(), encoding.logits[0].double()
+
+
+def some(data):
+    """A padded batch of three, with the items that are in it."""
+    items = [data[index] for index in (0, 4, 7)]
+    return PaddedBatch(items), items
+
+
+def plain_ctc(model, items):
+    losses = []
+    for item in items:
+        _, logits = alone(model, item["sig"])
+        losses.append(
+            torch.nn.functional.ctc_loss(
+                logits.log_softmax(-1),
+                item["tokens"],
+                torch.tensor(len(logits)),
+                torch.tensor(len(item["tokens"])),
+                reduction="sum",
+            ).item()
+        )
+    return sum(losses) / len(losses)
+
+
+def plain_skd(student, teacher, items):
+    losses = []
+    for item in items:
+        ours = alone(student, item["sig"])[1].softmax(-1)
+        theirs = alone(teacher, item["sig"])[1].softmax(-1)
+        losses.append(((ours - theirs) ** 2).sum().item())
+    return sum(losses) / len(losses)
+
+
+def plain_rkd(student, projector, teacher, items):
+    losses = []
+    for item in items:
+        ours = projector.double()(alone(student, item["sig"])[0])
+        theirs = alone(teacher, item["sig"])[0]
+        mean = theirs.mean(1, keepdim=True)
+        variance = theirs.var(1, keepdim=True, unbiased=False)
+        theirs = (theirs - mean) / (variance + 1e-5).sqrt()
+        losses.append(((ours - theirs) ** 2).mean().item())
+    projector.float()
+    return sum(losses) / len(losses)
+
+
+def loss_of(brain, data, stage, epoch=1):
+    batch, items = some(data)
+    brain.modules.eval()
+    brain.on_stage_start(stage, epoch)
+    outputs = brain.compute_forward(batch, stage)
+    return brain.compute_objectives(outputs, batch, stage).item(), items
+
+
+@pytest.mark.parametrize("stage", [sb.Stage.TRAIN, sb.Stage.VALID])
+def test_the_ctc_loss_is_that_of_each_utterance_alone(run, data, stage):
+    its = run("ctc")
+    loss, items = loss_of(its.brain, data, stage)
+    assert loss == pytest.approx(plain_ctc(its.student, items), rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.25, 3.0])
+def test_the_skd_loss_is_ctc_and_the_weighted_distance(run, data, weight):
+    its = run("skd", skd_weight=weight, skd_weight_final=weight)
+    loss, items = loss_of(its.brain, data, sb.Stage.TRAIN)
+    ctc = plain_ctc(its.student, items)
+    skd = plain_skd(its.student, its.teacher.model, items)
+    assert skd > 1
+    assert loss == pytest.approx(ctc + weight * skd, rel=1e-4)
+    figures = its.brain.figures(loss)
+    assert figures["ctc"] == pytest.approx(ctc, rel=1e-4)
+    assert figures["skd"] == pytest.approx(skd, rel=1e-4)
+
+
+def test_outside_training_the_skd_stage_does_not_ask_the_teacher(run, data):
+    its = run("skd", skd_weight=100.0)
+    its.teacher.forward = None
+    loss, items = loss_of(its.brain, data, sb.Stage.VALID)
+    assert loss == pytest.approx(plain_ctc(its.student, items), rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [sb.Stage.TRAIN, sb.Stage.VALID])
+def test_the_rkd_loss_is_that_of_each_utterance_alone(run, data, stage):
+    its = run("rkd")
+    loss, items = loss_of(its.brain, data, stage)
+    plain = plain_rkd(its.student, its.projector, its.teacher.model, items)
+    assert loss == pytest.approx(plain, rel=1e-4)
+
+
+def test_the_rkd_stage_uses_the_frame_weights_it_is_given(run, data):
+    its = run("rkd", representation_loss=RepresentationLoss("nonblank"))
+    # So that the teacher is sure of blank in some frames and not in others
+    with torch.no_grad():
+        its.teacher.model.head.weight[0].mul_(20)
+    found, items = loss_of(its.brain, data, sb.Stage.TRAIN)
+    losses = []
+    for item in items:
+        theirs, logits = alone(its.teacher.model, item["sig"])
+        weights = 1 - logits.softmax(-1)[:, 0]
+        assert weights.min() < 0.5 < weights.max()
+        theirs = torch.nn.functional.layer_norm(theirs, (10,))
+        with torch.no_grad():
+            ours = its.projector(alone(its.student, item["sig"])[0].float())
+        errors = ((ours - theirs) ** 2).mean(1)
+        losses.append((weights * errors).sum().item() / weights.sum().item())
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_a_delay_moves_the_teacher_back(run, data):
+    its = run("skd", delay=0.04)
+    found, items = loss_of(its.brain, data, sb.Stage.TRAIN)
+    losses = []
+    for item in items:
+        ours = alone(its.student, item["sig"])[1].softmax(-1)
+        theirs = alone(its.teacher.model, item["sig"])[1].softmax(-1)
+        # Two frames of 20 ms later; its first frame stands in before.
+        theirs = torch.cat([theirs[:1], theirs[:1], theirs[:-2]])
+        losses.append(((ours - theirs) ** 2).sum().item())
+    skd = sum(losses) / len(losses)
+    ctc = plain_ctc(its.student, items)
+    assert found == pytest.approx(ctc + skd, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "first, last, epochs, weights",
+    [
+        (3.0, 1.0, 5, [3.0, 2.5, 2.0, 1.5, 1.0]),
+        (1.0, 0.0, 2, [1.0, 0.0]),
+        (2.0, 2.0, 3, [2.0, 2.0, 2.0]),
+        (0.5, 0.0, 1, [0.5]),
+    ],
+)
+def test_the_skd_weight_goes_from_its_first_to_its_last(
+    run, first, last, epochs, weights
+):
+    its = run("skd", epochs=epochs, skd_weight=first, skd_weight_final=last)
+    found = []
+    for epoch in its.counter:
+        its.brain.on_stage_start(sb.Stage.TRAIN, epoch)
+        found.append(its.brain.skd_weight)
+    assert found == pytest.approx(weights)
+
+
+# ---------------------------------------------------- what is and isn't trained
+
+
+@pytest.mark.parametrize("name", ["skd", "rkd"])
+def test_training_leaves_the_teacher_as_it_was_bit_for_bit(run, name):
+    its = run(name)
+    teacher, student = copy(its.teacher), copy(its.student)
+    assert any("running_mean" in key for key in teacher)
+    its.fit()
+    assert same(copy(its.teacher), teacher)
+    assert not same(copy(its.student), student)
+    assert all(p.grad is None for p in its.teacher.parameters())
+
+
+@pytest.mark.parametrize("name", ["skd", "rkd"])
+def test_the_teacher_is_in_no_checkpoint_and_no_optimizer(run, name):
+    its = run(name).fit()
+    files = {p.name for p in (its.log.parent / "save").rglob("*.ckpt")}
+    assert "student.ckpt" in files
+    assert ("projector.ckpt" in files) == (name == "rkd")
+    assert not any("teacher" in file for file in files)
+    optimized = {
+        id(p)
+        for group in its.brain.optimizer.param_groups
+        for p in group["params"]
+    }
+    ours = set(map(id, its.student.parameters()))
+    if name == "rkd":
+        ours |= set(map(id, its.projector.parameters()))
+    assert optimized == ours
+
+
+def test_rkd_trains_the_encoder_and_the_projector_but_not_the_head(run):
+    its = run("rkd")
+    head, encoder = copy(its.student.head), copy(its.student.encoder)
+    projector = copy(its.projector)
+    its.fit()
+    assert same(copy(its.student.head), head)
+    assert not same(copy(its.student.encoder), encoder)
+    assert not same(copy(its.projector), projector)
+
+
+@pytest.mark.parametrize("module", ["projector", "student"])
+def test_what_is_trained_but_not_saved_is_an_error_that_names_it(run, module):
+    its = run("rkd", unsaved=[module])
+    with pytest.raises(ValueError, match=rf"{module}\..* not saved"):
+        its.fit()
+
+
+def test_training_lowers_the_loss(run):
+    its = run("rkd", epochs=8).fit()
+    losses = [
+        float(line.partition("train loss: ")[2].partition(",")[0])
+        for line in its.log.read_text().splitlines()
+    ]
+    assert len(losses) == 8
+    assert losses[-1] < 0.97 * losses[0]
+
+
+# ------------------------------------------------------- batches, steps, resume
+
+
+def test_each_epoch_has_its_own_batches_of_all_utterances(run, data):
+    its = run("ctc", epochs=3).fit()
+    epochs = {}
+    for epoch, ids, _ in its.brain.steps:
+        epochs.setdefault(epoch, []).append(ids)
+    assert list(epochs) == [1, 2, 3]
+    for batches in epochs.values():
+        assert sorted(sum(batches, ())) == sorted(data.data_ids)
+        assert len(batches) > 3
+    assert epochs[1] != epochs[2] != epochs[3] != epochs[1]
+
+
+def test_the_learning_rate_is_one_cycle_over_all_steps(run):
+    its = run("ctc", epochs=3).fit()
+    lrs = [lr for _, _, lr in its.brain.steps]
+    dummy = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(
+        dummy, max_lr=0.01, total_steps=len(lrs), cycle_momentum=False
+    )
+    wanted = []
+    for _ in lrs:
+        wanted.append(dummy.param_groups[0]["lr"])
+        dummy.step()
+        if len(wanted) < len(lrs):
+            cycle.step()
+    assert lrs == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["ctc", "skd", "rkd"])
+def test_a_stopped_stage_ends_as_if_it_had_never_stopped(run, name):
+    whole = run(name, epochs=3, skd_weight_final=0.0).fit()
+    steps = whole.brain.steps
+    per_epoch = len(steps) // 3
+    folder, done = "stopped", []
+    # Within an epoch, at the end of one, and within the last
+    stops = [2, per_epoch, 2 * per_epoch + 3, None]
+    for stop in stops:
+        part = run(
+            name,
+            folder=folder,
+            epochs=3,
+            skd_weight_final=0.0,
+            ckpt_interval_steps=1,
+        )
+        part.fit(None if stop is None else stop - len(done))
+        done += part.brain.steps
+    assert done == steps
+    student, other = copy(part.student), copy(whole.student)
+    for key, value in other.items():
+        assert torch.allclose(student[key], value, atol=1e-6), key
+    lines = part.log.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        "epoch: 1",
+        "epoch: 2",
+        "epoch: 3",
+    ]
+
+
+def test_a_finished_stage_trains_no_further(run):
+    first = run("ctc", folder="one").fit()
+    again = run("ctc", folder="one").fit()
+    assert again.brain.steps == []
+    assert same(copy(again.student), copy(first.student))
+
+
+def test_the_learning_rate_takes_one_step_for_each_of_the_optimizer(run):
+    its = run("ctc", epochs=2, grad_accumulation_factor=2).fit()
+    batches = len(its.brain.steps) // 2
+    assert its.brain.lr_schedule.total_steps == 2 * (batches // 2)
+    last = its.brain.optimizer.param_groups[0]["lr"]
+    assert last == pytest.approx(0.01 / 25 / 1e4)
+
+
+def test_more_accumulation_than_an_epoch_has_batches_is_an_error(run):
+    its = run("ctc", grad_accumulation_factor=100)
+    with pytest.raises(ValueError, match=r"factor 100 is more than the \d+ "):
+        its.fit()
+
+
+# -------------------------------------------------------------------- stopwatch
+
+
+class Clock:
+    def __init__(self, monkeypatch):
+        self.now = 1000.0
+        monkeypatch.setattr(stage_module.time, "monotonic", lambda: self.now)
+
+
+def test_a_stopwatch_goes_on_when_it_is_started_again(monkeypatch):
+    clock, watch = Clock(monkeypatch), Stopwatch()
+    assert watch.seconds == 0
+    watch.start()
+    clock.now += 5
+    assert watch.seconds == 5
+    watch.start()
+    clock.now += 2
+    assert watch.seconds == 7
+
+
+def test_a_stopwatch_survives_a_checkpoint(monkeypatch, tmp_path):
+    clock, watch = Clock(monkeypatch), Stopwatch()
+    watch.start()
+    clock.now += 5
+    Checkpointer(tmp_path, {"watch": watch}).save_checkpoint()
+    clock.now += 100
+    other = Stopwatch()
+    Checkpointer(tmp_path, {"watch": other}).recover_if_possible()
+    assert other.seconds == 5
+    other.start()
+    clock.now += 3
+    assert other.seconds == 8
+
+
+def test_the_seconds_of_a_stage_are_those_of_all_epochs_and_parts(
+    run, monkeypatch
+):
+    clock = Clock(monkeypatch)
+
+    class Slow(Run.recording(CTCBrain)):
+        def fit_batch(self, batch):
+            clock.now += 10
+            return super().fit_batch(batch)
+
+    def part():
+        return run(
+            "ctc", folder="slow", brain=Slow, epochs=3, ckpt_interval_steps=1
+        )
+
+    first = part().fit(stop_after=8)
+    clock.now += 5000
+    second = part().fit()
+    assert len(second.brain.steps) > 1
+    steps = len(first.brain.steps) + len(second.brain.steps)
+    assert second.brain.watch.seconds == pytest.approx(10 * steps)
+
+
+# ------------------------------------------------------------ best, transcripts
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_the_best_checkpoints_are_those_of_the_lowest_wer(run, keep):
+    wers = {1: 50.0, 2: 20.0, 3: 40.0, 4: 60.0}
+    states = {}
+
+    class Scripted(Run.recording(CTCBrain)):
+        def figures(self, stage_loss):
+            figures = super().figures(stage_loss)
+            if self.references:
+                figures["WER"] = wers[self.epoch]
+                states[self.epoch] = copy(self.student)
+            return figures
+
+    its = run("ctc", brain=Scripted, epochs=4, avg_checkpoints=keep).fit()
+    kept = its.checkpointer.find_checkpoints(min_key="WER")
+    epochs = [checkpoint.meta["epoch"] for checkpoint in kept]
+    # The best, and the newest to go on from
+    assert epochs == {1: [2, 4], 2: [2, 3, 4]}[keep]
+    for checkpoint in kept:
+        state = torch.load(checkpoint.path / "student.ckpt")
+        assert same(state, states[checkpoint.meta["epoch"]])
+
+
+def test_rkd_selects_by_its_own_loss_on_the_development_set(run, data):
+    its = run("rkd").fit()
+    (*_, newest) = its.log.read_text().splitlines()
+    loss, _ = newest.partition("valid loss: ")[2].split(",", 1)
+    checkpoint = its.checkpointer.find_checkpoint()
+    assert its.brain.selected_by == "loss"
+    assert checkpoint.meta["loss"] == pytest.approx(float(loss), rel=0.01)
+
+
+class Scripted(torch.nn.Module):
+    """Says what it is told, and nonsense on the padding."""
+
+    def __init__(self, tokenizer, texts):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.ids = {key: tokenizer.encode(text) for key, text in texts.items()}
+        self.nonsense = tokenizer.encode("Z")[-1]
+        self.queue = []
+
+    def forward(self, wavs, wav_lens):
+        rows = []
+        for key in self.queue.pop(0):
+            # A blank between any two, so that doubled letters stay.
+            rows.append([x for i in self.ids[key] for x in (i, i, 0)] + [0])
+        lengths = torch.tensor([len(row) for row in rows])
+        frames = int(lengths.max()) + 2
+        symbols = torch.tensor(
+            [row + [self.nonsense] * (frames - len(row)) for row in rows]
+        )
+        logits = 20.0 * torch.nn.functional.one_hot(symbols, 29).float()
+        return Encoding(logits, logits, lengths)
+
+
+def test_evaluation_keeps_the_transcripts_of_all_utterances(data, tokenizer):
+    said = dict(zip(data.data_ids, TEXTS, strict=True))
+    said |= {"u1": "FIVE", "u2": "TEN", "u3": ""}
+    student = Scripted(tokenizer, said)
+    searcher = CTCBeamSearcher(
+        blank_index=0, vocab_list=pieces(tokenizer), beam_size=5
+    )
+    brain = CTCBrain(
+        {"student": student},
+        hparams={
+            "tokenizer": tokenizer,
+            "blank_index": 0,
+            "searcher": searcher,
+            "noprogressbar": True,
+        },
+    )
+    # Three batches, the last one smaller than the others
+    student.queue = [data.data_ids[i : i + 3] for i in (0, 3, 6)]
+    brain.evaluate(make_dataloader(data, batch_size=3))
+    assert brain.references == dict(zip(data.data_ids, TEXTS, strict=True))
+    assert brain.hypotheses == said
+    assert brain.beam_hypotheses == said
+    figures = brain.figures(0.0)
+    # SIX -> FIVE, one word lost of TEN ELEVEN, A lost; of 10 words
+    assert figures["WER"] == pytest.approx(100 * 3 / 10)
+    wanted = score(brain.references, said)
+    assert figures["CER"] == wanted["cer"]
+
+
+def test_figures_of_an_epoch_are_means_over_its_batches(run, data):
+    its = run("ctc", epochs=1).fit()
+    student = its.student.eval()
+    loader = make_dataloader(data, batch_sampler=sampler(data, shuffle=False))
+    losses = []
+    for batch in loader:
+        items = [data[data.data_ids.index(key)] for key in batch.id]
+        losses.append(plain_ctc(student, items))
+    line = its.log.read_text()
+    logged = float(line.partition("valid ctc: ")[2].split(",")[0])
+    assert logged == pytest.approx(sum(losses) / len(losses), rel=0.01)
+
+
+def test_the_log_for_tensorboard_has_all_figures(run):
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
+
+    its = run("skd").fit()
+    events = EventAccumulator(str(its.log.parent / "tensorboard")).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"loss/train", "ctc/train", "skd/train", "loss/valid"} <= tags
+    assert {"WER/valid", "CER/valid", "lr"} <= tags
+    assert [event.step for event in events.Scalars("lr")] == [1, 2]

@@ -1,0 +1,606 @@
+"""train.py as a user runs it, on a minute of synthetic speech."""
+
+import csv
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jiwer
+import pytest
+import soundfile
+import torch
+
+from tutornet_sb import runs
+from tutornet_sb.corpora.minilibri import make_minilibri
+from tutornet_sb.networks.acoustic_model import AcousticModel
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
+SPLITS = ["dev-clean", "test-clean", "test-other"]
+TEACHER = Path("results") / "small" / "teacher_jasper_dr" / "1234"
+STUDENT = Path("results") / "small" / "rkd+skd_lstm" / "1234"
+TINY_JASPER = (
+    "{encoder_size: 16, blocks: [{channels: 8, kernel: 5, stride: 2}, "
+    "{channels: 16, kernel: 1}]}"
+)
+
+
+def command(file="rkd_lstm.yaml", **options):
+    options = {
+        "data_folder": "mini libri",
+        "corpus_yaml": "hparams/corpora/small.yaml",
+        "corpus_overrides": "{teacher_epochs: 1, epochs: 2}",
+        "student_overrides": "{channels: 16, hidden_size: 16}",
+        "rkd_share": 0.5,
+        "results_folder": "results",
+    } | options
+    words = [str(RECIPE / "hparams" / file), "--noprogressbar"]
+    for key, value in options.items():
+        if value is not None:
+            words += [f"--{key}", str(value)]
+    return words
+
+
+def train(folder, patch=None, **options):
+    """Run train.py in a folder, with some code before it if given."""
+    words = command(**options)
+    script = str(RECIPE / "train.py")
+    if patch is None:
+        start = [sys.executable, script]
+    else:
+        code = (
+            f"{patch}\nimport runpy, sys\n"
+            "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        )
+        code = f"import sys; sys.argv.pop(0)\n{code}"
+        start = [sys.executable, "-c", code, script]
+    return subprocess.run(
+        [*start, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def succeed(folder, **options):
+    done = train(folder, **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def error_of(done):
+    """The last line that a failed run prints: SpeechBrain logs to stdout."""
+    return (done.stderr + done.stdout).strip().splitlines()[-1]
+
+
+def content(folder, *patterns):
+    """Bytes of the files of a folder that match a pattern."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for pattern in patterns
+        for path in sorted(folder.rglob(pattern))
+        if path.is_file()
+    }
+
+
+def epochs_of(stage):
+    """Epoch and learning rate of each line of a stage's log."""
+    text = (stage / "train_log.txt").read_text()
+    return re.findall(r"^epoch: (\d+), lr: (\S+),", text, re.MULTILINE)
+
+
+def transcripts(path):
+    """References and hypotheses as an alignment file shows them."""
+
+    def lines(kind):
+        found = re.findall(rf"^{kind}:(.*)$", path.read_text(), re.MULTILINE)
+        return [" ".join(line.replace("*", "").split()) for line in found]
+
+    return lines("REF"), lines("HYP")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder in which the experiment has run once."""
+    folder = tmp_path_factory.mktemp("recipe") / "a user's folder"
+    folder.mkdir()
+    make_minilibri(
+        folder / "mini libri",
+        seed=3,
+        train_minutes=0.6,
+        dev_minutes=0.15,
+        test_minutes=0.15,
+        train_speakers=3,
+        test_speakers=2,
+        workers=1,
+    )
+    done = succeed(folder)
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(work):
+    return runs.read_results(work / STUDENT)
+
+
+@pytest.fixture
+def finished(work, tmp_path):
+    """A copy of that folder to spoil."""
+    folder = tmp_path / "copy"
+    shutil.copytree(work, folder)
+    return folder
+
+
+# --------------------------------------------------------------- the first run
+
+
+def test_the_table_shows_teacher_and_student_and_names_the_folder(work):
+    lines = (work / "stdout.txt").read_text().strip().splitlines()
+    head, _, *rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2
+    assert "| jasper_dr " in rows[0] and "| ctc " in rows[0]
+    assert str(TEACHER) in rows[0]
+    assert "| lstm " in rows[1] and "| rkd+skd " in rows[1]
+    assert str(STUDENT) in rows[1]
+    assert all(f" {split} WER / CER (%) " in head for split in SPLITS)
+    assert lines[-1] == f"The run is in {STUDENT}"
+
+
+def test_the_results_hold_all_that_is_promised(work, results):
+    assert results["method"] == "rkd+skd"
+    assert results["corpus"] == "small"
+    assert results["student"] == "lstm"
+    assert (results["seed"], results["epochs"]) == (1234, 2)
+    assert list(results["stages"]) == ["rkd", "skd"]
+    assert sum(s["epochs"] for s in results["stages"].values()) == 2
+    libri = json.loads((work / "mini libri" / "minilibri.json").read_text())
+    seconds = libri["splits"]["train-clean-100"]["seconds"]
+    assert results["train_audio_seconds"] == pytest.approx(seconds, abs=0.1)
+    parts = [s["train_seconds"] for s in results["stages"].values()]
+    assert min(parts) > 0
+    assert results["train_seconds"] == pytest.approx(sum(parts))
+    assert 0 < results["real_time_factor"] < 1
+    assert set(results["versions"]) >= {"torch", "speechbrain", "tutornet_sb"}
+    assert results["versions"]["torch"] == torch.__version__
+    model, _ = runs.load_run(work / STUDENT)
+    count = sum(p.numel() for p in model.parameters())
+    assert results["parameters"] == count
+
+
+def test_the_results_quote_the_teacher(work, results):
+    own = runs.read_results(work / TEACHER)
+    quoted = results["teacher"]
+    same = "method", "corpus", "seed", "epochs", "parameters"
+    for key in (*same, "train_seconds", "real_time_factor"):
+        assert quoted[key] == own[key], key
+    assert quoted["splits"] == own["stages"]["ctc"]["splits"]
+    assert quoted["name"] == own["student"] == "jasper_dr"
+    assert own["method"] == "ctc"
+    assert own["teacher"] is None
+
+
+@pytest.mark.parametrize("stage", ["rkd", "skd"])
+@pytest.mark.parametrize("split", SPLITS)
+def test_rates_are_those_of_the_alignment_file(work, results, stage, split):
+    found = results["stages"][stage]["splits"][split]
+    file = work / STUDENT / "stages" / stage / f"wer_{split}.txt"
+    references, hypotheses = transcripts(file)
+    corpus = work / "mini libri" / split
+    lines = [
+        line.split(" ", 1)
+        for path in corpus.rglob("*.trans.txt")
+        for line in path.read_text().splitlines()
+    ]
+    assert references == [text for _, text in sorted(lines)]
+    assert re.findall("=== (.+) ===", file.read_text())[:-1] == [
+        key for key, _ in sorted(lines)
+    ]
+    assert found["utterances"] == len(references)
+    assert found["words"] == sum(len(text.split()) for text in references)
+    wer, cer = (f(references, hypotheses) for f in (jiwer.wer, jiwer.cer))
+    assert found["wer"] == pytest.approx(100 * wer)
+    assert found["cer"] == pytest.approx(100 * cer)
+
+
+def test_each_stage_leaves_the_weights_of_its_best_checkpoint(work):
+    for stage in ("rkd", "skd"):
+        folder = work / STUDENT / "stages" / stage
+        (saved,) = (folder / "save").glob("CKPT*/student.ckpt")
+        best, left = torch.load(saved), torch.load(folder / runs.WEIGHTS)
+        assert best.keys() == left.keys()
+        for name in best:
+            assert torch.allclose(left[name], best[name]), name
+    final, last = (
+        torch.load(path / runs.WEIGHTS)
+        for path in (work / STUDENT, work / STUDENT / "stages" / "skd")
+    )
+    assert all(torch.equal(final[name], last[name]) for name in last)
+
+
+def test_the_run_can_be_loaded_without_the_recipe(work):
+    model, tokenizer = runs.load_run(work / STUDENT)
+    assert isinstance(model, AcousticModel)
+    assert model.encoder.output_size == 32
+    assert tokenizer.get_piece_size() == 29
+
+
+def test_every_stage_has_logs_for_people_and_for_tensorboard(work):
+    for run, stages in ((STUDENT, ("rkd", "skd")), (TEACHER, ("ctc",))):
+        assert (work / run / "log.txt").stat().st_size
+        for stage in stages:
+            folder = work / run / "stages" / stage
+            assert [epoch for epoch, _ in epochs_of(folder)] == ["1"]
+            (events,) = (folder / "tensorboard").glob("events.out.tfevents.*")
+            assert events.stat().st_size
+
+
+def test_nothing_half_written_is_left(work):
+    assert not list(work.rglob("*unfinished*"))
+
+
+# ------------------------------------------------------------------ again
+
+
+def test_the_same_command_again_trains_nothing_more(work, results):
+    kept = "*.ckpt", "train_log.txt", "wer_*.txt", "*.model", "stage.json"
+    before = content(work / "results", *kept)
+    done = succeed(work)
+    assert "Going into epoch" not in done.stderr + done.stdout
+    assert content(work / "results", *kept) == before
+    again = runs.read_results(work / STUDENT)
+    again["real_time_factor"] = results["real_time_factor"]
+    assert again == results
+    assert f"The run is in {STUDENT}" in done.stdout
+
+
+def test_beam_search_on_a_finished_run_adds_scores_without_training(
+    finished, results
+):
+    weights = content(finished / "results", "*.ckpt", "train_log.txt")
+    done = succeed(finished, beam_size=5)
+    assert "Going into epoch" not in done.stderr + done.stdout
+    assert content(finished / "results", "*.ckpt", "train_log.txt") == weights
+    after = runs.read_results(finished / STUDENT)
+    for stage, split in ((s, p) for s in ("rkd", "skd") for p in SPLITS):
+        found = dict(after["stages"][stage]["splits"][split])
+        beam = found.pop("beam")
+        assert found == results["stages"][stage]["splits"][split]
+        folder = finished / STUDENT / "stages" / stage
+        greedy = transcripts(folder / f"wer_{split}.txt")
+        searched = transcripts(folder / f"wer_{split}_beam.txt")
+        assert searched[0] == greedy[0]
+        cer = 100 * jiwer.cer(*searched)
+        assert beam["cer"] == pytest.approx(cer)
+        assert beam["wer"] == pytest.approx(100 * jiwer.wer(*searched))
+
+
+def test_another_student_needs_no_other_change_and_no_other_teacher(finished):
+    teacher = content(finished / TEACHER, "*")
+    succeed(
+        finished,
+        student_yaml="hparams/models/jasper_mini.yaml",
+        student_overrides=TINY_JASPER,
+    )
+    folder = finished / "results" / "small" / "rkd+skd_jasper_mini" / "1234"
+    found = runs.read_results(folder)
+    assert found["student"] == "jasper_mini"
+    assert set(found["stages"]["skd"]["splits"]) == set(SPLITS)
+    assert content(finished / TEACHER, "*") == teacher
+    model, _ = runs.load_run(folder)
+    assert model.encoder.output_size == 16
+
+
+def test_a_finished_run_is_never_said_to_have_had_other_epochs(finished):
+    train(finished, corpus_overrides="{teacher_epochs: 1, epochs: 4}")
+    found = runs.read_results(finished / STUDENT)
+    trained = sum(stage["epochs"] for stage in found["stages"].values())
+    logged = sum(
+        len(epochs_of(finished / STUDENT / "stages" / stage))
+        for stage in found["stages"]
+    )
+    assert found["epochs"] == trained == logged
+
+
+def test_a_teacher_with_another_vocabulary_is_an_error_naming_both(finished):
+    done = train(
+        finished,
+        corpus_overrides="{epochs: 2, tokenizer_type: bpe, vocab_size: 40}",
+        output_folder="other",
+    )
+    assert done.returncode == 1
+    error = error_of(done)
+    assert f"teacher {TEACHER}" in error and "corpus small" in error
+    assert "29" in error and "40" in error
+    assert not runs.is_finished(finished / "other")
+
+
+# ------------------------------------------------------------- kill -9, go on
+
+KILL = """
+import os, signal
+from tutornet_sb.brains.stage import StageBrain
+end, steps = StageBrain.on_fit_batch_end, []
+def kill(self, *args, **kwargs):
+    end(self, *args, **kwargs)
+    if type(self).__name__ == {brain!r}:
+        steps.append(1)
+        if len(steps) == {steps}:
+            os.kill(os.getpid(), signal.SIGKILL)
+StageBrain.on_fit_batch_end = kill
+"""
+KILL_WHILE_SAVING = """
+import os, signal, torch
+save, saved = torch.save, []
+def kill(content, path, *args, **kwargs):
+    if str(path).endswith("optimizer.ckpt") and "/rkd/" in str(path):
+        saved.append(1)
+        if len(saved) == 3:
+            open(path, "wb").write(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+    save(content, path, *args, **kwargs)
+torch.save = kill
+"""
+# The first epoch of RKD is the best. What does SKD start from?
+WATCH = """
+import torch
+from tutornet_sb.brains.rkd import RKDBrain
+from tutornet_sb.brains.skd import SKDBrain
+figures, fit = RKDBrain.figures, SKDBrain.fit
+RKDBrain.figures = lambda self, loss: (
+    figures(self, loss) | {"loss": float(self.epoch)}
+)
+def watched(self, *args, **kwargs):
+    torch.save(self.student.state_dict(), "start of skd.pt")
+    fit(self, *args, **kwargs)
+SKDBrain.fit = watched
+"""
+LONGER = {
+    "corpus_overrides": "{teacher_epochs: 1, epochs: 5}",
+    "rkd_share": 0.4,
+    "batch_seconds": 8,
+    "ckpt_interval_steps": 1,
+    "ckpt_interval_minutes": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(work):
+    """Two epochs of RKD and three of SKD that nobody stops."""
+    folder = work.parent / "whole"
+    shutil.copytree(work, folder)
+    succeed(folder, patch=WATCH, output_folder="run", **LONGER)
+    return folder
+
+
+def test_skd_starts_from_the_best_weights_of_rkd(whole):
+    start = torch.load(whole / "start of skd.pt")
+    states = {}
+    for path in (whole / "run" / "stages" / "rkd" / "save").glob("CKPT*"):
+        meta = (path / "CKPT.yaml").read_text()
+        if "end-of-epoch: true" in meta:
+            epoch = re.search(r"^epoch: (\d)", meta, re.MULTILINE)[1]
+            states[epoch] = torch.load(path / "student.ckpt")
+    assert states.keys() == {"1", "2"}
+
+    def is_start(state):
+        return all(torch.allclose(start[name], state[name]) for name in start)
+
+    assert is_start(states["1"]) and not is_start(states["2"])
+    stage = runs.read_json(whole / "run" / "stages" / "rkd" / "stage.json")
+    assert stage["best_epoch"] == 1
+
+
+def test_a_run_killed_in_each_stage_goes_on_to_the_same_end(whole, finished):
+    options = LONGER | {"output_folder": "run"}
+    for brain, steps in (("RKDBrain", 4), ("SKDBrain", 9)):
+        killed = train(
+            finished, patch=KILL.format(brain=brain, steps=steps), **options
+        )
+        assert killed.returncode == -9
+        assert not runs.is_finished(finished / "run")
+    done = succeed(finished, **options)
+    assert "Going into epoch 1" not in done.stdout + done.stderr
+    for stage, epochs in {"rkd": 2, "skd": 3}.items():
+        ours = epochs_of(finished / "run" / "stages" / stage)
+        wanted = epochs_of(whole / "run" / "stages" / stage)
+        assert [int(epoch) for epoch, _ in wanted] == [*range(1, epochs + 1)]
+        # Each epoch once, with the learning rate of the run nobody stopped
+        assert ours == wanted
+    found = runs.read_results(finished / "run")
+    assert set(found["stages"]["skd"]["splits"]) == set(SPLITS)
+
+
+def test_a_run_killed_while_it_saves_goes_on(finished):
+    options = LONGER | {"output_folder": "run"}
+    assert train(finished, KILL_WHILE_SAVING, **options).returncode == -9
+    succeed(finished, **options)
+    stages = finished / "run" / "stages"
+    for stage, epochs in {"rkd": 2, "skd": 3}.items():
+        found = [int(epoch) for epoch, _ in epochs_of(stages / stage)]
+        assert found == [*range(1, epochs + 1)]
+
+
+# --------------------------------------------------------- mistakes of the user
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    """train.py as a module."""
+    spec = importlib.util.spec_from_file_location(
+        "tutornet_recipe", RECIPE / "train.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "stages, epochs, share, wanted",
+    [
+        (["ctc"], 7, 0.25, {"ctc": 7}),
+        (["skd"], 7, 0.25, {"skd": 7}),
+        (["rkd"], 7, 0.25, {"rkd": 7}),
+        (["rkd", "skd"], 40, 0.25, {"rkd": 10, "skd": 30}),
+        (["rkd", "ctc"], 12, 0.25, {"rkd": 3, "ctc": 9}),
+        (["rkd", "skd"], 2, 0.5, {"rkd": 1, "skd": 1}),
+    ],
+)
+def test_the_stages_share_the_epochs(recipe, stages, epochs, share, wanted):
+    hparams = {"stages": stages, "epochs": epochs, "rkd_share": share}
+    found = recipe.stage_epochs(hparams)
+    assert found == wanted and list(found) == stages
+
+
+@pytest.mark.parametrize(
+    "stages, epochs, share, message",
+    [
+        (["rkd", "sdk"], 4, 0.5, "'sdk'.*ctc, skd, rkd"),
+        ([], 4, 0.5, "must name stages"),
+        (["skd", "rkd"], 4, 0.5, "follows rkd only"),
+        (["rkd", "rkd"], 4, 0.5, "follows rkd only"),
+        (["rkd", "skd", "ctc"], 4, 0.5, "follows rkd only"),
+        (["rkd", "skd"], 1, 0.5, "rkd_share 0.5 of 1 epochs"),
+        (["rkd", "skd"], 4, 1.0, "rkd_share 1.0 of 4 epochs"),
+        (["rkd", "skd"], 4, 0.0, "rkd_share 0.0 of 4 epochs"),
+    ],
+)
+def test_stages_that_make_no_sense_are_errors(
+    recipe, stages, epochs, share, message
+):
+    hparams = {"stages": stages, "epochs": epochs, "rkd_share": share}
+    with pytest.raises(ValueError, match=message):
+        recipe.stage_epochs(hparams)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"stages": "[rkd, sdk]"}, r"sdk.*ctc, skd, rkd"),
+        (
+            {"student_yaml": "hparams/models/lsmt.yaml"},
+            r"models/lsmt\.yaml is neither in the working folder nor in .*Tut",
+        ),
+        ({"student_overrides": "{chanels: 16}"}, r"lstm\.yaml.*'chanels'"),
+        ({"corpus_overrides": "{epoch: 1}"}, r"small\.yaml.*'epoch'"),
+        ({"student_size": "smal"}, r"lstm\.yaml has no size 'smal'"),
+        ({"corpus_yaml": "hparams/corpora/smal.yaml"}, r"corpora/smal\.yaml"),
+        ({"frame_weighting": "blank"}, "blank"),
+        ({"skd_loss": "l3"}, "l3"),
+        ({"epcohs": 3}, "epcohs"),
+        ({"file": "rkd_lsmt.yaml"}, r"rkd_lsmt\.yaml"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_mistyped_name_is_named(
+    recipe, options, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["train.py", *command(**options)])
+    with pytest.raises((ValueError, OSError, KeyError), match=message):
+        recipe.main()
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_its_audio_a_corpus_says_what_to_give(tmp_path):
+    done = train(tmp_path, file="ctc_lstm.yaml", data_folder=None)
+    assert done.returncode == 1
+    error = error_of(done)
+    assert "'small'" in error and "--data_folder" in error
+
+
+def test_a_folder_that_is_not_there_is_named(recipe, tmp_path):
+    hparams = {
+        "corpus": {"name": "small", "minilibri": None}
+        | {f"{kind}_splits": None for kind in ("train", "valid", "test")},
+        "data_folder": tmp_path / "nowhere",
+        "corpus_folder": tmp_path / "results",
+    }
+    with pytest.raises(ValueError, match="nowhere"):
+        recipe.prepare_corpus(hparams)
+
+
+def test_a_corpus_without_a_development_set_is_an_error(recipe, work, tmp_path):
+    for split in ("train-clean-100", "test-clean"):
+        shutil.copytree(work / "mini libri" / split, tmp_path / "data" / split)
+    hparams = {
+        "corpus": {"name": "small", "minilibri": None}
+        | {f"{kind}_splits": None for kind in ("train", "valid", "test")},
+        "data_folder": tmp_path / "data",
+        "corpus_folder": tmp_path / "results",
+    }
+    with pytest.raises(ValueError, match="no dev split among .*test-clean"):
+        recipe.prepare_corpus(hparams)
+
+
+# -------------------------------------------------------------------- datasets
+
+
+@pytest.fixture
+def datasets(recipe, tmp_path):
+    """make_datasets on manifests of transcripts and durations alone."""
+
+    def make(rows, frame_period=0.02, **changes):
+        manifest = tmp_path / "train.csv"
+        with open(manifest, "w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["ID", "duration", "wav", "spk_id", "wrd"])
+            for key, (seconds, text) in rows.items():
+                wav = f"$data_root/{key}.wav"
+                writer.writerow([key, seconds, wav, "s", text])
+        model = tmp_path / "char.model"
+        hparams = {
+            "tokenizer": recipe.train_tokenizer([manifest], model),
+            "speed_perturb": None,
+            "output_folder": tmp_path,
+        } | changes
+        splits = {"train": ["train"], "valid": ["train"], "test": ["train"]}
+        return recipe.make_datasets(
+            hparams, tmp_path, {"train": manifest}, splits, frame_period
+        )
+
+    return make
+
+
+def test_utterances_too_short_for_their_transcript_are_left_out(
+    datasets, tmp_path
+):
+    # 0.1 s are six frames; with the space in front, ABCDE has six symbols.
+    rows = {
+        "fits": (0.1, "ABCDE"),
+        "long": (0.1, "ABCDEF"),
+        # A blank must stand between equal neighbours.
+        "equal": (0.1, "ABCDD"),
+        "equal-fits": (0.12, "ABCDD"),
+    }
+    train, valid, scored = datasets(rows)
+    assert train.data_ids == ["fits", "equal-fits"]
+    listing = (tmp_path / "too_short_for_ctc.txt").read_text()
+    assert listing.split() == ["long", "equal"]
+    # What is scored is scored whole.
+    assert len(valid) == len(scored["train"]) == 4
+
+
+def test_the_transcripts_to_learn_never_hold_the_blank(datasets):
+    train, _, _ = datasets({"a": (9.0, "CAFÉ NO 2"), "b": (9.0, "PLAIN")})
+    train.set_output_keys(["id", "tokens"])
+    for item in train:
+        assert 0 not in item["tokens"].tolist(), item["id"]
+
+
+def test_teacher_and_student_hear_the_same_perturbed_speech(datasets, tmp_path):
+    torch.manual_seed(0)
+    wave = 0.1 * torch.randn(16000)
+    for key in "ab":
+        soundfile.write(tmp_path / f"{key}.wav", wave.numpy(), 16000)
+    rows = {"a": (1.0, "ONE"), "b": (1.0, "TWO")}
+    train, valid, _ = datasets(rows, speed_perturb=[50])
+    assert train[0]["sig"].shape == (32000,)
+    assert torch.allclose(valid[0]["sig"], wave, atol=1e-4)
+    plain, _, _ = datasets(rows)
+    assert torch.allclose(plain[1]["sig"], wave, atol=1e-4)

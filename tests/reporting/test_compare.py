@@ -1,0 +1,179 @@
+"""The table of runs."""
+
+import json
+import statistics
+
+import pytest
+
+from tutornet_sb.reporting.compare import summarize, table
+
+
+def scores(wer, cer=None):
+    cer = wer / 2 if cer is None else cer
+    return {"wer": wer, "cer": cer, "utterances": 3, "words": 30}
+
+
+def save(folder, splits, **changes):
+    results = {
+        "method": "ctc",
+        "corpus": "small",
+        "student": "lstm",
+        "seed": 1,
+        "parameters": 1_234_567,
+        "epochs": 40,
+        "train_seconds": 100.0,
+        "real_time_factor": 0.02,
+        "train_audio_seconds": 1.0,
+        "teacher": None,
+        "versions": {},
+        "stages": {"ctc": {"splits": splits}},
+    }
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(results | changes))
+    return folder
+
+
+def cells(text):
+    """The table as a list of dictionaries."""
+    head, rule, *rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+    ]
+    assert all(set(cell) == {"-"} for cell in rule)
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def test_a_summary_quotes_the_last_stage(tmp_path):
+    stages = {
+        "rkd": {"splits": {"test": scores(99.0)}},
+        "skd": {"splits": {"test": scores(12.0)}},
+    }
+    folder = save(tmp_path / "run", {}, stages=stages, method="rkd+skd", seed=7)
+    summary = summarize(folder)
+    assert summary["splits"] == {"test": scores(12.0)}
+    assert summary["name"] == "lstm"
+    assert summary["method"] == "rkd+skd"
+    assert (summary["seed"], summary["epochs"]) == (7, 40)
+    assert summary["parameters"] == 1_234_567
+    assert summary["real_time_factor"] == 0.02
+    assert summary["folder"] == str(folder)
+
+
+def test_a_folder_without_results_is_named(tmp_path):
+    for function in (summarize, lambda folder: table([folder])):
+        with pytest.raises(FileNotFoundError, match="empty holds no results"):
+            function(tmp_path / "empty")
+
+
+def test_one_run_is_one_row(tmp_path):
+    folder = save(tmp_path / "run", {"test-clean": scores(12.34, 5.67)})
+    (row,) = cells(table([folder]))
+    assert row == {
+        "corpus": "small",
+        "network": "lstm",
+        "method": "ctc",
+        "epochs": "40",
+        "seeds": "1",
+        "parameters (M)": "1.23",
+        "real-time factor": "0.020",
+        "test-clean WER / CER (%)": "12.3 / 5.7",
+        "run": str(folder),
+    }
+
+
+def test_seeds_share_a_row_of_mean_and_standard_deviation(tmp_path):
+    wers, cers, speeds = [10.0, 13.0, 11.5], [4.0, 4.5, 8.0], [0.01, 0.02, 0.06]
+    folders = [
+        save(
+            tmp_path / "ctc_lstm" / str(seed),
+            {"test": scores(wers[seed], cers[seed])},
+            seed=seed,
+            real_time_factor=speeds[seed],
+        )
+        for seed in range(3)
+    ]
+    (row,) = cells(table(folders))
+    assert row["seeds"] == "3"
+    spread = [
+        f"{statistics.mean(rates):.1f} ± {statistics.stdev(rates):.1f}"
+        for rates in (wers, cers)
+    ]
+    assert spread == ["11.5 ± 1.5", "5.5 ± 2.2"]
+    assert row["test WER / CER (%)"] == " / ".join(spread)
+    assert row["real-time factor"] == "0.030"
+    assert row["run"] == str(tmp_path / "ctc_lstm")
+
+
+# A seed apart, they would be one row.
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"method": "skd"},
+        {"corpus": "mini"},
+        {"student": "jasper_mini"},
+        {"epochs": 20},
+        # The same file with --student_overrides
+        {"parameters": 2_345_678},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_runs_that_differ_otherwise_keep_rows_of_their_own(tmp_path, change):
+    first = save(tmp_path / "1", {"test": scores(10.0)})
+    other = save(tmp_path / "2", {"test": scores(20.0)}, seed=2, **change)
+    rows = cells(table([first, other]))
+    column = "test WER / CER (%)"
+    assert [row[column] for row in rows] == ["10.0 / 5.0", "20.0 / 10.0"]
+    assert [row["seeds"] for row in rows] == ["1", "1"]
+
+
+def test_the_rows_keep_the_order_of_the_runs(tmp_path):
+    names = ["zebra", "ant", "moth"]
+    folders = [
+        save(tmp_path / name, {"test": scores(1.0)}, student=name)
+        for name in names
+    ]
+    assert [row["network"] for row in cells(table(folders))] == names
+
+
+def test_a_run_given_twice_counts_once(tmp_path):
+    folder = save(tmp_path / "1", {"test": scores(10.0)})
+    (row,) = cells(table([folder, folder]))
+    assert row["seeds"] == "1"
+    assert row["test WER / CER (%)"] == "10.0 / 5.0"
+
+
+def test_a_split_that_a_run_lacks_is_a_dash(tmp_path):
+    folders = [
+        save(tmp_path / "1", {"clean": scores(10.0)}),
+        save(
+            tmp_path / "2",
+            {"clean": scores(8.0), "other": scores(16.0)},
+            method="skd",
+        ),
+    ]
+    first, second = cells(table(folders))
+    assert first["clean WER / CER (%)"] == "10.0 / 5.0"
+    assert first["other WER / CER (%)"] == "-"
+    assert second["other WER / CER (%)"] == "16.0 / 8.0"
+
+
+def test_a_split_that_one_seed_lacks_has_no_mean(tmp_path):
+    folders = [
+        save(tmp_path / "1", {"clean": scores(10.0), "other": scores(9.0)}),
+        save(tmp_path / "2", {"clean": scores(12.0)}, seed=2),
+    ]
+    (row,) = cells(table(folders))
+    assert row["clean WER / CER (%)"] == "11.0 ± 1.4 / 5.5 ± 0.7"
+    assert row["other WER / CER (%)"] == "-"
+
+
+def test_the_columns_stand_under_each_other(tmp_path):
+    folders = [
+        save(tmp_path / "1", {"clean": scores(1.0)}, student="a"),
+        save(tmp_path / "two", {"clean": scores(100.0)}, student="longer"),
+    ]
+    lines = table(folders).splitlines()
+    assert len(lines) == 4
+    bars = [[i for i, c in enumerate(line) if c == "|"] for line in lines]
+    assert bars[0] == bars[1] == bars[2] == bars[3]
+    assert all(line[0] == line[-1] == "|" for line in lines)

@@ -1,0 +1,158 @@
+"""The folder of a finished run: what is in it, whole or damaged."""
+
+import csv
+
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+
+from tutornet_sb import runs
+from tutornet_sb.corpora.tokenizer import train_tokenizer
+
+MODEL = """
+model: !new:tutornet_sb.networks.acoustic_model.AcousticModel
+    features: !new:tutornet_sb.networks.acoustic_model.LogMelFeatures
+        n_mels: 16
+    encoder: !new:tutornet_sb.networks.lstm.LSTMEncoder
+        input_size: 16
+        channels: 4
+        hidden_size: {hidden_size}
+        layers: 1
+    head: !new:torch.nn.Linear
+        in_features: {head_size}
+        out_features: 29
+"""
+FILES = runs.MODEL_YAML, runs.WEIGHTS, runs.TOKENIZER, runs.RESULTS
+
+
+def model_yaml(hidden_size=3):
+    return MODEL.format(hidden_size=hidden_size, head_size=2 * hidden_size)
+
+
+@pytest.fixture
+def finished(tmp_path):
+    """A run's folder, and the model that was saved in it."""
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    torch.manual_seed(0)
+    model = load_hyperpyyaml(model_yaml())["model"].eval()
+    # As after training: not the values of a new network.
+    for tensor in model.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.add_(torch.rand_like(tensor))
+    (folder / runs.MODEL_YAML).write_text(model_yaml())
+    torch.save(model.state_dict(), folder / runs.WEIGHTS)
+    manifest = tmp_path / "train.csv"
+    with open(manifest, "w", newline="") as file:
+        csv.writer(file).writerows([["ID", "wrd"], ["a", "ONE TWO"]])
+    train_tokenizer([manifest], folder / runs.TOKENIZER)
+    runs.write_json(folder / runs.RESULTS, {"seed": 3})
+    return folder, model
+
+
+def test_a_run_is_finished_when_all_its_files_are_there(finished):
+    folder, _ = finished
+    assert runs.is_finished(folder)
+    assert runs.is_finished(str(folder))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_run_that_lacks_a_file_is_not_finished(finished, name):
+    folder, _ = finished
+    (folder / name).unlink()
+    assert not runs.is_finished(folder)
+    with pytest.raises(FileNotFoundError, match="a run holds no finished run"):
+        runs.load_run(folder)
+
+
+def test_no_folder_is_no_finished_run(tmp_path):
+    assert not runs.is_finished(tmp_path / "nowhere")
+    assert runs.read_results(tmp_path / "nowhere") == {}
+
+
+def test_a_loaded_model_is_the_saved_one(finished):
+    folder, saved = finished
+    torch.manual_seed(99)
+    model, tokenizer = runs.load_run(folder)
+    state = model.state_dict()
+    assert state.keys() == saved.state_dict().keys()
+    for name, tensor in saved.state_dict().items():
+        assert torch.equal(state[name], tensor), name
+    wavs, whole = torch.randn(2, 8000), torch.ones(2)
+    assert torch.equal(
+        model.eval()(wavs, whole).logits, saved(wavs, whole).logits
+    )
+    assert tokenizer.decode(tokenizer.encode("TWO ONE")) == "TWO ONE"
+
+
+def test_weights_of_another_size_do_not_fit(finished):
+    folder, _ = finished
+    (folder / runs.MODEL_YAML).write_text(model_yaml(hidden_size=5))
+    with pytest.raises(ValueError, match=r"model\.ckpt"):
+        runs.load_run(folder)
+
+
+@pytest.mark.parametrize("change", ["one less", "one more"])
+def test_weights_must_be_all_and_no_others(finished, change):
+    folder, model = finished
+    state = model.state_dict()
+    if change == "one less":
+        del state["head.bias"]
+    else:
+        state["head.extra"] = state["head.bias"]
+    torch.save(state, folder / runs.WEIGHTS)
+    name = "head.bias" if change == "one less" else "head.extra"
+    with pytest.raises(ValueError, match=name):
+        runs.load_run(folder)
+
+
+def test_results_come_back_as_written(tmp_path):
+    content = {"seed": 1, "name": "Zoë", "splits": {"dev": {"wer": 1 / 3}}}
+    runs.write_json(tmp_path / runs.RESULTS, content)
+    assert runs.read_results(tmp_path) == content
+    assert "Zoë" in (tmp_path / runs.RESULTS).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"seed": 1, ', b"\xff\xfe{}"])
+def test_a_damaged_result_file_is_named_with_what_to_do(tmp_path, damage):
+    (tmp_path / runs.RESULTS).write_bytes(damage)
+    with pytest.raises(ValueError, match=r"results\.json is damaged.*delete"):
+        runs.read_results(tmp_path)
+
+
+def test_a_file_is_replaced_in_one_piece(tmp_path):
+    path = tmp_path / "new folder" / "file.txt"
+
+    def write(to):
+        # Nothing is to be seen under the name before all is written.
+        assert not path.exists()
+        to.write_text("new")
+
+    runs.write_atomically(path, write)
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_interrupted_writer_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def half(to):
+        to.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        runs.write_atomically(path, half)
+    assert path.read_text() == "old"
+    # What the failure left behind does not stand in the way of the next try.
+    runs.write_atomically(path, lambda to: to.write_text("new"))
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
+    path = tmp_path / "results.json"
+    runs.write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        runs.write_json(path, {"a": torch.ones(1)})
+    assert runs.read_json(path) == {"a": 1}
