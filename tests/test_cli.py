@@ -15,6 +15,7 @@ RESULTS = {
     "seed": 1,
     "parameters": 445_085,
     "epochs": 40,
+    "train_audio_seconds": 60.0,
     "train_seconds": 100.0,
     "real_time_factor": 0.0123,
     "stages": {

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from tutornet_sb.reporting.compare import table
+from tutornet_sb.runs import write_atomically
 
 app = typer.Typer(
     help="Tools around TutorNet runs; the recipe's train.py trains.",
@@ -57,4 +58,11 @@ def _insert(path, name, text):
         )
     before, _, rest = content.partition(first)
     after = rest[rest.index(last) :]
-    path.write_text(f"{before}{first}{text}\n{after}", encoding="utf-8")
+    content = f"{before}{first}{text}\n{after}"
+    write_atomically(
+        path, lambda file: file.write_text(content, encoding="utf-8")
+    )
+
+
+if __name__ == "__main__":
+    app()

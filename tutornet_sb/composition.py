@@ -34,14 +34,17 @@ def read_experiment(path):
     FileNotFoundError
         If the file or one that it extends is missing.
     ValueError
-        If the file is not a mapping.
+        If a file is not a mapping, or extends itself in the end.
     """
     yaml = YAML()
-    merged = _read_mapping(yaml, path)
+    merged, seen = _read_mapping(yaml, path), {Path(path).resolve()}
     while "extends" in merged:
         base = Path(path).parent / merged.pop("extends")
         if not base.is_file():
             raise FileNotFoundError(f"{path} extends {base}, which is missing")
+        if base.resolve() in seen:
+            raise ValueError(f"{path} extends {base}, which extends it")
+        seen.add(base.resolve())
         path, extension = base, merged
         merged = _read_mapping(yaml, base)
         for key, value in extension.items():
@@ -101,7 +104,7 @@ def include(path, folder, size="full", overrides=None, **fixed):
     content = _read_mapping(yaml, found)
     values = {}
     if size != "full":
-        if size not in content:
+        if not hasattr(content.get(size), "items"):
             raise ValueError(f"{found} has no size '{size}', no such mapping")
         values.update(content[size])
     values.update(overrides or {})

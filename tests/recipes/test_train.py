@@ -69,7 +69,7 @@ def train(folder, patch=None, **options):
 
 def succeed(folder, **options):
     done = train(folder, **options)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, (done.stderr + done.stdout)[-3000:]
     return done
 
 

@@ -1,10 +1,13 @@
 """What every training stage shares: schedule, logs, checkpoints, scores."""
 
+import os
 import time
 
 import speechbrain as sb
 import torch
 from speechbrain.utils.checkpoints import (
+    METAFNAME,
+    Checkpointer,
     mark_as_loader,
     mark_as_saver,
     register_checkpoint_hooks,
@@ -53,6 +56,39 @@ class Stopwatch:
         del end_of_epoch
         with open(path, encoding="utf-8") as file:
             self.before = float(file.read())
+
+
+class AtomicCheckpointer(Checkpointer):
+    """A checkpointer that never offers half of a checkpoint.
+
+    SpeechBrain writes ``CKPT.yaml``, by which it knows a checkpoint, before the
+    parameters; a run killed in between would find a broken one and could not
+    continue. Here that file gets its name when all others are written.
+    """
+
+    def save_checkpoint(self, *args, **kwargs):
+        """Save as SpeechBrain does, then make the checkpoint known.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            As for SpeechBrain's ``Checkpointer``.
+
+        Returns
+        -------
+        speechbrain.utils.checkpoints.Checkpoint
+            The saved checkpoint; None on other processes than the main one.
+        """
+        checkpoint = super().save_checkpoint(*args, **kwargs)
+        if checkpoint is not None:
+            meta = checkpoint.path / METAFNAME
+            os.replace(meta.with_suffix(".unfinished"), meta)
+        return checkpoint
+
+    def _save_checkpoint_metafile(self, fpath, *args, **kwargs):
+        return super()._save_checkpoint_metafile(
+            fpath.with_suffix(".unfinished"), *args, **kwargs
+        )
 
 
 class StageBrain(sb.Brain):

@@ -1,11 +1,12 @@
 """The tokenizer of a corpus, shared by teacher and student."""
 
 import csv
-import os
 import string
 from pathlib import Path
 
 import sentencepiece
+
+from tutornet_sb.runs import write_atomically
 
 
 def train_tokenizer(manifests, path, model_type="char", vocab_size=29):
@@ -42,37 +43,10 @@ def train_tokenizer(manifests, path, model_type="char", vocab_size=29):
     """
     path = Path(path)
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        options = {"vocab_size": vocab_size}
-        if model_type == "char":
-            # The vocabulary of a character model is what it is told to hold.
-            letters = list(string.ascii_uppercase + "'")
-            options = {
-                "vocab_size": len(letters) + 2,
-                "user_defined_symbols": letters,
-                "hard_vocab_limit": False,
-            }
-        unfinished = path.with_suffix(".unfinished")
-        with open(unfinished, "wb") as file:
-            try:
-                sentencepiece.SentencePieceTrainer.train(
-                    sentence_iterator=_transcripts(manifests),
-                    model_writer=file,
-                    model_type=model_type,
-                    character_coverage=1.0,
-                    unk_id=0,
-                    bos_id=-1,
-                    eos_id=-1,
-                    pad_id=-1,
-                    minloglevel=2,
-                    **options,
-                )
-            except RuntimeError as error:
-                raise ValueError(
-                    f"no {model_type} tokenizer of {vocab_size} symbols can be "
-                    f"made from these transcripts: {error}"
-                ) from None
-        os.replace(unfinished, path)
+        write_atomically(
+            path,
+            lambda file: _train(manifests, file, model_type, vocab_size),
+        )
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     if tokenizer.get_piece_size() != vocab_size:
         raise ValueError(
@@ -97,6 +71,37 @@ def pieces(tokenizer):
         Symbols.
     """
     return [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
+
+
+def _train(manifests, path, model_type, vocab_size):
+    options = {"vocab_size": vocab_size}
+    if model_type == "char":
+        # The vocabulary of a character model is what it is told to hold.
+        letters = list(string.ascii_uppercase + "'")
+        options = {
+            "vocab_size": len(letters) + 2,
+            "user_defined_symbols": letters,
+            "hard_vocab_limit": False,
+        }
+    with open(path, "wb") as file:
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_transcripts(manifests),
+                model_writer=file,
+                model_type=model_type,
+                character_coverage=1.0,
+                unk_id=0,
+                bos_id=-1,
+                eos_id=-1,
+                pad_id=-1,
+                minloglevel=2,
+                **options,
+            )
+        except RuntimeError as error:
+            raise ValueError(
+                f"no {model_type} tokenizer of {vocab_size} symbols can be "
+                f"made from these transcripts: {error}"
+            ) from None
 
 
 def _transcripts(manifests):

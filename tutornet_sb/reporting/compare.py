@@ -5,6 +5,9 @@ from pathlib import Path
 
 from tutornet_sb.runs import read_results
 
+# Runs that agree in these are one row of a table.
+ALIKE = ("corpus", "name", "method", "epochs", "parameters")
+
 
 def summarize(folder):
     """Give the figures of a run that other runs and tables quote.
@@ -18,33 +21,43 @@ def summarize(folder):
     -------
     dict
         ``folder``, ``name`` of the network, ``method``, ``corpus``, ``seed``,
-        ``epochs``, ``parameters``, ``train_seconds``, ``real_time_factor`` and
-        ``splits``: the scores after the last stage.
+        ``epochs``, ``parameters``, ``train_audio_seconds``,
+        ``train_seconds``, ``real_time_factor`` and ``splits``: the scores after
+        the last stage.
 
     Raises
     ------
     FileNotFoundError
         If the folder holds no result file.
+    ValueError
+        If the file lacks a figure.
     """
     results = read_results(folder)
     if not results:
         raise FileNotFoundError(f"{folder} holds no results.json")
-    *_, last = results["stages"].values()
     same = (
         "method",
         "corpus",
         "seed",
         "epochs",
         "parameters",
+        "train_audio_seconds",
         "train_seconds",
         "real_time_factor",
     )
-    return {
-        "folder": str(folder),
-        "name": results["student"],
-        **{key: results[key] for key in same},
-        "splits": last["splits"],
-    }
+    try:
+        *_, last = results["stages"].values()
+        return {
+            "folder": str(folder),
+            "name": results["student"],
+            **{key: results[key] for key in same},
+            "splits": last["splits"],
+        }
+    except KeyError as error:
+        raise ValueError(
+            f"results.json in {folder} lacks {error}: was it written by "
+            "train.py?"
+        ) from None
 
 
 def table(folders):
@@ -69,9 +82,9 @@ def table(folders):
         If a folder holds no result file.
     """
     groups = {}
-    for folder in folders:
+    for folder in dict.fromkeys(map(str, folders)):
         run = summarize(folder)
-        key = run["corpus"], run["name"], run["method"], run["epochs"]
+        key = tuple(run[name] for name in ALIKE)
         groups.setdefault(key, []).append(run)
     splits = list(
         dict.fromkeys(
@@ -85,10 +98,10 @@ def table(folders):
     head += ["parameters (M)", "real-time factor"]
     head += [f"{split} WER / CER (%)" for split in splits]
     rows = [head + ["run"]]
-    for (corpus, name, method, epochs), group in groups.items():
+    for (*names, parameters), group in groups.items():
         speed = statistics.mean(run["real_time_factor"] for run in group)
-        row = [corpus, name, method, str(epochs), str(len(group))]
-        row += [f"{group[0]['parameters'] / 1e6:.2f}", f"{speed:.3f}"]
+        row = [*map(str, names), str(len(group))]
+        row += [f"{parameters / 1e6:.2f}", f"{speed:.3f}"]
         for split in splits:
             scores = [run["splits"].get(split) for run in group]
             if None in scores:

@@ -17,6 +17,7 @@ import platform
 import shutil
 import sys
 from importlib.metadata import version
+from io import StringIO
 from pathlib import Path
 
 import speechbrain as sb
@@ -28,7 +29,7 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import CTCBeamSearcher
-from speechbrain.utils.checkpoints import Checkpointer, average_checkpoints
+from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
@@ -37,6 +38,7 @@ from tutornet_sb import runs
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
+from tutornet_sb.brains.stage import AtomicCheckpointer
 from tutornet_sb.composition import read_experiment
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
@@ -61,6 +63,17 @@ logger = logging.getLogger(__name__)
 BRAINS = {"ctc": CTCBrain, "skd": SKDBrain, "rkd": RKDBrain}
 RECIPE_FOLDER = Path(__file__).resolve().parent
 STAGE_SUMMARY = "stage.json"
+# What may differ when a run is continued or scored again
+CHANGEABLE = {
+    "baseline_folder",
+    "beam_size",
+    "ckpt_interval_minutes",
+    "data_folder",
+    "kenlm_model_path",
+    "num_workers",
+    "recipe_folder",
+    "rtf_utterances",
+}
 
 
 def prepare_corpus(hparams):
@@ -145,10 +158,16 @@ def make_datasets(hparams, data_root, manifests, splits, frame_period):
         sig = sb.dataio.dataio.read_audio(wav)
         return perturb(sig.unsqueeze(0)).squeeze(0)
 
+    # A letter outside the vocabulary must not be learnt as the blank, whose
+    # index the unknown symbol has.
+    def symbols(wrd):
+        blank = hparams["blank_index"]
+        return [index for index in tokenizer.encode(wrd) if index != blank]
+
     @sb.utils.data_pipeline.takes("wrd")
     @sb.utils.data_pipeline.provides("tokens")
     def text(wrd):
-        return torch.tensor(tokenizer.encode(wrd), dtype=torch.long)
+        return torch.tensor(symbols(wrd), dtype=torch.long)
 
     train, valid = dataset(splits["train"]), dataset(splits["valid"])
     scored = {
@@ -158,7 +177,7 @@ def make_datasets(hparams, data_root, manifests, splits, frame_period):
 
     # CTC needs a frame for every symbol and one between equal neighbours.
     def fits(item):
-        ids = tokenizer.encode(item["wrd"])
+        ids = symbols(item["wrd"])
         repeats = sum(a == b for a, b in zip(ids, ids[1:], strict=False))
         return (
             len(ids) + repeats
@@ -178,6 +197,19 @@ def make_datasets(hparams, data_root, manifests, splits, frame_period):
         )
         train = DynamicItemDataset(
             {k: v for k, v in train.data.items() if k not in set(short)}
+        )
+
+    unknown = [
+        key
+        for key, item in train.data.items()
+        if len(symbols(item["wrd"])) < len(tokenizer.encode(item["wrd"]))
+    ]
+    if unknown:
+        logger.warning(
+            "%d training transcripts hold letters outside the vocabulary, "
+            "which are left out; the first is that of %s",
+            len(unknown),
+            unknown[0],
         )
 
     train.add_dynamic_item(perturbed_audio if perturb else audio)
@@ -244,6 +276,11 @@ def stage_epochs(hparams):
         raise ValueError(
             f"stages: {stages} must name stages among {', '.join(BRAINS)}"
         )
+    if hparams["method"] != "+".join(stages):
+        raise ValueError(
+            f"method: {hparams['method']} is not what stages: {stages} do; "
+            f"say --method {'+'.join(stages)} too"
+        )
     if len(stages) == 1:
         return {stages[0]: epochs}
     if len(stages) > 2 or stages[0] != "rkd" or stages[1] == "rkd":
@@ -283,7 +320,7 @@ def train_stage(name, epochs, student, teacher, data, hparams, run_opts):
             student.encoder.output_size, teacher.hidden_size
         )
     counter = EpochCounter(epochs)
-    checkpointer = Checkpointer(
+    checkpointer = AtomicCheckpointer(
         folder / "save",
         {key: m for key, m in modules.items() if key != "teacher"}
         | {"counter": counter},
@@ -387,9 +424,34 @@ def measure_speed(student, data, hparams):
     )
 
 
+def refuse_other_experiment(resolved, folder):
+    """Keep a folder from mixing the results of two experiments."""
+    path, yaml = folder / "hyperparams.yaml", YAML()
+    if not path.is_file():
+        return
+
+    def values(text):
+        for key, value in yaml.load(text).items():
+            text = StringIO()
+            yaml.dump({key: value}, text)
+            yield key, text.getvalue()
+
+    ours = dict(values(resolved))
+    theirs = dict(values(path.read_text(encoding="utf-8")))
+    for key in ours.keys() - CHANGEABLE:
+        there = theirs.get(key, f"{key} is missing\n")
+        if there != ours[key]:
+            raise ValueError(
+                f"{folder} holds another experiment: there\n{there}"
+                f"and now\n{ours[key]}"
+                "Give this one its own --output_folder, or delete that one"
+            )
+
+
 def save_yaml(text, overrides, folder):
     """Save the experiment, and its network alone, with all values filled in."""
     resolved = resolve_references(text, overrides).read()
+    refuse_other_experiment(resolved, folder)
     (folder / "hyperparams.yaml").write_text(resolved, encoding="utf-8")
     yaml = YAML()
     network = yaml.load(resolved)["student"]
