@@ -452,7 +452,12 @@ def recipe():
     ],
 )
 def test_the_stages_share_the_epochs(recipe, stages, epochs, share, wanted):
-    hparams = {"stages": stages, "epochs": epochs, "rkd_share": share}
+    hparams = {
+        "method": "+".join(stages),
+        "stages": stages,
+        "epochs": epochs,
+        "rkd_share": share,
+    }
     found = recipe.stage_epochs(hparams)
     assert found == wanted and list(found) == stages
 
@@ -473,7 +478,12 @@ def test_the_stages_share_the_epochs(recipe, stages, epochs, share, wanted):
 def test_stages_that_make_no_sense_are_errors(
     recipe, stages, epochs, share, message
 ):
-    hparams = {"stages": stages, "epochs": epochs, "rkd_share": share}
+    hparams = {
+        "method": "+".join(stages),
+        "stages": stages,
+        "epochs": epochs,
+        "rkd_share": share,
+    }
     with pytest.raises(ValueError, match=message):
         recipe.stage_epochs(hparams)
 

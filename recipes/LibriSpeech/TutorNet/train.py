@@ -161,8 +161,8 @@ def make_datasets(hparams, data_root, manifests, splits, frame_period):
     # A letter outside the vocabulary must not be learnt as the blank, whose
     # index the unknown symbol has.
     def symbols(wrd):
-        blank = hparams["blank_index"]
-        return [index for index in tokenizer.encode(wrd) if index != blank]
+        unknown = tokenizer.unk_id()
+        return [index for index in tokenizer.encode(wrd) if index != unknown]
 
     @sb.utils.data_pipeline.takes("wrd")
     @sb.utils.data_pipeline.provides("tokens")
@@ -539,8 +539,10 @@ def main():
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
     hparams = run(hparams_file, run_opts, YAML().load(overrides) or {})
-    shown = [hparams["teacher_folder"], hparams["baseline_folder"]]
-    folders = dict.fromkeys(map(str, [*shown, hparams["output_folder"]]))
+    shown = [hparams["output_folder"]]
+    if hparams["stages"] != ["ctc"]:
+        shown = [hparams["teacher_folder"], hparams["baseline_folder"], *shown]
+    folders = dict.fromkeys(map(str, shown))
     finished = [folder for folder in folders if runs.is_finished(folder)]
     if sb.utils.distributed.if_main_process():
         print(table(finished))
