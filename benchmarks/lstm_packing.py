@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from tutornet_sb.files import write_json
 from tutornet_sb.networks.lstm import LSTMEncoder
-from tutornet_sb.runs import write_json
 
 BATCH, FRAMES, SIZE, LAYERS, REPEATS = 8, 300, 96, 2, 7
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 
-from tutornet_sb import runs
+from tutornet_sb import files, runs
 from tutornet_sb.corpora.tokenizer import train_tokenizer
 
 MODEL = """
@@ -46,7 +46,7 @@ def finished(tmp_path):
     with open(manifest, "w", newline="") as file:
         csv.writer(file).writerows([["ID", "wrd"], ["a", "ONE TWO"]])
     train_tokenizer([manifest], folder / runs.TOKENIZER)
-    runs.write_json(folder / runs.RESULTS, {"seed": 3})
+    files.write_json(folder / runs.RESULTS, {"seed": 3})
     return folder, model
 
 
@@ -108,7 +108,7 @@ def test_weights_must_be_all_and_no_others(finished, change):
 
 def test_results_come_back_as_written(tmp_path):
     content = {"seed": 1, "name": "Zoë", "splits": {"dev": {"wer": 1 / 3}}}
-    runs.write_json(tmp_path / runs.RESULTS, content)
+    files.write_json(tmp_path / runs.RESULTS, content)
     assert runs.read_results(tmp_path) == content
     assert "Zoë" in (tmp_path / runs.RESULTS).read_text(encoding="utf-8")
 
@@ -128,7 +128,7 @@ def test_a_file_is_replaced_in_one_piece(tmp_path):
         assert not path.exists()
         to.write_text("new")
 
-    runs.write_atomically(path, write)
+    files.write_atomically(path, write)
     assert path.read_text() == "new"
     assert list(path.parent.iterdir()) == [path]
 
@@ -142,17 +142,17 @@ def test_an_interrupted_writer_leaves_the_old_file(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        runs.write_atomically(path, half)
+        files.write_atomically(path, half)
     assert path.read_text() == "old"
     # What the failure left behind does not stand in the way of the next try.
-    runs.write_atomically(path, lambda to: to.write_text("new"))
+    files.write_atomically(path, lambda to: to.write_text("new"))
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
 
 
 def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
     path = tmp_path / "results.json"
-    runs.write_json(path, {"a": 1})
+    files.write_json(path, {"a": 1})
     with pytest.raises(TypeError):
-        runs.write_json(path, {"a": torch.ones(1)})
-    assert runs.read_json(path) == {"a": 1}
+        files.write_json(path, {"a": torch.ones(1)})
+    assert files.read_json(path) == {"a": 1}

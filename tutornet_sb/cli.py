@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from tutornet_sb.files import write_atomically
 from tutornet_sb.reporting.compare import table
-from tutornet_sb.runs import write_atomically
 
 app = typer.Typer(
     help="Tools around TutorNet runs; the recipe's train.py trains.",

@@ -16,6 +16,7 @@ import torch
 
 from tutornet_sb import runs
 from tutornet_sb.corpora.minilibri import make_minilibri
+from tutornet_sb.files import read_json
 from tutornet_sb.networks.acoustic_model import AcousticModel
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
@@ -392,7 +393,7 @@ def test_skd_starts_from_the_best_weights_of_rkd(whole):
         return all(torch.allclose(start[name], state[name]) for name in start)
 
     assert is_start(states["1"]) and not is_start(states["2"])
-    stage = runs.read_json(whole / "run" / "stages" / "rkd" / "stage.json")
+    stage = read_json(whole / "run" / "stages" / "rkd" / "stage.json")
     assert stage["best_epoch"] == 1
 
 

@@ -23,6 +23,8 @@ import re
 import soundfile
 from tqdm import tqdm
 
+from tutornet_sb.files import write_atomically, write_json
+
 logger = logging.getLogger(__name__)
 
 SPLITS = (
@@ -178,7 +180,7 @@ def prepare_librispeech(
             header = ("ID", "duration", "wav", "spk_id", "wrd")
             _write_csv(outputs[0], header, rows)
             state[split] = [inputs, *map(_stamp, outputs)]
-            _write_state(save_folder, state)
+            write_json(save_folder / STATE_FILE, state)
     if problems:
         raise CorpusError("\n".join(problems))
     return {split: _outputs(save_folder, split)[0] for split in splits}
@@ -414,12 +416,13 @@ def _outputs(save_folder, split):
 
 
 def _write_csv(path, header, rows):
-    partial = path.with_suffix(".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
-    os.replace(partial, path)
+    def write(partial):
+        with open(partial, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(header)
+            writer.writerows(rows)
+
+    write_atomically(path, write)
 
 
 def _read_state(save_folder):
@@ -429,13 +432,6 @@ def _read_state(save_folder):
     except (OSError, ValueError):
         return {}
     return state if isinstance(state, dict) else {}
-
-
-def _write_state(save_folder, state):
-    path = save_folder / STATE_FILE
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(state, indent=2) + "\n")
-    os.replace(partial, path)
 
 
 def _fingerprint(listing):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from tutornet_sb.runs import write_atomically
+from tutornet_sb.files import write_atomically
 
 
 def train_tokenizer(manifests, path, model_type="char", vocab_size=29):

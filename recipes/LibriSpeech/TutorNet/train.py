@@ -51,6 +51,7 @@ from tutornet_sb.distillation.teacher import (
     check_vocabulary,
     load_model_weights,
 )
+from tutornet_sb.files import read_json, write_atomically, write_json
 from tutornet_sb.reporting.compare import summarize, table
 from tutornet_sb.reporting.scores import (
     real_time_factor,
@@ -121,9 +122,7 @@ def make_tokenizer(hparams, manifests):
     path = Path(hparams["corpus_folder"]) / f"{kind}_{size}.model"
     tokenizer = run_on_main(train_tokenizer, [manifests, path, kind, size])
     copy = Path(hparams["output_folder"]) / runs.TOKENIZER
-    run_on_main(
-        runs.write_atomically, [copy, lambda to: shutil.copyfile(path, to)]
-    )
+    run_on_main(write_atomically, [copy, lambda to: shutil.copyfile(path, to)])
     return tokenizer
 
 
@@ -309,7 +308,7 @@ def train_stage(name, epochs, student, teacher, data, hparams, run_opts):
     if weights.is_file() and summary.is_file():
         logger.info("Stage %s is finished: using %s", name, weights)
         load_model_weights(student, weights)
-        return runs.read_json(summary)
+        return read_json(summary)
 
     train, valid_loader = data
     modules = {"student": student}
@@ -362,10 +361,8 @@ def train_stage(name, epochs, student, teacher, data, hparams, run_opts):
         "best_epoch": best[0].meta["epoch"],
     }
     state = student.state_dict()
-    run_on_main(
-        runs.write_atomically, [weights, lambda p: torch.save(state, p)]
-    )
-    run_on_main(runs.write_json, [summary, figures])
+    run_on_main(write_atomically, [weights, lambda p: torch.save(state, p)])
+    run_on_main(write_json, [summary, figures])
     return figures
 
 
@@ -408,7 +405,7 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
         for suffix, hypotheses in texts.items():
             path = folder / f"wer_{split}{suffix}.txt"
             run_on_main(write_alignments, [path, brain.references, hypotheses])
-        run_on_main(runs.write_json, [folder / STAGE_SUMMARY, figures])
+        run_on_main(write_json, [folder / STAGE_SUMMARY, figures])
 
 
 def measure_speed(student, data, hparams):
@@ -455,7 +452,7 @@ def save_yaml(text, overrides, folder):
     (folder / "hyperparams.yaml").write_text(resolved, encoding="utf-8")
     yaml = YAML()
     network = yaml.load(resolved)["student"]
-    runs.write_atomically(
+    write_atomically(
         folder / runs.MODEL_YAML, lambda path: yaml.dump(network, path)
     )
 
@@ -501,7 +498,7 @@ def run(hparams_file, run_opts, overrides):
     # The student and what is known of it
     state = student.state_dict()
     run_on_main(
-        runs.write_atomically,
+        write_atomically,
         [output_folder / runs.WEIGHTS, lambda path: torch.save(state, path)],
     )
     seconds = [float(item["duration"]) for item in train.data.values()]
@@ -530,7 +527,7 @@ def run(hparams_file, run_opts, overrides):
     }
     if teacher is not None:
         results["teacher"] = summarize(hparams["teacher_folder"])
-    run_on_main(runs.write_json, [output_folder / runs.RESULTS, results])
+    run_on_main(write_json, [output_folder / runs.RESULTS, results])
     return hparams
 
 

@@ -1,0 +1,67 @@
+"""Files that are written in one piece and read with a clear error."""
+
+import json
+import os
+from pathlib import Path
+
+
+def read_json(path):
+    """Read a file written by :func:`write_json`.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File to read.
+
+    Returns
+    -------
+    dict
+        What it holds.
+
+    Raises
+    ------
+    ValueError
+        If the file is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it and run the same command "
+            "again"
+        ) from None
+
+
+def write_atomically(path, write):
+    """Write a file so that a reader never sees half of it.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File to write.
+    write : callable
+        Called with the path of an unfinished file, which then takes the place
+        of ``path``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    try:
+        write(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def write_json(path, content):
+    """Write a JSON file in one piece.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File to write.
+    content : dict
+        What it shall hold.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
