@@ -63,8 +63,9 @@ def summarize(folder):
 def table(folders):
     """Lay runs out in a Markdown table, one row for each network and method.
 
-    Runs that differ in their seed alone share a row, which gives the mean and
-    the standard deviation of the sample.
+    Runs side by side in one folder, as those that differ in their seed alone
+    are, share a row, which gives the mean and the standard deviation of the
+    sample.
 
     Arguments
     ---------
@@ -84,7 +85,7 @@ def table(folders):
     groups = {}
     for folder in dict.fromkeys(map(str, folders)):
         run = summarize(folder)
-        key = tuple(run[name] for name in ALIKE)
+        key = tuple(run[name] for name in ALIKE) + (Path(folder).parent,)
         groups.setdefault(key, []).append(run)
     splits = list(
         dict.fromkeys(
@@ -98,7 +99,7 @@ def table(folders):
     head += ["parameters (M)", "real-time factor"]
     head += [f"{split} WER / CER (%)" for split in splits]
     rows = [head + ["run"]]
-    for (*names, parameters), group in groups.items():
+    for (*names, parameters, where), group in groups.items():
         speed = statistics.mean(run["real_time_factor"] for run in group)
         row = [*map(str, names), str(len(group))]
         row += [f"{parameters / 1e6:.2f}", f"{speed:.3f}"]
@@ -112,10 +113,8 @@ def table(folders):
                 for rate in ("wer", "cer")
             )
             row.append(" / ".join(rates))
-        where = group[0]["folder"]
-        if len(group) > 1:
-            where = str(Path(where).parent)
-        rows.append(row + [where])
+        one = len(group) == 1
+        rows.append(row + [group[0]["folder"] if one else str(where)])
     return _markdown(rows)
 
 
