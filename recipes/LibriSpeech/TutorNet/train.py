@@ -17,7 +17,6 @@ import platform
 import shutil
 import sys
 from importlib.metadata import version
-from io import StringIO
 from pathlib import Path
 
 import speechbrain as sb
@@ -427,21 +426,25 @@ def refuse_other_experiment(resolved, folder):
     if not path.is_file():
         return
 
-    def values(text):
-        for key, value in yaml.load(text).items():
-            text = StringIO()
-            yaml.dump({key: value}, text)
-            yield key, text.getvalue()
+    def plain(node):
+        # Tags count, comments do not.
+        tag = getattr(getattr(node, "tag", None), "value", None)
+        if hasattr(node, "items"):
+            node = {key: plain(value) for key, value in node.items()}
+        elif isinstance(node, list):
+            node = [plain(value) for value in node]
+        else:
+            node = getattr(node, "value", node)
+        return node if tag is None else f"{tag} {node}"
 
-    ours = dict(values(resolved))
-    theirs = dict(values(path.read_text(encoding="utf-8")))
-    for key in ours.keys() - CHANGEABLE:
-        there = theirs.get(key, f"{key} is missing\n")
-        if there != ours[key]:
+    ours = plain(yaml.load(resolved))
+    theirs = plain(yaml.load(path.read_text(encoding="utf-8")))
+    for key in (key for key in ours if key not in CHANGEABLE):
+        if theirs.get(key) != ours[key]:
             raise ValueError(
-                f"{folder} holds another experiment: there\n{there}"
-                f"and now\n{ours[key]}"
-                "Give this one its own --output_folder, or delete that one"
+                f"{folder} holds another experiment: there {key} is "
+                f"{theirs.get(key)}, and now it is {ours[key]}. Give this one "
+                "its own --output_folder, or delete that one"
             )
 
 
