@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 
@@ -45,12 +46,14 @@ def write_atomically(path, write):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    try:
+    # A folder of its own, since two experiments may share a corpus, and the
+    # final name in it, since torch.save writes that into the file.
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f"{path.name}.", suffix=".unfinished"
+    ) as folder:
+        unfinished = Path(folder) / path.name
         write(unfinished)
         os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def write_json(path, content):

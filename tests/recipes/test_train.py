@@ -308,6 +308,22 @@ def test_a_finished_run_is_never_said_to_have_had_other_epochs(finished):
     assert found["epochs"] == trained == logged
 
 
+@pytest.mark.parametrize("words", [["--seed=1", "--seed=2"], ["--lr", "{"]])
+def test_a_command_line_that_is_no_yaml_is_one_clear_line(
+    recipe, monkeypatch, words
+):
+    file = str(RECIPE / "hparams" / "ctc_lstm.yaml")
+    monkeypatch.setattr("sys.argv", ["train.py", file, *words])
+    with pytest.raises(SystemExit, match="give each option once"):
+        recipe.main()
+
+
+def test_a_method_that_its_stages_do_not_do_is_an_error(recipe):
+    hparams = {"method": "rkd+skd", "stages": ["rkd", "ctc"], "epochs": 4}
+    with pytest.raises(ValueError, match=r"say --method rkd\+ctc"):
+        recipe.stage_epochs(hparams)
+
+
 def test_a_teacher_with_another_vocabulary_is_an_error_naming_both(finished):
     done = train(
         finished,

@@ -23,6 +23,7 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -538,7 +539,14 @@ def main():
     """Run the experiment that the command line describes and show its table."""
     hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
     sb.utils.distributed.ddp_init_group(run_opts)
-    hparams = run(hparams_file, run_opts, YAML().load(overrides) or {})
+    try:
+        overrides = YAML().load(overrides) or {}
+    except YAMLError as error:
+        sys.exit(
+            f"train.py: {error.problem or error}: give each option once, and "
+            "quote a value that has braces or blanks"
+        )
+    hparams = run(hparams_file, run_opts, overrides)
     shown = [hparams["output_folder"]]
     if hparams["stages"] != ["ctc"]:
         shown = [hparams["teacher_folder"], hparams["baseline_folder"], *shown]
