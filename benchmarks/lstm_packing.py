@@ -14,7 +14,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from tutornet_sb.files import write_json
-from tutornet_sb.networks.lstm import LSTMEncoder
+from tutornet_sb.networks.recurrent import RecurrentEncoder
 
 BATCH, FRAMES, SIZE, LAYERS, REPEATS = 8, 300, 96, 2, 7
 
@@ -25,8 +25,8 @@ def packed_twin(encoder):
         SIZE, SIZE, LAYERS, bidirectional=True, batch_first=True
     )
     pairs = (
-        ("", encoder.forward_layers),
-        ("_reverse", encoder.backward_layers),
+        ("", encoder.layers.forward_layers),
+        ("_reverse", encoder.layers.backward_layers),
     )
     with torch.no_grad():
         for suffix, layers in pairs:
@@ -40,7 +40,7 @@ def packed_twin(encoder):
 def main():
     """Measure and write the result."""
     torch.manual_seed(0)
-    encoder = LSTMEncoder(64, SIZE, SIZE, LAYERS).eval()
+    encoder = RecurrentEncoder(64, SIZE, SIZE, LAYERS).eval()
     lstm = packed_twin(encoder)
     lengths = torch.linspace(FRAMES // 2, FRAMES, BATCH).long()
     features = torch.randn(BATCH, FRAMES, 64)

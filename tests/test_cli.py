@@ -1,11 +1,17 @@
 """The `tutornet` command."""
 
+import csv
 import json
+import re
 
 import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
 from typer.testing import CliRunner
 
+from tutornet_sb import runs
 from tutornet_sb.cli import app
+from tutornet_sb.corpora.tokenizer import train_tokenizer
 from tutornet_sb.reporting.compare import table
 
 RESULTS = {
@@ -61,11 +67,11 @@ def document(tmp_path):
     return path
 
 
-def one_line(result):
+def one_line(result, command="compare"):
     """The only line of standard error."""
     assert result.exit_code == 1
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("tutornet compare: ")
+    assert line.startswith(f"tutornet {command}: ")
     return line
 
 
@@ -147,3 +153,110 @@ def test_results_that_lack_a_figure_are_named(folder):
 
 def test_compare_wants_at_least_one_run():
     assert invoke("compare").exit_code == 2
+
+
+# ----------------------------------------------------------------------- layers
+
+NETWORK = """
+name: mini
+output_size: 7
+n_mels: 16
+channels: 6
+stride: 4
+small: {channels: 4, stride: 2}
+model: !new:tutornet_sb.networks.acoustic_model.AcousticModel
+    features: !new:tutornet_sb.networks.acoustic_model.LogMelFeatures
+        n_mels: !ref <n_mels>
+    encoder: !new:tutornet_sb.networks.recurrent.RecurrentEncoder
+        input_size: !ref <n_mels>
+        channels: !ref <channels>
+        hidden_size: 3
+        layers: 1
+        kernel_size: 5
+        stride: !ref <stride>
+    head: !new:torch.nn.Linear
+        in_features: 6
+        out_features: !ref <output_size>
+"""
+
+
+@pytest.fixture
+def network(tmp_path):
+    path = tmp_path / "mini.yaml"
+    path.write_text(NETWORK)
+    return path
+
+
+def rows(result):
+    """Columns of the table by layer; two blanks or more lie between them."""
+    assert result.exit_code == 0, result.stderr
+    lines = [re.split("  +", line) for line in result.stdout.splitlines()]
+    assert lines[0] == [
+        "layer",
+        "type",
+        "output",
+        "frame (ms)",
+        "parameters",
+        "tap",
+    ]
+    return {line[0]: line[1:] for line in lines[1:]}
+
+
+def test_layers_lists_the_layers_of_a_network(network):
+    found = rows(invoke("layers", network))
+    assert list(found)[0] == "features" and list(found)[-1] == "head"
+    for path, row in {
+        "features": ["LogMelFeatures", "(batch, frames, 16)", "10", "0"],
+        "features.fbank.compute_deltas": ["Deltas", "-", "-", "0"],
+        "encoder": [
+            "RecurrentEncoder",
+            "(batch, frames, 6)",
+            "40",
+            # Convolution, its normalisation, two LSTMs
+            f"{16 * 6 * 5 + 2 * 6 + 2 * 4 * 3 * (6 + 3 + 2)}",
+            "default",
+        ],
+        "encoder.conv": ["Conv1d", "(batch, 6, frames)", "40", "480", "yes"],
+        "head": ["Linear", "(batch, frames, 7)", "40", "49", "yes"],
+    }.items():
+        assert found[path] == row
+
+
+def test_layers_of_another_size(network):
+    found = rows(invoke("layers", network, "--size", "small"))
+    assert found["encoder.conv"][1:3] == ["(batch, 4, frames)", "20"]
+
+
+def test_layers_of_a_finished_run(network, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / runs.MODEL_YAML).write_text(NETWORK)
+    model = load_hyperpyyaml(NETWORK)["model"]
+    torch.save(model.state_dict(), folder / runs.WEIGHTS)
+    manifest = tmp_path / "train.csv"
+    with open(manifest, "w", newline="") as file:
+        csv.writer(file).writerows([["ID", "wrd"], ["a", "ONE TWO"]])
+    train_tokenizer([manifest], folder / runs.TOKENIZER)
+    (folder / runs.RESULTS).write_text("{}")
+    whole = invoke("layers", network)
+    assert invoke("layers", folder).stdout == whole.stdout != ""
+    line = one_line(invoke("layers", folder, "--size", "small"), "layers")
+    assert "--size" in line
+
+
+def test_layers_of_what_is_no_network(network, folder, tmp_path):
+    def refused(*arguments):
+        return one_line(invoke("layers", *arguments), "layers")
+
+    assert "no-such.yaml" in refused(tmp_path / "no-such.yaml")
+    assert "no size 'medium'" in refused(network, "--size", "medium")
+    assert "holds no finished run" in refused(folder)
+    other = tmp_path / "other.yaml"
+    other.write_text("name: other\n")
+    assert "no AcousticModel under the key 'model'" in refused(other)
+    other.write_text("name: [other\n")
+    assert "other.yaml" in refused(other)
+    other.write_text(NETWORK.replace("RecurrentEncoder", "Recurrent"))
+    assert "Recurrent" in refused(other)
+    other.write_text(NETWORK.replace("in_features: 6", "in_features: 5"))
+    assert "shapes cannot be multiplied" in refused(other)

@@ -13,7 +13,7 @@ MODEL = """
 model: !new:tutornet_sb.networks.acoustic_model.AcousticModel
     features: !new:tutornet_sb.networks.acoustic_model.LogMelFeatures
         n_mels: 16
-    encoder: !new:tutornet_sb.networks.lstm.LSTMEncoder
+    encoder: !new:tutornet_sb.networks.recurrent.RecurrentEncoder
         input_size: 16
         channels: 4
         hidden_size: {hidden_size}

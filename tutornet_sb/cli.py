@@ -1,11 +1,19 @@
 """The ``tutornet`` command."""
 
+from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
+from tutornet_sb import runs
+from tutornet_sb.composition import include
+from tutornet_sb.distillation.taps import list_layers
 from tutornet_sb.files import write_atomically
+from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.reporting.compare import table
 
 app = typer.Typer(
@@ -22,8 +30,9 @@ def tutornet():
 
 @app.command()
 def compare(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Output folders of train.py.")
+    folders: Annotated[
+        list[Path],
+        typer.Argument(metavar="RUNS...", help="Output folders of train.py."),
     ],
     into: Annotated[
         Path | None,
@@ -38,13 +47,90 @@ def compare(
 ):
     """Lay runs out in a table; runs that differ in their seed share a row."""
     try:
-        text = table(runs)
+        text = table(folders)
         if into is not None:
             _insert(into, name, text)
     except (OSError, ValueError) as error:
         typer.echo(f"tutornet compare: {error}", err=True)
         raise typer.Exit(1) from None
     typer.echo(text)
+
+
+@app.command()
+def layers(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL_YAML|RUN",
+            help="A network's YAML file, or an output folder of train.py. "
+            "Either can run code: give only what you trust.",
+        ),
+    ],
+    size: Annotated[
+        str,
+        typer.Option(help="Size of the network, of those in its YAML file."),
+    ] = "full",
+):
+    """List the layers of a model, and which of them can be paired.
+
+    Shapes are those of the layers' outputs; frames lie so many ms apart.
+    """
+    try:
+        if not model.is_dir():
+            network = _build(model, size)
+        elif size == "full":
+            network, _ = runs.load_run(model)
+        else:
+            raise ValueError("--size is for a YAML file: a run has its own")
+        lines = _lay_out(list_layers(network))
+    # The last three are what comes of a network that cannot be built.
+    except (
+        OSError,
+        ValueError,
+        YAMLError,
+        ImportError,
+        TypeError,
+        RuntimeError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        typer.echo(f"tutornet layers: {reason}", err=True)
+        raise typer.Exit(1) from None
+    typer.echo("\n".join(lines))
+
+
+def _build(path, size):
+    """Make a network with random weights."""
+    text = StringIO()
+    YAML().dump(include(path, ".", size), text)
+    network = load_hyperpyyaml(text.getvalue()).get("model")
+    if not isinstance(network, AcousticModel):
+        raise ValueError(f"{path} has no AcousticModel under the key 'model'")
+    return network
+
+
+def _lay_out(layers):
+    """Lines of a table, with the layer that is tapped by default."""
+    rows = [["layer", "type", "output", "frame (ms)", "parameters", "tap"]]
+    for layer in layers:
+        period, tap = layer.frame_period, "yes" if layer.tap else ""
+        if tap and layer.path == "encoder":
+            tap = "default"
+        rows.append(
+            [
+                layer.path,
+                layer.kind,
+                _shape(layer.shape) if layer.shape else "-",
+                f"{1000 * period:g}" if period else "-",
+                f"{layer.parameters:,}",
+                tap,
+            ]
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _shape(shape):
+    return f"({', '.join(map(str, shape))})"
 
 
 def _insert(path, name, text):

@@ -2,8 +2,8 @@
 
 HyperPyYAML's own ``!include`` cannot be swapped from the command line without
 losing the overrides that stand beside it, so files are put together here:
-``extends`` by :func:`read_experiment`, networks and corpora by :func:`include`
-under the ``!applyref`` tag.
+main files by :func:`read_experiment`, networks and corpora by :func:`include`
+under the ``!applyref`` tag. Any of them may extend another file of its kind.
 """
 
 from io import StringIO
@@ -37,20 +37,8 @@ def read_experiment(path):
         If a file is not a mapping, or extends itself in the end.
     """
     yaml = YAML()
-    merged, seen = _read_mapping(yaml, path), {Path(path).resolve()}
-    while "extends" in merged:
-        base = Path(path).parent / merged.pop("extends")
-        if not base.is_file():
-            raise FileNotFoundError(f"{path} extends {base}, which is missing")
-        if base.resolve() in seen:
-            raise ValueError(f"{path} extends {base}, which extends it")
-        seen.add(base.resolve())
-        path, extension = base, merged
-        merged = _read_mapping(yaml, base)
-        for key, value in extension.items():
-            merged[key] = value
     text = StringIO()
-    yaml.dump(merged, text)
+    yaml.dump(_read_merged(yaml, path), text)
     return text.getvalue()
 
 
@@ -59,7 +47,8 @@ def include(path, folder, size="full", overrides=None, **fixed):
 
     Used as ``student: !applyref:tutornet_sb.composition.include``. The values
     at the top of the file are those of the full size; a mapping named as
-    another size replaces some of them.
+    another size replaces some of them. The file may extend another, as main
+    files do: it then needs to say only what differs.
 
     Arguments
     ---------
@@ -82,9 +71,10 @@ def include(path, folder, size="full", overrides=None, **fixed):
     Raises
     ------
     FileNotFoundError
-        If there is no such file.
+        If there is no such file, or it extends one that is missing.
     ValueError
-        If the file has no such size, or an override names no key of it.
+        If the file has no such size, or an override names no key of it, or it
+        extends itself in the end.
 
     Example
     -------
@@ -101,7 +91,7 @@ def include(path, folder, size="full", overrides=None, **fixed):
             f"{path} is neither in the working folder nor in {folder}"
         )
     yaml = YAML()
-    content = _read_mapping(yaml, found)
+    content = _read_merged(yaml, found)
     values = {}
     if size != "full":
         if not hasattr(content.get(size), "items"):
@@ -120,6 +110,22 @@ def include(path, folder, size="full", overrides=None, **fixed):
     text = StringIO()
     yaml.dump(content, text)
     return yaml.load(resolve_references(text.getvalue(), None, True))
+
+
+def _read_merged(yaml, path):
+    merged, seen = _read_mapping(yaml, path), {Path(path).resolve()}
+    while "extends" in merged:
+        base = Path(path).parent / merged.pop("extends")
+        if not base.is_file():
+            raise FileNotFoundError(f"{path} extends {base}, which is missing")
+        if base.resolve() in seen:
+            raise ValueError(f"{path} extends {base}, which extends it")
+        seen.add(base.resolve())
+        path, extension = base, merged
+        merged = _read_mapping(yaml, base)
+        for key, value in extension.items():
+            merged[key] = value
+    return merged
 
 
 def _read_mapping(yaml, path):

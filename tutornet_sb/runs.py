@@ -1,9 +1,11 @@
 """The folder of a finished run: a model, its tokenizer and its results."""
 
+from io import StringIO
 from pathlib import Path
 
 import sentencepiece
 from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
 
 from tutornet_sb.distillation.teacher import load_model_weights
 from tutornet_sb.files import read_json
@@ -12,6 +14,8 @@ MODEL_YAML = "model.yaml"
 WEIGHTS = "model.ckpt"
 TOKENIZER = "tokenizer.model"
 RESULTS = "results.json"
+# The tag of a network that may start from published weights
+MAKE_NETWORK = "!apply:tutornet_sb.networks.huggingface.make_network"
 
 
 def is_finished(folder):
@@ -62,13 +66,25 @@ def load_run(folder):
             f"{folder} holds no finished run of train.py "
             f"({MODEL_YAML}, {WEIGHTS}, {TOKENIZER} and {RESULTS} are needed)"
         )
-    with open(folder / MODEL_YAML, encoding="utf-8") as file:
-        model = load_hyperpyyaml(file)["model"]
+    yaml = YAML()
+    content = yaml.load(folder / MODEL_YAML)
+    _forget_sources(content)
+    text = StringIO()
+    yaml.dump(content, text)
+    model = load_hyperpyyaml(text.getvalue())["model"]
     load_model_weights(model, folder / WEIGHTS)
     tokenizer = sentencepiece.SentencePieceProcessor(
         model_file=str(folder / TOKENIZER)
     )
     return model, tokenizer
+
+
+def _forget_sources(node):
+    """Do without the published weights that the training started from."""
+    if getattr(getattr(node, "tag", None), "value", None) == MAKE_NETWORK:
+        node["source"] = None
+    for value in node.values() if hasattr(node, "values") else ():
+        _forget_sources(value)
 
 
 def read_results(folder):

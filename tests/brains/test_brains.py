@@ -15,6 +15,7 @@ from speechbrain.decoders.ctc import CTCBeamSearcher
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
+from torch.nn.parallel import DistributedDataParallel
 
 from tutornet_sb.brains import stage as stage_module
 from tutornet_sb.brains.ctc import CTCBrain
@@ -23,6 +24,7 @@ from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.brains.stage import Stopwatch
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
 from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
+from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.networks.acoustic_model import (
@@ -30,12 +32,19 @@ from tutornet_sb.networks.acoustic_model import (
     Encoding,
     LogMelFeatures,
 )
-from tutornet_sb.networks.lstm import LSTMEncoder
+from tutornet_sb.networks.recurrent import RecurrentEncoder
 from tutornet_sb.reporting.scores import score
 
 BRAINS = {"ctc": CTCBrain, "skd": SKDBrain, "rkd": RKDBrain}
 TEXTS = ["ONE TWO", "SIX", "TEN ELEVEN", "A", "ZERO", "NINE", "IT'S", "TWO"]
 N_MELS = 16
+PAIRS = [{"teacher": "encoder", "student": "encoder"}]
+# The second teacher layer is (batch, dim, frames), as is the first student's.
+SEVERAL = [
+    {"teacher": "encoder", "student": "encoder.conv", "weight": 0.5},
+    {"teacher": "encoder.conv", "student": "encoder", "weight": 2.0},
+    {"teacher": "encoder", "student": "encoder", "weight": 0.25},
+]
 
 
 @pytest.fixture(scope="module")
@@ -64,21 +73,21 @@ def data(tokenizer):
 
 def make_model(seed, hidden_size, channels=6):
     torch.manual_seed(seed)
-    encoder = LSTMEncoder(
+    encoder = RecurrentEncoder(
         N_MELS, channels=channels, hidden_size=hidden_size, layers=1
     )
     head = torch.nn.Linear(encoder.output_size, 29)
     return AcousticModel(LogMelFeatures(N_MELS), encoder, head)
 
 
-def make_teacher():
+def make_teacher(taps=("encoder",)):
     model = make_model(seed=50, hidden_size=5)
     # Statistics as after training, and posteriors that are not all alike.
     with torch.no_grad():
         model.encoder.norm.running_mean.normal_()
         model.encoder.norm.running_var.uniform_(0.5, 2.0)
         model.head.weight.mul_(8)
-    return Teacher(model, tap="encoder")
+    return Teacher(model, taps)
 
 
 def sampler(data, shuffle=True, seconds=1.5):
@@ -101,13 +110,26 @@ class Run:
     """A stage in a folder, as train.py puts it together."""
 
     def __init__(
-        self, name, folder, data, tokenizer, epochs=2, brain=None, **hparams
+        self,
+        name,
+        folder,
+        data,
+        tokenizer,
+        epochs=2,
+        brain=None,
+        pairs=PAIRS,
+        **hparams,
     ):
         self.data = data
-        self.teacher = make_teacher()
+        self.teacher = make_teacher(
+            teacher_taps(pairs) if name == "rkd" else ()
+        )
         self.student = make_model(seed=0, hidden_size=4)
         torch.manual_seed(1)
-        self.projector = Projector(8, 10)
+        if name == "rkd":
+            self.projector = make_projectors(
+                Projector, pairs, self.teacher, self.student
+            )
         modules = {"student": self.student}
         if name != "ctc":
             modules["teacher"] = self.teacher
@@ -136,6 +158,7 @@ class Run:
             "delay": 0.0,
             "representation_loss": RepresentationLoss("uniform"),
             "softmax_loss": SoftmaxLoss(),
+            "ctc_weight": 1.0,
             "skd_weight": 1.0,
             "skd_weight_final": 1.0,
             "noprogressbar": True,
@@ -265,16 +288,26 @@ def test_the_ctc_loss_is_that_of_each_utterance_alone(run, data, stage):
     assert loss == pytest.approx(plain_ctc(its.student, items), rel=1e-4)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.25, 3.0])
-def test_the_skd_loss_is_ctc_and_the_weighted_distance(run, data, weight):
-    its = run("skd", skd_weight=weight, skd_weight_final=weight)
+@pytest.mark.parametrize(
+    "weight, ctc_weight", [(0.0, 1.0), (0.25, 1.0), (3.0, 0.5), (2.0, 0.0)]
+)
+def test_the_skd_loss_is_ctc_and_the_weighted_distance(
+    run, data, weight, ctc_weight
+):
+    its = run(
+        "skd",
+        skd_weight=weight,
+        skd_weight_final=weight,
+        ctc_weight=ctc_weight,
+    )
     loss, items = loss_of(its.brain, data, sb.Stage.TRAIN)
     ctc = plain_ctc(its.student, items)
     skd = plain_skd(its.student, its.teacher.model, items)
     assert skd > 1
-    assert loss == pytest.approx(ctc + weight * skd, rel=1e-4)
+    assert loss == pytest.approx(ctc_weight * ctc + weight * skd, rel=1e-4)
     figures = its.brain.figures(loss)
-    assert figures["ctc"] == pytest.approx(ctc, rel=1e-4)
+    assert ("ctc" in figures) == (ctc_weight > 0)
+    assert figures.get("ctc", ctc) == pytest.approx(ctc, rel=1e-4)
     assert figures["skd"] == pytest.approx(skd, rel=1e-4)
 
 
@@ -289,7 +322,7 @@ def test_outside_training_the_skd_stage_does_not_ask_the_teacher(run, data):
 def test_the_rkd_loss_is_that_of_each_utterance_alone(run, data, stage):
     its = run("rkd")
     loss, items = loss_of(its.brain, data, stage)
-    plain = plain_rkd(its.student, its.projector, its.teacher.model, items)
+    plain = plain_rkd(its.student, its.projector[0], its.teacher.model, items)
     assert loss == pytest.approx(plain, rel=1e-4)
 
 
@@ -306,10 +339,149 @@ def test_the_rkd_stage_uses_the_frame_weights_it_is_given(run, data):
         assert weights.min() < 0.5 < weights.max()
         theirs = torch.nn.functional.layer_norm(theirs, (10,))
         with torch.no_grad():
-            ours = its.projector(alone(its.student, item["sig"])[0].float())
+            hidden = alone(its.student, item["sig"])[0].float()
+            ours = its.projector[0](hidden)
         errors = ((ours - theirs) ** 2).mean(1)
         losses.append((weights * errors).sum().item() / weights.sum().item())
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def conv_of(model, wav):
+    """Output of the convolution for one utterance without any padding."""
+    with torch.no_grad():
+        x, _ = model.eval().features(wav.unsqueeze(0), torch.ones(1))
+        return model.encoder.conv(x.transpose(1, 2))[0].T
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "energy"])
+def test_the_rkd_loss_is_the_weighted_sum_over_the_pairs(run, data, weighting):
+    its = run(
+        "rkd",
+        pairs=SEVERAL,
+        representation_loss=RepresentationLoss(weighting),
+    )
+    found, items = loss_of(its.brain, data, sb.Stage.TRAIN)
+    means = []
+    for index, pair in enumerate(SEVERAL):
+        losses = []
+        for item in items:
+            theirs, ours = (
+                conv_of(model, item["sig"]).double()
+                if path == "encoder.conv"
+                else alone(model, item["sig"])[0]
+                for model, path in (
+                    (its.teacher.model, pair["teacher"]),
+                    (its.student, pair["student"]),
+                )
+            )
+            with torch.no_grad():
+                ours = its.projector[index](ours.float()).double()
+            weights = torch.ones(len(theirs)).double()
+            if weighting == "energy":
+                weights = theirs.square().mean(1)
+            mean = theirs.mean(1, keepdim=True)
+            variance = theirs.var(1, keepdim=True, unbiased=False)
+            theirs = (theirs - mean) / (variance + 1e-5).sqrt()
+            errors = (ours - theirs).square().mean(1)
+            losses.append((weights * errors).sum() / weights.sum())
+        means.append((sum(losses) / len(losses)).item())
+    total = sum(p["weight"] * m for p, m in zip(SEVERAL, means, strict=True))
+    assert found == pytest.approx(total, rel=1e-4)
+    figures = its.brain.figures(found)
+    assert set(figures) == {"loss", "rkd_0", "rkd_1", "rkd_2"}
+    for index, mean in enumerate(means):
+        assert figures[f"rkd_{index}"] == pytest.approx(mean, rel=1e-4)
+    assert len({round(mean, 4) for mean in means}) == 3
+
+
+def test_gradients_come_from_every_pair_and_stop_at_its_layers(run, data):
+    """Below its layer a pair teaches all of the student, above it nothing."""
+    reached = {}
+    for layer in ("encoder.conv", "encoder"):
+        pair = {"teacher": "encoder", "student": layer}
+        its = run("rkd", pairs=[pair])
+        batch, _ = some(data)
+        its.brain.on_stage_start(sb.Stage.TRAIN, 1)
+        outputs = its.brain.compute_forward(batch, sb.Stage.TRAIN)
+        its.brain.compute_objectives(outputs, batch, sb.Stage.TRAIN).backward()
+        reached[layer] = {
+            name
+            for name, p in its.student.named_parameters()
+            if p.grad is not None and p.grad.abs().sum() > 0
+        }
+        assert all(p.grad.abs().sum() > 0 for p in its.projector.parameters())
+    everything = {name for name, _ in its.student.named_parameters()}
+    assert reached["encoder.conv"] == {"encoder.conv.weight"}
+    assert reached["encoder"] == {n for n in everything if "head" not in n}
+
+
+def test_the_student_is_asked_once_for_all_its_layers(run, data):
+    its = run("rkd", pairs=SEVERAL)
+    calls = []
+    for model in (its.student, its.teacher.model):
+        model.register_forward_hook(lambda model, *_: calls.append(model))
+    loss_of(its.brain, data, sb.Stage.TRAIN)
+    assert calls == [its.student, its.teacher.model]
+
+
+def test_under_ddp_rkd_trains_as_without(run, data, tmp_path):
+    """What lies above a layer gets no gradient, for which DDP would wait."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
+    )
+    gradients = []
+    try:
+        for ddp in (False, True):
+            its = run("rkd", pairs=SEVERAL[:1])
+            if ddp:
+                for name in ("student", "projector"):
+                    its.brain.modules[name] = DistributedDataParallel(
+                        its.brain.modules[name],
+                        find_unused_parameters=name == "student",
+                    )
+            its.brain.on_stage_start(sb.Stage.TRAIN, 1)
+            for _ in range(3):
+                batch, _ = some(data)
+                outputs = its.brain.compute_forward(batch, sb.Stage.TRAIN)
+                loss = its.brain.compute_objectives(
+                    outputs, batch, sb.Stage.TRAIN
+                )
+                loss.backward()
+            parameters = [
+                *its.student.parameters(),
+                *its.projector.parameters(),
+            ]
+            gradients.append([p.grad for p in parameters])
+    finally:
+        torch.distributed.destroy_process_group()
+    for plain, wrapped in zip(*gradients, strict=True):
+        assert (plain is None) == (wrapped is None)
+        if plain is not None:
+            torch.testing.assert_close(plain, wrapped)
+
+
+class NoHead(torch.nn.Module):
+    def forward(self, hidden):
+        return hidden[..., :0]
+
+
+def test_a_teacher_without_a_ctc_head_is_refused_before_training(
+    run, monkeypatch
+):
+    make = make_teacher
+
+    def make_headless(taps):
+        model = make().model
+        model.head = NoHead()
+        return Teacher(model, taps)
+
+    monkeypatch.setitem(globals(), "make_teacher", make_headless)
+    with pytest.raises(ValueError, match="choose uniform or energy"):
+        run("rkd", representation_loss=RepresentationLoss("nonblank"))
+    with pytest.raises(ValueError, match="softmax-level distillation needs"):
+        run("skd")
+    student = copy(run("rkd", epochs=1).student)
+    assert not same(copy(run("rkd", epochs=1).fit().student), student)
 
 
 def test_a_delay_moves_the_teacher_back(run, data):

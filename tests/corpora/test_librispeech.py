@@ -204,6 +204,101 @@ def test_rerun_does_nothing_until_something_changes(corpus, tmp_path):
     prepare(splits=["dev-clean"])
 
 
+def read_with_speechbrain(manifest, root):
+    data = DynamicItemDataset.from_csv(manifest, {"data_root": root})
+    data.set_output_keys(["id", "wav", "duration", "wrd"])
+    return list(data)
+
+
+def test_untranscribed_split(corpus, tmp_path):
+    out = tmp_path / "out"
+    with_text = prepare_librispeech(corpus, out)
+    spoken = read(with_text["train-clean-100"])
+    for trans in (corpus / "train-clean-100").rglob("*.trans.txt"):
+        trans.unlink()
+    manifests = prepare_librispeech(
+        corpus, out, ["dev-clean"], untranscribed=["train-clean-100"]
+    )
+    assert list(manifests) == ["dev-clean", "train-clean-100"]
+    items = read_with_speechbrain(manifests["train-clean-100"], corpus)
+    assert len(items) == 5
+    for item, row in zip(items, spoken, strict=True):
+        assert item["id"] == row["ID"]
+        assert item["duration"] == float(row["duration"])
+        assert item["wav"] == row["wav"].replace("$data_root", str(corpus))
+        assert item["wrd"] == ""
+    # Made before, of the same audio, with its transcripts: still there.
+    assert read(with_text["train-clean-100"]) == spoken
+    assert [row["wrd"] for row in read(manifests["dev-clean"])][0] == "ONE"
+
+
+def test_transcripts_of_an_untranscribed_split_are_not_read(corpus, tmp_path):
+    for trans in (corpus / "dev-clean").rglob("*.trans.txt"):
+        trans.write_bytes(b"20-7-0000\n20-7-0000 \xff $\n")
+    manifest = prepare_librispeech(
+        corpus, tmp_path / "out", untranscribed="dev-clean"
+    )["dev-clean"]
+    assert manifest.name == "untranscribed_dev-clean.csv"
+    assert [row["wrd"] for row in read(manifest)] == [""] * 5
+    assert reasons(tmp_path / "out", "untranscribed_dev-clean") == {}
+
+
+def test_untranscribed_audio_is_checked(corpus, tmp_path):
+    folder = corpus / "dev-clean" / "20" / "7"
+    (folder / "20-7-0000.flac").write_bytes(b"")
+    (folder / "20-7-0001.flac").write_bytes(b"not a FLAC file")
+    write_audio(folder / "20-7-0002.flac", 800, sample_rate=8000)
+    write_audio(folder / "20-8-0003.flac", 800)
+    write_audio(folder / "20-7-$x.flac", 800)
+    options = {"splits": ["dev-clean"], "untranscribed": ["dev-clean"]}
+    out = tmp_path / "out"
+    with pytest.raises(CorpusError, match=r"5 of 8 .*max_skipped"):
+        prepare_librispeech(corpus, out, **options)
+    manifest = prepare_librispeech(corpus, out, max_skipped=0.7, **options)
+    assert reasons(out, "untranscribed_dev-clean") == {
+        "20-7-$x": "$ in id",
+        "20-7-0000": "empty audio file",
+        "20-7-0001": "unreadable audio",
+        "20-7-0002": "sample rate of 8000 Hz",
+        "20-8-0003": "id of another chapter",
+    }
+    kept = [row["ID"] for row in read(manifest["dev-clean"])]
+    assert kept == ["100-3-0000", "100-3-0001", "100-3-0002"]
+
+
+def test_untranscribed_rerun_does_nothing_until_something_changes(
+    corpus, tmp_path
+):
+    def prepare(**options):
+        manifests = prepare_librispeech(corpus, tmp_path / "out", **options)
+        return {k: v.stat().st_mtime_ns for k, v in manifests.items()}
+
+    untranscribed = {"untranscribed": ["train-clean-100"]}
+    first = prepare(**untranscribed)
+    assert prepare(**untranscribed) == first
+    # In turn with and without transcripts, neither is made anew.
+    both = prepare()
+    assert both["dev-clean"] == first["dev-clean"]
+    assert both["train-clean-100"] != first["train-clean-100"]
+    assert prepare(**untranscribed) == first
+    assert prepare() == both
+    write_audio(corpus / "train-clean-100" / "20" / "7" / "20-7-0009.flac", 900)
+    second = prepare(**untranscribed)
+    assert second["train-clean-100"] > first["train-clean-100"]
+    assert second["dev-clean"] == first["dev-clean"]
+
+
+def test_own_split_alone_may_be_untranscribed(corpus, tmp_path):
+    for split in ("dev-clean", "train-clean-100"):
+        (corpus / split).rename(corpus / f"own-{split}")
+    manifests = prepare_librispeech(
+        corpus, tmp_path / "out", untranscribed=["own-dev-clean"]
+    )
+    assert list(manifests) == ["own-dev-clean"]
+    with pytest.raises(CorpusError, match="no split unlab.*holds own-dev"):
+        prepare_librispeech(corpus, tmp_path, untranscribed=["unlab"])
+
+
 def test_wrong_calls(corpus, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(CorpusError, match="no folder .*nowhere"):

@@ -232,6 +232,21 @@ def test_periods_of_an_odd_sample_rate():
     assert torch.equal(aligned.posteriors, posteriors)
 
 
+@pytest.mark.parametrize("delay", [0, 40])
+@pytest.mark.parametrize("theirs, ours", PAIRS)
+def test_a_teacher_may_have_no_symbols_or_no_hidden_states(theirs, ours, delay):
+    targets = random_targets(0, frames_of(SECONDS, theirs), theirs)
+    lengths = torch.tensor(frames_of(SECONDS, ours))
+    options = {"blank_index": BLANK, "delay": delay / 1000}
+    whole = align(targets, lengths, ours / 1000, **options)
+    for name in ("hidden", "posteriors"):
+        none = targets._replace(**{name: getattr(targets, name)[..., :0]})
+        aligned = align(none, lengths, ours / 1000, **options)
+        expected = whole._replace(**{name: getattr(whole, name)[..., :0]})
+        assert torch.equal(aligned.hidden, expected.hidden)
+        assert torch.equal(aligned.posteriors, expected.posteriors)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
 def test_keeps_the_floating_type(dtype):
     targets = random_targets(0, [6], 20)

@@ -5,14 +5,14 @@ import copy
 import pytest
 import torch
 
+from tutornet_sb.distillation.alignment import align
+from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
 from tutornet_sb.distillation.teacher import (
     Teacher,
-    check_vocabulary,
-    find_taps,
     load_model_weights,
 )
 from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
-from tutornet_sb.networks.lstm import LSTMEncoder
+from tutornet_sb.networks.recurrent import RecurrentEncoder
 
 SYMBOLS = 11
 
@@ -64,7 +64,7 @@ def make_model(encoder=None):
 
 
 def make_lstm():
-    return make_model(LSTMEncoder(8, channels=4, hidden_size=3, layers=2))
+    return make_model(RecurrentEncoder(8, channels=4, hidden_size=3, layers=2))
 
 
 @pytest.fixture
@@ -84,7 +84,8 @@ def test_targets_are_those_of_the_model(batch):
     torch.testing.assert_close(targets.posteriors, expected)
     assert targets.lengths.tolist() == encoding.lengths.tolist()
     assert targets.frame_period == teacher.frame_period == 0.02
-    assert teacher.hidden_size == encoding.hidden.shape[2]
+    assert teacher.hidden_sizes == [encoding.hidden.shape[2]]
+    assert teacher.symbols == SYMBOLS
 
 
 @pytest.mark.parametrize(
@@ -99,8 +100,9 @@ def test_targets_are_those_of_the_model(batch):
     ],
 )
 def test_tap_finds_the_time_axis(batch, tap, axis, size):
-    teacher = Teacher(make_model(), tap)
-    assert (teacher.time_axis, teacher.hidden_size) == (axis, size)
+    teacher = Teacher(make_model(), [tap])
+    assert teacher.taps == {tap: (axis, size)}
+    assert teacher.hidden_sizes == [size]
     seen = []
     layer = teacher.model.get_submodule(tap)
     layer.register_forward_hook(lambda *args: seen.append(copy.copy(args[2])))
@@ -113,9 +115,9 @@ def test_tap_finds_the_time_axis(batch, tap, axis, size):
 
 
 def test_layer_behind_may_work_in_place(batch):
-    targets = Teacher(make_model(), "encoder.norm")(*batch)
+    targets = Teacher(make_model(), ["encoder.norm"])(*batch)
     assert (targets.hidden < 0).any()
-    targets = Teacher(make_model(), "encoder.inplace")(*batch)
+    targets = Teacher(make_model(), ["encoder.inplace"])(*batch)
     assert (targets.hidden >= 0).all()
 
 
@@ -133,7 +135,7 @@ def test_layer_behind_may_work_in_place(batch):
 )
 def test_layer_without_the_models_frames_is_refused(tap):
     with pytest.raises(ValueError) as raised:
-        Teacher(make_model(), tap)
+        Teacher(make_model(), [tap])
     message = str(raised.value)
     assert f"layer {tap!r} cannot be tapped" in message
     assert "does not have the model's own frames" in message
@@ -142,22 +144,102 @@ def test_layer_without_the_models_frames_is_refused(tap):
 
 @pytest.mark.parametrize("tap", ["encoder.cov", "", "model.encoder.conv"])
 def test_unknown_layer_names_the_nearest(tap):
-    with pytest.raises(ValueError, match=f"no layer {tap!r}; nearest: .*[.]"):
-        Teacher(make_model(), tap)
+    with pytest.raises(
+        ValueError, match=f"teacher has no layer {tap!r}; near.*[.]"
+    ):
+        Teacher(make_model(), [tap])
 
 
-def test_find_taps_lists_the_layers_in_order():
-    taps = find_taps(make_model().eval())
-    assert list(taps) == [
-        "encoder",
-        "encoder.conv",
-        "encoder.norm",
-        "encoder.inplace",
-        "encoder.dropout",
-        "encoder.to_time_first",
-        "encoder.gru",
-        "head",
-    ]
+def test_layers_stand_one_after_another_in_the_order_given(batch):
+    paths = ["head", "encoder.conv", "encoder"]
+    teacher = Teacher(make_model(), paths)
+    assert list(teacher.taps) == paths
+    assert teacher.hidden_sizes == [SYMBOLS, 6, 6]
+    alone = [Teacher(make_model(), [path])(*batch).hidden for path in paths]
+    together = teacher(*batch).hidden
+    assert together.shape == (3, 31, SYMBOLS + 12)
+    assert torch.equal(together, torch.cat(alone, dim=-1))
+
+
+def test_without_taps_there_is_no_hidden_representation(batch):
+    bare, teacher = Teacher(make_model(), taps=()), Teacher(make_model())
+    assert bare.hidden_sizes == []
+    targets = bare(*batch)
+    assert targets.hidden.shape == (3, 31, 0)
+    assert targets.hidden.dtype == torch.float32
+    assert torch.equal(targets.posteriors, teacher(*batch).posteriors)
+    aligned = align(targets, targets.lengths // 2 + 1, 0.04)
+    assert aligned.hidden.shape == (3, 16, 0)
+    assert aligned.posteriors.shape == (3, 16, SYMBOLS)
+
+
+def test_one_name_is_not_a_list_of_taps():
+    with pytest.raises(ValueError, match=r"a list: \[encoder\]"):
+        Teacher(make_model(), taps="encoder")
+
+
+def test_a_layer_is_tapped_once():
+    with pytest.raises(ValueError, match="'encoder.conv' is tapped twice"):
+        Teacher(make_model(), ["encoder.conv", "head", "encoder.conv"])
+
+
+class Merge(torch.nn.Module):
+    """The teacher's symbols 0 and 1 are one of the student's."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, posteriors):
+        first = posteriors[..., :2].sum(-1, keepdim=True)
+        return self.scale * torch.cat([first, posteriors[..., 2:]], dim=-1)
+
+
+def test_the_vocabulary_is_applied_to_the_posteriors(batch):
+    teacher = Teacher(make_model(), vocabulary=Merge())
+    assert teacher.symbols == SYMBOLS - 1
+    targets, plain = teacher(*batch), Teacher(make_model())(*batch)
+    assert torch.equal(targets.hidden, plain.hidden)
+    expected = plain.posteriors[..., 0] + plain.posteriors[..., 1]
+    torch.testing.assert_close(targets.posteriors[..., 0], expected)
+    assert torch.equal(targets.posteriors[..., 1:], plain.posteriors[..., 2:])
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+class NoHead(torch.nn.Module):
+    """No scores for no symbols."""
+
+    def forward(self, hidden):
+        return hidden[..., :0]
+
+
+def make_headless():
+    model = make_model()
+    model.head = NoHead()
+    return model
+
+
+@pytest.mark.parametrize("frame_period", [0.01, 0.02, 0.04])
+def test_a_teacher_without_a_ctc_head_teaches_hidden_states(
+    batch, frame_period
+):
+    teacher, usual = Teacher(make_headless()), Teacher(make_model())
+    assert teacher.symbols == 0 and teacher.hidden_sizes == [6]
+    targets = teacher(*batch)
+    assert targets.posteriors.shape == (3, 31, 0)
+    lengths = ((targets.lengths - 1) * 0.02 / frame_period).long() + 1
+    aligned = align(targets, lengths, frame_period)
+    expected = align(usual(*batch), lengths, frame_period)
+    assert torch.equal(aligned.hidden, expected.hidden)
+    assert aligned.posteriors.shape == (*expected.posteriors.shape[:2], 0)
+    projected = torch.zeros_like(aligned.hidden)
+    for weighting in ("uniform", "energy"):
+        loss = RepresentationLoss(weighting)
+        assert loss(projected, aligned) == loss(projected, expected)
+    with pytest.raises(ValueError, match="no CTC head.*uniform or energy"):
+        RepresentationLoss("nonblank")(projected, aligned)
+    with pytest.raises(ValueError, match="no CTC head.*softmax-level"):
+        SoftmaxLoss()(torch.zeros_like(expected.posteriors), aligned)
 
 
 def test_stays_in_evaluation_mode(batch):
@@ -205,7 +287,7 @@ def test_construction_leaves_the_seed_alone():
 
 
 def test_leaves_no_hooks_behind(batch):
-    teacher = Teacher(make_model(), "encoder.conv")
+    teacher = Teacher(make_model(), ["encoder.conv"])
     teacher(*batch)
     with pytest.raises(AttributeError):
         teacher("not", "waveforms")
@@ -213,7 +295,7 @@ def test_leaves_no_hooks_behind(batch):
 
 
 def test_copy_is_independent(batch):
-    teacher = Teacher(make_model(), "encoder.conv")
+    teacher = Teacher(make_model(), ["encoder.conv"])
     twin = copy.deepcopy(teacher)
     with torch.no_grad():
         twin.model.encoder.conv.weight.zero_()
@@ -221,7 +303,7 @@ def test_copy_is_independent(batch):
 
 
 def test_hidden_survives_replaced_norm_layers(batch):
-    teacher = Teacher(make_model(), "encoder.norm")
+    teacher = Teacher(make_model(), ["encoder.norm"])
     expected = teacher(*batch).hidden
     teacher = torch.nn.SyncBatchNorm.convert_sync_batchnorm(teacher)
     torch.testing.assert_close(teacher(*batch).hidden, expected)
@@ -229,7 +311,7 @@ def test_hidden_survives_replaced_norm_layers(batch):
 
 @pytest.mark.parametrize("tap", ["encoder", "encoder.conv", "head"])
 def test_float32_under_autocast(batch, tap):
-    teacher = Teacher(make_model(), tap)
+    teacher = Teacher(make_model(), [tap])
     with torch.autocast("cpu", dtype=torch.bfloat16):
         targets = teacher(*batch)
     assert targets.hidden.dtype == targets.posteriors.dtype == torch.float32
@@ -238,7 +320,7 @@ def test_float32_under_autocast(batch, tap):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_moves_to_the_gpu(batch):
-    teacher = Teacher(make_model(), "encoder.conv")
+    teacher = Teacher(make_model(), ["encoder.conv"])
     here = teacher(*batch)
     there = teacher.cuda()(*(x.cuda() for x in batch))
     torch.testing.assert_close(
@@ -343,34 +425,3 @@ def test_missing_file(tmp_path):
     for path in (tmp_path / "nothing.ckpt", tmp_path):
         with pytest.raises(FileNotFoundError, match=str(path)):
             load_model_weights(make_lstm(), path)
-
-
-def test_equal_vocabularies_pass():
-    check_vocabulary(["<b>", "a"], ("<b>", "a"))
-
-
-@pytest.mark.parametrize(
-    "theirs, ours, words",
-    [
-        (["_", "a", "b"], ["_", "b", "a"], ["index 1: 'a' and 'b'"]),
-        (
-            ["_", "a"],
-            ["_", "a", "b"],
-            ["index 2: nothing and 'b'", "only in small: 'b'"],
-        ),
-        (
-            ["_", "A"],
-            ["_", "a"],
-            ["index 1", "only in big: 'A'", "only in small: 'a'"],
-        ),
-        (["_", *"abcdefg"], ["_"], ["'a', 'b', 'c', 'd', 'e' and 2 more"]),
-    ],
-)
-def test_vocabularies_that_differ(theirs, ours, words):
-    with pytest.raises(ValueError) as raised:
-        check_vocabulary(theirs, ours, "big", "small")
-    message = str(raised.value)
-    assert f"big ({len(theirs)} symbols)" in message
-    assert f"small ({len(ours)} symbols)" in message
-    for word in words:
-        assert word in message

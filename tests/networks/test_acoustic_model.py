@@ -1,18 +1,23 @@
 """Features, the model as one module, and the networks of the recipe."""
 
+from io import StringIO
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
+from tutornet_sb.composition import include
 from tutornet_sb.networks.acoustic_model import (
     AcousticModel,
     LogMelFeatures,
+    SpectrogramFeatures,
     frame_mask,
 )
-from tutornet_sb.networks.lstm import LSTMEncoder
+from tutornet_sb.networks.recurrent import RecurrentEncoder
+from tutornet_sb.networks.streaming import Stream
 
 MODELS = (
     Path(__file__).parents[2] / "recipes/LibriSpeech/TutorNet/hparams/models"
@@ -20,7 +25,12 @@ MODELS = (
 # Published sizes (full) and those of the mini corpus (small).
 PARAMETERS = {
     "lstm": (29_792_285, 445_085),
-    "jasper_dr": (332_632_349, 1_750_365),
+    "gru": (22_442_013, 352_157),
+    "lstm_streaming": (10_882_589, 219_581),
+    "gru_streaming": (8_256_029, 182_333),
+    "deepspeech2": (58_971_133, 468_885),
+    "deepspeech2_small": (11_566_333, 287_637),
+    "jasper_dr": (332_632_349, 1_070_429),
     "jasper_mini": (8_192_733, 399_613),
     "quartznet5x5": (6_713_181, 824_925),
     "quartznet10x5": (12_818_781, 1_479_773),
@@ -40,12 +50,11 @@ def one_thread():
 
 def load(name, small=False, **overrides):
     """Load a network of the recipe, as its loader does."""
-    path = MODELS / f"{name}.yaml"
-    if small:
-        overrides = {**YAML().load(path)["small"], **overrides}
-    with path.open() as file:
-        text = resolve_references(file, overrides, overrides_must_match=True)
-    return load_hyperpyyaml(text)
+    size = "small" if small else "full"
+    content = include(f"{name}.yaml", MODELS, size, overrides, output_size=29)
+    text = StringIO()
+    YAML().dump(content, text)
+    return load_hyperpyyaml(text.getvalue())
 
 
 def count(model):
@@ -79,9 +88,101 @@ def test_features_are_normalised_over_valid_frames():
         assert not x[length:].any()
 
 
+@pytest.mark.parametrize("make", [LogMelFeatures, SpectrogramFeatures])
+def test_running_statistics_are_those_of_all_valid_training_frames(make):
+    features = make(16, normalize="running")
+    means, variances = [], []
+    for level in (1.0, 0.1, 0.3):
+        wavs, wav_lens = waves()
+        wavs = wavs * level
+        # The padding is loud: it must not count.
+        wavs[wavs == 0] = 100.0
+        x, lengths = features.train()(wavs, wav_lens)
+        valid = [
+            f[:n] for f, n in zip(features.spectrum(wavs), lengths, strict=True)
+        ]
+        valid = torch.cat(valid).double()
+        means.append(valid.mean(0))
+        variances.append(valid.var(0))
+        # Training uses the averages up to now.
+        mean, var = sum(means) / len(means), sum(variances) / len(means)
+        expected = (valid - mean) / (var + 1e-5).sqrt()
+        found = [f[:n] for f, n in zip(x, lengths, strict=True)]
+        torch.testing.assert_close(
+            torch.cat(found).double(), expected, rtol=1e-4, atol=1e-4
+        )
+        for utterance, length in zip(x, lengths, strict=True):
+            assert not utterance[length:].any()
+    # Evaluation uses them too, and leaves them alone.
+    again, _ = features.eval()(wavs, wav_lens)
+    torch.testing.assert_close(again, x)
+    other = make(16, normalize="running").eval()
+    assert not torch.allclose(other(wavs, wav_lens)[0], x)
+    other.load_state_dict(features.state_dict())
+    torch.testing.assert_close(other(wavs, wav_lens)[0], x, rtol=0, atol=0)
+
+
+def test_running_features_know_nothing_of_the_rest_of_the_utterance():
+    quiet = 1e-5 * torch.randn(1, 8000)
+    loud = torch.cat([quiet, torch.randn(1, 8000)], dim=1)
+    one = torch.ones(1)
+    running = LogMelFeatures(normalize="running").eval()
+    # Frames whose windows end before the loud part.
+    alone, within = running(quiet, one)[0], running(loud, one)[0]
+    torch.testing.assert_close(alone[:, :49], within[:, :49])
+    # SpeechBrain's own clip is what makes the difference.
+    sentence = LogMelFeatures()
+    a, b = sentence.spectrum(quiet), sentence.spectrum(loud)
+    assert (b[:, :49] - a[:, :49]).min() > 5
+
+
+def test_features_without_clip_are_those_of_speechbrain():
+    # White noise spans less than 80 dB.
+    wavs = torch.randn(2, 4000)
+    expected = LogMelFeatures().spectrum(wavs)
+    found = LogMelFeatures(normalize="running").spectrum(wavs)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_spectrogram_is_the_logarithm_of_the_power():
+    wavs = torch.randn(2, 1000)
+    wavs[1] *= 1e-6
+    found = SpectrogramFeatures(160).spectrum(wavs)
+    padded = numpy.pad(wavs.double().numpy(), ((0, 0), (160, 160)))
+    window = 0.5 - 0.5 * numpy.cos(2 * numpy.pi * numpy.arange(320) / 320)
+    assert found.shape == (2, 7, 160)
+    for frame in range(7):
+        piece = padded[:, 160 * frame : 160 * frame + 320] * window
+        power = numpy.abs(numpy.fft.rfft(piece)[:, :160]) ** 2
+        expected = torch.from_numpy(numpy.log(power + 1e-10))
+        torch.testing.assert_close(
+            found[:, frame].double(), expected, rtol=1e-3, atol=1e-2
+        )
+
+
+def test_spectrogram_frames_are_normalised_over_valid_frames():
+    wavs, wav_lens = waves()
+    x, lengths = SpectrogramFeatures()(wavs, wav_lens)
+    assert x.shape == (5, 101, 160)
+    assert lengths.tolist() == [101, 78, 51, 27, 1]
+    for utterance, length in zip(x, lengths, strict=True):
+        torch.testing.assert_close(
+            utterance[:length].mean(0), torch.zeros(160), rtol=0, atol=1e-4
+        )
+        assert not utterance[length:].any()
+
+
+def test_wrong_options_of_features_are_named():
+    with pytest.raises(ValueError, match="normalize .*running.*'global'"):
+        LogMelFeatures(normalize="global")
+    with pytest.raises(ValueError, match="at most 161 .*20 ms.*got 162"):
+        SpectrogramFeatures(162)
+
+
 def test_feature_frames_follow_the_hop():
     features = LogMelFeatures(n_mels=40, hop_length=20, sample_rate=8000)
     assert features.frame_period == 0.02
+    assert features.sample_rate == 8000
     for samples in (159, 160, 161, 1600):
         x, lengths = features(torch.randn(1, samples), torch.ones(1))
         assert x.shape == (1, samples // 160 + 1, 40)
@@ -100,7 +201,7 @@ def test_augment_acts_on_features_in_training_only():
         calls.append(features.shape)
         return torch.zeros_like(features)
 
-    encoder = LSTMEncoder(64, 6, 5, layers=1)
+    encoder = RecurrentEncoder(64, 6, 5, layers=1)
     head = torch.nn.Linear(10, 29)
     model = AcousticModel(LogMelFeatures(), encoder, head, augment)
     wavs, wav_lens = torch.randn(2, 1600), torch.tensor([1.0, 0.5])
@@ -171,15 +272,32 @@ def test_small_networks_learn_with_every_parameter(name):
 
 def test_overrides_replace_tables_and_reach_the_head():
     table = [{"channels": 8, "kernel": 3, "stride": 4}]
-    with (MODELS / "quartznet15x5.yaml").open() as file:
-        overrides = {"blocks": table, "encoder_size": 8}
-        model = load_hyperpyyaml(file, overrides)["model"]
+    model = load("quartznet15x5", blocks=table, encoder_size=8)["model"]
     assert len(model.encoder.blocks) == 1
     assert model.frame_period == 0.04
     assert model(*waves()).logits.shape == (5, 26, 29)
-    for name in ("lstm", "jasper_mini"):
-        key = "directions" if name == "lstm" else "encoder_size"
-        model = load(name, small=True, **{key: 1})["model"]
+    changes = {
+        "lstm": {"directions": 1},
+        "gru_streaming": {"directions": 2},
+        "jasper_mini": {"encoder_size": 1},
+        "deepspeech2_small": {"encoder_size": 24},
+    }
+    for name, change in changes.items():
+        model = load(name, small=True, **change)["model"]
         assert model.head.in_features == model.encoder.output_size
-    with pytest.raises(KeyError, match="channel"):
+    with pytest.raises(ValueError, match=r"lstm\.yaml has no key 'channel'"):
         load("lstm", channel=8)
+
+
+@pytest.mark.parametrize("name", ["lstm_streaming", "gru_streaming"])
+def test_streaming_students_stream(name):
+    model = load(name, small=True)["model"]
+    wavs, wav_lens = waves()
+    model.train()(wavs, wav_lens)
+    with torch.no_grad():
+        whole = model.eval()(wavs, torch.ones(5)).logits.log_softmax(-1)
+    stream = Stream(model, 5)
+    assert stream.latency == 0.06
+    parts = [stream.accept(piece) for piece in wavs.split(1500, dim=1)]
+    streamed = torch.cat([*parts, stream.finish()], dim=1)
+    torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-5)

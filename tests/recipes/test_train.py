@@ -17,7 +17,11 @@ import torch
 from tutornet_sb import runs
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.files import read_json
-from tutornet_sb.networks.acoustic_model import AcousticModel
+from tutornet_sb.networks.acoustic_model import (
+    AcousticModel,
+    Encoding,
+    LogMelFeatures,
+)
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 SPLITS = ["dev-clean", "test-clean", "test-other"]
@@ -544,7 +548,8 @@ def test_without_its_audio_a_corpus_says_what_to_give(tmp_path):
 def test_a_folder_that_is_not_there_is_named(recipe, tmp_path):
     hparams = {
         "corpus": {"name": "small", "minilibri": None}
-        | {f"{kind}_splits": None for kind in ("train", "valid", "test")},
+        | {f"{kind}_splits": None for kind in ("train", "valid", "test")}
+        | {"untranscribed_splits": []},
         "data_folder": tmp_path / "nowhere",
         "corpus_folder": tmp_path / "results",
     }
@@ -557,7 +562,8 @@ def test_a_corpus_without_a_development_set_is_an_error(recipe, work, tmp_path):
         shutil.copytree(work / "mini libri" / split, tmp_path / "data" / split)
     hparams = {
         "corpus": {"name": "small", "minilibri": None}
-        | {f"{kind}_splits": None for kind in ("train", "valid", "test")},
+        | {f"{kind}_splits": None for kind in ("train", "valid", "test")}
+        | {"untranscribed_splits": []},
         "data_folder": tmp_path / "data",
         "corpus_folder": tmp_path / "results",
     }
@@ -568,28 +574,58 @@ def test_a_corpus_without_a_development_set_is_an_error(recipe, work, tmp_path):
 # -------------------------------------------------------------------- datasets
 
 
+class Frames(torch.nn.Module):
+    """All that a training set asks of a student: how many frames it has."""
+
+    def __init__(self, frame_period):
+        super().__init__()
+        self.frame_period = frame_period
+        self.features = LogMelFeatures()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, wavs, wav_lens):
+        frames = round(wavs.shape[1] / 16000 / self.frame_period) + 1
+        hidden = torch.zeros(1, frames, 1)
+        return Encoding(hidden, hidden, torch.tensor([frames]))
+
+
 @pytest.fixture
 def datasets(recipe, tmp_path):
-    """make_datasets on manifests of transcripts and durations alone."""
+    """Data and training sets from transcripts and durations alone."""
 
-    def make(rows, frame_period=0.02, **changes):
-        manifest = tmp_path / "train.csv"
-        with open(manifest, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["ID", "duration", "wav", "spk_id", "wrd"])
-            for key, (seconds, text) in rows.items():
-                wav = f"$data_root/{key}.wav"
-                writer.writerow([key, seconds, wav, "s", text])
+    def make(rows, frame_period=0.02, untranscribed=(), **changes):
+        def write(path, rows):
+            with open(path, "w", newline="") as file:
+                writer = csv.writer(file)
+                writer.writerow(["ID", "duration", "wav", "spk_id", "wrd"])
+                for key, (seconds, text) in rows.items():
+                    wav = f"$data_root/{key}.wav"
+                    writer.writerow([key, seconds, wav, "s", text])
+            return path
+
+        manifests = {
+            "train": write(tmp_path / "train.csv", rows),
+            "more": write(
+                tmp_path / "more.csv", {key: (1.0, "") for key in untranscribed}
+            ),
+        }
         model = tmp_path / "char.model"
         hparams = {
-            "tokenizer": recipe.train_tokenizer([manifest], model),
+            "tokenizer": recipe.train_tokenizer([manifests["train"]], model),
             "speed_perturb": None,
             "output_folder": tmp_path,
+            "ctc_weight": 1.0,
         } | changes
         splits = {"train": ["train"], "valid": ["train"], "test": ["train"]}
-        return recipe.make_datasets(
-            hparams, tmp_path, {"train": manifest}, splits, frame_period
-        )
+        splits["untranscribed"] = ["more"] if untranscribed else []
+        data = recipe.read_data(hparams, tmp_path, manifests, splits)
+
+        def training_set(stage):
+            # At 0.02 s a frame, one more than the duration holds.
+            student = Frames(frame_period)
+            return recipe.training_set(stage, data, None, student, hparams)
+
+        return data, training_set
 
     return make
 
@@ -605,16 +641,45 @@ def test_utterances_too_short_for_their_transcript_are_left_out(
         "equal": (0.1, "ABCDD"),
         "equal-fits": (0.12, "ABCDD"),
     }
-    train, valid, scored = datasets(rows)
+    data, training_set = datasets(rows)
+    train, seconds = training_set("ctc")
     assert train.data_ids == ["fits", "equal-fits"]
+    assert seconds == pytest.approx(0.22)
     listing = (tmp_path / "too_short_for_ctc.txt").read_text()
     assert listing.split() == ["long", "equal"]
     # What is scored is scored whole.
-    assert len(valid) == len(scored["train"]) == 4
+    assert len(data.valid) == len(data.scored["train"]) == 4
+
+
+@pytest.mark.parametrize(
+    "stage, weight, wanted",
+    [
+        ("ctc", 0.0, ["a"]),
+        ("skd", 1.0, ["a"]),
+        ("skd", 0.0, ["a", "b", "c"]),
+        ("rkd", 1.0, ["a", "b", "c"]),
+    ],
+)
+def test_audio_without_transcripts_is_heard_where_none_are_needed(
+    datasets, stage, weight, wanted
+):
+    _, training_set = datasets(
+        {"a": (9.0, "A")}, untranscribed=["b", "c"], ctc_weight=weight
+    )
+    train, seconds = training_set(stage)
+    assert train.data_ids == wanted
+    assert seconds == 9.0 + len(wanted) - 1
+
+
+def test_a_corpus_of_too_short_utterances_is_an_error(datasets):
+    _, training_set = datasets({"a": (0.1, "ABCDEF")})
+    with pytest.raises(ValueError, match="ctc: no training utterance is left"):
+        training_set("ctc")
 
 
 def test_the_transcripts_to_learn_never_hold_the_blank(datasets):
-    train, _, _ = datasets({"a": (9.0, "CAFÉ NO 2"), "b": (9.0, "PLAIN")})
+    _, training_set = datasets({"a": (9.0, "CAFÉ NO 2"), "b": (9.0, "PLAIN")})
+    train, _ = training_set("ctc")
     train.set_output_keys(["id", "tokens"])
     for item in train:
         assert 0 not in item["tokens"].tolist(), item["id"]
@@ -626,8 +691,8 @@ def test_teacher_and_student_hear_the_same_perturbed_speech(datasets, tmp_path):
     for key in "ab":
         soundfile.write(tmp_path / f"{key}.wav", wave.numpy(), 16000)
     rows = {"a": (1.0, "ONE"), "b": (1.0, "TWO")}
-    train, valid, _ = datasets(rows, speed_perturb=[50])
-    assert train[0]["sig"].shape == (32000,)
-    assert torch.allclose(valid[0]["sig"], wave, atol=1e-4)
-    plain, _, _ = datasets(rows)
-    assert torch.allclose(plain[1]["sig"], wave, atol=1e-4)
+    data, training_set = datasets(rows, speed_perturb=[50])
+    assert training_set("ctc")[0][0]["sig"].shape == (32000,)
+    assert torch.allclose(data.valid[0]["sig"], wave, atol=1e-4)
+    _, training_set = datasets(rows)
+    assert torch.allclose(training_set("ctc")[0][1]["sig"], wave, atol=1e-4)

@@ -1,6 +1,7 @@
 """Softmax-level distillation combined with the original task."""
 
 import speechbrain as sb
+import torch
 
 from tutornet_sb.brains.ctc import CTCBrain
 
@@ -8,15 +9,21 @@ from tutornet_sb.brains.ctc import CTCBrain
 class SKDBrain(CTCBrain):
     """Train a student by CTC and by its teacher's posteriors.
 
-    The loss is ``L_CTC + weight * L_SKD``, both summed over the frames of an
-    utterance and averaged over utterances (TutorNet, arXiv 2008.00671; the
-    form of the sum follows Inter-KD, arXiv 2211.15075).
+    The loss is ``ctc_weight * L_CTC + skd_weight * L_SKD``, both summed over
+    the frames of an utterance and averaged over utterances (TutorNet, arXiv
+    2008.00671; the form of the sum follows Inter-KD, arXiv 2211.15075).
 
     ``modules`` holds ``teacher`` besides ``student``; ``hparams`` holds
-    ``softmax_loss``, ``skd_weight`` (of the first epoch), ``skd_weight_final``
+    ``softmax_loss``, ``ctc_weight`` (with 0, transcripts are not needed),
+    ``skd_weight`` (of the first epoch), ``skd_weight_final``
     (of the last, linear between them) and ``delay`` (seconds by which the
-    teacher's frames are moved back).
+    teacher's frames are moved back). The teacher needs no taps.
     """
+
+    def __init__(self, modules, hparams, **kwargs):
+        super().__init__(modules, hparams, **kwargs)
+        logits = torch.zeros(1, 1, self.modules.teacher.symbols)
+        self.try_loss(self.hparams.softmax_loss, logits)
 
     def compute_objectives(self, encoding, batch, stage):
         """Sum of the CTC and the SKD term; CTC alone outside training.
@@ -38,13 +45,16 @@ class SKDBrain(CTCBrain):
         if stage != sb.Stage.TRAIN:
             return super().compute_objectives(encoding, batch, stage)
         targets = self.teacher_targets(batch, encoding)
-        return self.total(
-            ctc=(1.0, self.ctc(encoding, batch)),
-            skd=(
+        terms = {
+            "skd": (
                 self.skd_weight,
                 self.hparams.softmax_loss(encoding.logits, targets),
-            ),
-        )
+            )
+        }
+        if self.hparams.ctc_weight:
+            ctc = self.ctc(encoding, batch)
+            terms["ctc"] = (self.hparams.ctc_weight, ctc)
+        return self.total(**terms)
 
     @property
     def skd_weight(self):

@@ -16,6 +16,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch.utils.tensorboard import SummaryWriter
 
 from tutornet_sb.distillation.alignment import align
+from tutornet_sb.distillation.targets import TeacherTargets
 
 
 @register_checkpoint_hooks
@@ -182,6 +183,25 @@ class StageBrain(sb.Brain):
         self.checkpointer.add_recoverables(
             {"optimizer": self.optimizer, "lr_schedule": self.lr_schedule}
         )
+
+    def try_loss(self, loss, outputs):
+        """Say before training what a loss misses in this teacher.
+
+        Arguments
+        ---------
+        loss : callable
+            Called as ``loss(outputs, targets)``.
+        outputs : torch.Tensor
+            Of a student for one frame, ``(1, 1, dim)``.
+
+        Raises
+        ------
+        ValueError
+            If the loss cannot be computed, for instance for want of posteriors.
+        """
+        posteriors = torch.zeros(1, 1, self.modules.teacher.symbols)
+        hidden, one = torch.zeros(1, 1, 1), torch.ones(1)
+        loss(outputs, TeacherTargets(hidden, posteriors, one, frame_period=1.0))
 
     def teacher_targets(self, batch, encoding):
         """Ask the teacher about a batch, on the student's frames.

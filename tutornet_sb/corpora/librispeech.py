@@ -89,6 +89,7 @@ def prepare_librispeech(
     sample_rate=16000,
     max_skipped=0.01,
     workers=None,
+    untranscribed=(),
 ):
     """Write one manifest a split, in the order of the utterance ids.
 
@@ -106,6 +107,11 @@ def prepare_librispeech(
     A-Z, apostrophe and space are no damage: they stay, with one warning a
     split. Audio cut off behind an intact header is not noticed.
 
+    A split of `untranscribed` audio needs no transcripts; those that are
+    there are not read. Its ``wrd`` is empty, and its files are
+    ``untranscribed_SPLIT.csv`` and ``skipped_untranscribed_SPLIT.csv``, so
+    that the same split may be prepared both ways.
+
     Arguments
     ---------
     data_folder : str or pathlib.Path
@@ -122,6 +128,9 @@ def prepare_librispeech(
         0 to 1.
     workers : int, optional
         Threads that read headers.
+    untranscribed : list of str, optional
+        Splits that are prepared without their transcripts, besides those of
+        `splits` or instead.
 
     Returns
     -------
@@ -140,7 +149,10 @@ def prepare_librispeech(
     ... )  # doctest: +SKIP
     """
     root = find_librispeech(data_folder)
-    splits = _choose_splits(root, splits)
+    if isinstance(untranscribed, str):
+        untranscribed = [untranscribed]
+    untranscribed = list(untranscribed or ())
+    splits = _choose_splits(root, splits, untranscribed)
     if not 0 <= max_skipped <= 1:
         raise CorpusError(f"max_skipped is {max_skipped}, not in 0 to 1.")
     save_folder = pathlib.Path(save_folder).expanduser()
@@ -151,18 +163,24 @@ def prepare_librispeech(
 
     options = [_FORMAT, sample_rate, max_skipped]
     state = _read_state(save_folder)
-    problems = []
+    manifests, problems = {}, []
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
         for split in splits:
+            silent = split in untranscribed
+            name = f"untranscribed_{split}" if silent else split
+            outputs = (
+                save_folder / f"{name}.csv",
+                save_folder / f"skipped_{name}.csv",
+            )
+            manifests[split] = outputs[0]
             chapters = _list_chapters(root / split)
             listings = list(pool.map(_list_files, chapters))
             inputs = _fingerprint([options, *listings])
-            outputs = _outputs(save_folder, split)
-            if state.get(split) == [inputs, *map(_stamp, outputs)]:
+            if state.get(name) == [inputs, *map(_stamp, outputs)]:
                 logger.info("%s is prepared already.", outputs[0])
                 continue
-            state.pop(split, None)
-            scan = functools.partial(_scan_chapter, root, sample_rate)
+            state.pop(name, None)
+            scan = functools.partial(_scan_chapter, root, sample_rate, silent)
             rows, skips = _gather(
                 tqdm(
                     pool.map(scan, chapters, listings),
@@ -179,14 +197,14 @@ def prepare_librispeech(
             _warn(split, rows, skips, outputs[1])
             header = ("ID", "duration", "wav", "spk_id", "wrd")
             _write_csv(outputs[0], header, rows)
-            state[split] = [inputs, *map(_stamp, outputs)]
+            state[name] = [inputs, *map(_stamp, outputs)]
             write_json(save_folder / STATE_FILE, state)
     if problems:
         raise CorpusError("\n".join(problems))
-    return {split: _outputs(save_folder, split)[0] for split in splits}
+    return manifests
 
 
-def _choose_splits(root, splits):
+def _choose_splits(root, splits, untranscribed):
     """The asked splits, or the standard ones there; all of them exist."""
     try:
         held = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
@@ -195,13 +213,13 @@ def _choose_splits(root, splits):
     holds = ", ".join(held[:12]) + (", ..." if held[12:] else "") or "no folder"
     if splits is None:
         splits = [split for split in SPLITS if split in held]
-        if not splits:
+        if not splits and not untranscribed:
             raise CorpusError(
                 f"{root} holds none of LibriSpeech's splits "
                 f"({', '.join(SPLITS)}); it holds {holds}."
             )
-        return splits
     splits = [splits] if isinstance(splits, str) else list(splits)
+    splits += untranscribed
     if not splits:
         raise CorpusError("The list of splits is empty.")
     missing = [split for split in splits if split not in held]
@@ -247,7 +265,7 @@ def _list_files(chapter):
     return sorted(files)
 
 
-def _scan_chapter(root, sample_rate, chapter, listing):
+def _scan_chapter(root, sample_rate, untranscribed, chapter, listing):
     """Rows and skips of one chapter.
 
     Arguments
@@ -256,6 +274,8 @@ def _scan_chapter(root, sample_rate, chapter, listing):
         Folder of the splits.
     sample_rate : int
         In Hz.
+    untranscribed : bool
+        Whether to leave the transcripts unread and the rows' empty.
     chapter : pathlib.Path
         Its folder.
     listing : list
@@ -271,10 +291,12 @@ def _scan_chapter(root, sample_rate, chapter, listing):
     speaker = chapter.parent.name
     folder = chapter.relative_to(root).as_posix()
     sizes = {path.rpartition("/")[2]: size for path, size, _ in listing}
-    transcript = f"{speaker}-{chapter.name}.trans.txt"
-    texts, skips = _read_transcript(chapter / transcript, folder)
-
     audio = {name[:-5] for name in sizes if name.endswith(".flac")}
+    if untranscribed:
+        texts, skips = _check_names(audio, f"{speaker}-{chapter.name}-", folder)
+    else:
+        transcript = f"{speaker}-{chapter.name}.trans.txt"
+        texts, skips = _read_transcript(chapter / transcript, folder)
     rows = []
     for name in sorted(audio | texts.keys()):
         file = f"{folder}/{name}.flac"
@@ -326,6 +348,21 @@ def _read_transcript(path, folder):
     for name, reason in faults.items():
         del texts[name]
         skips.append(Skip(name, file, reason))
+    return texts, skips
+
+
+def _check_names(audio, prefix, folder):
+    """Empty transcripts by utterance id, and skips for the ids at fault."""
+    texts, skips = {}, []
+    for name in audio:
+        if not name.startswith(prefix):
+            reason = "id of another chapter"
+        elif "$" in name:
+            reason = "$ in id"
+        else:
+            texts[name] = ""
+            continue
+        skips.append(Skip(name, f"{folder}/{name}.flac", reason))
     return texts, skips
 
 
@@ -408,11 +445,6 @@ def _warn(split, rows, skips, file):
         )
     hours = sum(row[1] for row in rows) / 3600
     logger.info("%s: %d utterances, %.2f hours.", split, len(rows), hours)
-
-
-def _outputs(save_folder, split):
-    """Manifest and skip file of a split."""
-    return save_folder / f"{split}.csv", save_folder / f"skipped_{split}.csv"
 
 
 def _write_csv(path, header, rows):

@@ -104,7 +104,8 @@ def align(
         index = torch.arange(frames, device=hidden.device)
         ticks = (index * student - lag).expand(len(ours), -1)
         hidden = _interpolate(hidden, ticks, teacher, last)
-        if student <= teacher:
+        # Without a CTC head there is no blank to look at, nor any spike.
+        if student <= teacher or posteriors.shape[-1] == 0:
             nearest = _ceil_divide(2 * ticks - teacher, 2 * teacher)
             chosen = torch.minimum(nearest.clamp(min=0), last)
         else:

@@ -9,7 +9,7 @@ frames of each utterance and are 0 on padding. All are called alike, as
 
 import torch
 
-from tutornet_sb.distillation.targets import at_least_float32
+from tutornet_sb.distillation.targets import at_least_float32, require_ctc_head
 from tutornet_sb.networks.acoustic_model import frame_mask
 
 
@@ -44,8 +44,11 @@ def uniform(targets, blank_index=0):
     >>> uniform(TeacherTargets(p, p, torch.tensor([2]), 0.02))
     tensor([[0.5000, 0.5000, 0.0000]])
     """
-    raw = at_least_float32(targets.posteriors[..., 0])
-    return _normalize(torch.ones_like(raw), targets.lengths)
+    # A teacher without a CTC head has no symbol to take the shape from.
+    hidden = targets.hidden
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    raw = hidden.new_ones(hidden.shape[:2], dtype=dtype)
+    return _normalize(raw, targets.lengths)
 
 
 def energy(targets, blank_index=0):
@@ -91,6 +94,11 @@ def nonblank(targets, blank_index=0):
     torch.Tensor
         Weights ``(batch, frames)``.
 
+    Raises
+    ------
+    ValueError
+        If the teacher has no CTC head.
+
     Example
     -------
     >>> from tutornet_sb.distillation.targets import TeacherTargets
@@ -98,6 +106,11 @@ def nonblank(targets, blank_index=0):
     >>> nonblank(TeacherTargets(p, p, torch.tensor([2]), 0.02))
     tensor([[0.2500, 0.7500]])
     """
+    require_ctc_head(
+        targets.posteriors.shape[-1],
+        "frame weighting nonblank",
+        "choose uniform or energy",
+    )
     blank = at_least_float32(targets.posteriors[..., blank_index])
     # A softmax may round to slightly more than 1.
     return _normalize((1 - blank).clamp(min=0), targets.lengths)

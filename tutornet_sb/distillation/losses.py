@@ -7,7 +7,7 @@ over the batch, and computed in float32 or wider whatever comes in.
 import torch
 
 from tutornet_sb.distillation.frame_weighting import get_frame_weighting
-from tutornet_sb.distillation.targets import at_least_float32
+from tutornet_sb.distillation.targets import at_least_float32, require_ctc_head
 from tutornet_sb.networks.acoustic_model import frame_mask
 
 
@@ -144,9 +144,15 @@ class SoftmaxLoss(torch.nn.Module):
         Raises
         ------
         ValueError
-            If the shapes of student and teacher differ.
+            If the teacher has no CTC head, or if the shapes of student and
+            teacher differ.
         """
         teacher = at_least_float32(targets.posteriors)
+        require_ctc_head(
+            teacher.shape[-1],
+            "softmax-level distillation",
+            "let it teach by rkd alone, with stages: [rkd, ctc]",
+        )
         _check_shapes("logits", logits, "posteriors", teacher, "symbols")
         mask = frame_mask(targets.lengths, teacher.shape[1]).unsqueeze(-1)
         # Filled before the softmax too: the gradient of a softmax of NaN is

@@ -11,10 +11,11 @@ class TeacherTargets(NamedTuple):
     Attributes
     ----------
     hidden : torch.Tensor
-        Hidden states of the tapped layer, ``(batch, frames, dim)``.
+        Hidden states of the tapped layers, one after another along dim,
+        ``(batch, frames, dim)``; dim is 0 if none is tapped.
     posteriors : torch.Tensor
         Softmax of the teacher's logits at temperature 1,
-        ``(batch, frames, symbols)``.
+        ``(batch, frames, symbols)``; without a CTC head there are 0 symbols.
     lengths : torch.Tensor
         Valid frames of each utterance, integers of shape ``(batch,)``.
     frame_period : float
@@ -48,3 +49,31 @@ def at_least_float32(x):
     torch.float64
     """
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def require_ctc_head(symbols, who, instead):
+    """Refuse a teacher without a CTC head where its posteriors are needed.
+
+    Arguments
+    ---------
+    symbols : int
+        Symbols of the teacher's posteriors.
+    who : str
+        What needs them.
+    instead : str
+        What to do.
+
+    Raises
+    ------
+    ValueError
+        If there are no symbols.
+
+    Example
+    -------
+    >>> require_ctc_head(29, "SKD", "use RKD")
+    """
+    if symbols == 0:
+        raise ValueError(
+            f"the teacher has no CTC head, whose posteriors {who} needs: "
+            f"{instead}"
+        )

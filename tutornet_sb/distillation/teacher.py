@@ -1,121 +1,19 @@
 """The frozen teacher and the checks around it."""
 
-import difflib
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
+from tutornet_sb.distillation.taps import (
+    encode_with_taps,
+    select_taps,
+    trying_out,
+)
 from tutornet_sb.distillation.targets import TeacherTargets
-
-# Long enough for any stride in use, and different in frames at all of them.
-PROBE_SAMPLES = (8000, 12800)
-
-
-class Tap(NamedTuple):
-    """Where a layer's output keeps what.
-
-    Attributes
-    ----------
-    time_axis : int
-        Axis of the frames in the layer's output.
-    hidden_size : int
-        Dimension of one frame.
-    """
-
-    time_axis: int
-    hidden_size: int
-
-
-def _first_tensor(output):
-    if isinstance(output, (tuple, list)):
-        return next((x for x in output if torch.is_tensor(x)), None)
-    return output if torch.is_tensor(output) else None
-
-
-@torch.no_grad()
-def _probe(model, samples):
-    """Shapes of all layers' outputs, and the model's frames, on noise."""
-    shapes, handles = {}, []
-
-    def watch(path, layer):
-        def hook(layer, inputs, output):
-            tensor = _first_tensor(output)
-            if tensor is not None:
-                shapes[path] = tuple(tensor.shape)
-
-        handles.append(layer.register_forward_hook(hook))
-
-    for path, layer in model.named_modules(remove_duplicate=False):
-        watch(path, layer)
-    device = next(model.parameters()).device
-    # An own generator: the probe must not move the seed of an experiment.
-    generator = torch.Generator().manual_seed(0)
-    wavs = 0.1 * torch.randn(2, samples, generator=generator)
-    try:
-        encoding = model(wavs.to(device), torch.ones(2, device=device))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return shapes, encoding.logits.shape[1]
-
-
-def _find_tap(short, long, frames):
-    """The only axis that changes with time, as the model's frames do."""
-    if len(short) != 3 or len(long) != 3:
-        return None
-    changing = [axis for axis in range(3) if short[axis] != long[axis]]
-    if len(changing) != 1:
-        return None
-    axis = changing[0]
-    batch, size = (n for other, n in enumerate(short) if other != axis)
-    if (short[axis], long[axis]) != frames or batch != 2:
-        return None
-    return Tap(axis, size)
-
-
-def find_taps(model):
-    """Find the layers a teacher can be tapped at.
-
-    These are the layers with one output frame for each of the model's own, as
-    seen on two waveforms of different length. Any order of axes will do.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode.
-
-    Returns
-    -------
-    dict
-        Dotted path of each such layer -> ``Tap``, in the model's order.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.lstm import LSTMEncoder
-    >>> encoder = LSTMEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> taps = find_taps(AcousticModel(LogMelFeatures(), encoder, head).eval())
-    >>> taps["encoder"], taps["encoder.conv"]
-    (Tap(time_axis=1, hidden_size=8), Tap(time_axis=2, hidden_size=8))
-    """
-    short, long = (_probe(model, samples) for samples in PROBE_SAMPLES)
-    frames = (short[1], long[1])
-    taps = {}
-    for path, _ in model.named_modules(remove_duplicate=False):
-        if path and path in short[0] and path in long[0]:
-            tap = _find_tap(short[0][path], long[0][path], frames)
-            if tap is not None:
-                taps[path] = tap
-    return taps
 
 
 class Teacher(torch.nn.Module):
-    """A trained model, frozen for good, with one hidden layer laid open.
+    """A trained model, frozen for good, with hidden layers laid open.
 
     It stays in evaluation mode whatever ``train()`` is called on it or around
     it, needs no gradients and so takes part in no optimizer.
@@ -124,10 +22,23 @@ class Teacher(torch.nn.Module):
     ---------
     model : AcousticModel
         The trained model. It is frozen in place.
-    tap : str
-        Dotted path of the layer whose output is the hidden representation, for
-        instance ``encoder``. Of a tuple, the first tensor is taken; of several
-        calls in one pass, the last.
+    taps : list of str
+        Dotted paths of the layers whose outputs, one after another along dim,
+        are the hidden representation. Of a tuple, the first tensor is taken; of
+        several calls in one pass, the last. Without any, the hidden
+        representation has dim 0.
+    vocabulary : callable, optional
+        Maps the posteriors, ``(batch, frames, symbols)``, onto the symbols of
+        the student.
+
+    Attributes
+    ----------
+    taps : dict
+        Path -> ``Tap``, in the order given.
+    hidden_sizes : list of int
+        Dimension of each layer.
+    symbols : int
+        Symbols of the targets; 0 for a teacher without a CTC head.
 
     Raises
     ------
@@ -141,40 +52,36 @@ class Teacher(torch.nn.Module):
     ...     AcousticModel,
     ...     LogMelFeatures,
     ... )
-    >>> from tutornet_sb.networks.lstm import LSTMEncoder
-    >>> encoder = LSTMEncoder(64, channels=8, hidden_size=4, layers=1)
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
     >>> head = torch.nn.Linear(encoder.output_size, 29)
     >>> teacher = Teacher(AcousticModel(LogMelFeatures(), encoder, head))
     >>> targets = teacher(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
     >>> tuple(targets.hidden.shape), tuple(targets.posteriors.shape)
     ((2, 51, 8), (2, 51, 29))
-    >>> teacher.hidden_size, teacher.frame_period
-    (8, 0.02)
+    >>> teacher.hidden_sizes, teacher.symbols, teacher.frame_period
+    ([8], 29, 0.02)
     >>> teacher.train().training
     False
     """
 
-    def __init__(self, model, tap="encoder"):
+    def __init__(self, model, taps=("encoder",), vocabulary=None):
         super().__init__()
-        self.model = model.requires_grad_(False)
-        self.tap = tap
+        self.model = model
+        self.vocabulary = vocabulary
+        self.requires_grad_(False)
         self.eval()
-        layers = dict(model.named_modules(remove_duplicate=False))
-        del layers[""]
-        if tap not in layers:
-            raise ValueError(
-                f"the teacher has no layer {tap!r}; nearest: "
-                + _nearest(tap, layers)
-            )
-        taps = find_taps(model)
-        if tap not in taps:
-            raise ValueError(
-                f"the teacher's layer {tap!r} cannot be tapped: its output "
-                "does not have the model's own frames, those of its logits. "
-                f"Of the {len(taps)} layers that have, the nearest by name: "
-                + _nearest(tap, taps)
-            )
-        self.time_axis, self.hidden_size = taps[tap]
+        self.taps = select_taps(model, taps, "teacher")
+        self.hidden_sizes = [tap.hidden_size for tap in self.taps.values()]
+        self.symbols = self._count_symbols()
+
+    def _count_symbols(self):
+        """Symbols of the targets, as seen on half a second of silence."""
+        samples = self.model.features.sample_rate // 2
+        with trying_out(self.model) as device:
+            silence = torch.zeros(1, samples, device=device)
+            targets = self(silence, torch.ones(1, device=device))
+        return targets.posteriors.shape[-1]
 
     @property
     def frame_period(self):
@@ -216,31 +123,20 @@ class Teacher(torch.nn.Module):
         TeacherTargets
             Hidden states and posteriors in float32.
         """
-        hidden = None
-
-        def keep(layer, inputs, output):
-            nonlocal hidden
-            # A copy, since the next layer may work in place.
-            hidden = _first_tensor(output).to(torch.float32, copy=True)
-
-        # Hooked anew each time: copies of this module then have their own hook,
-        # and replacing the layer (as SyncBatchNorm does) cannot lose it.
-        handle = self.model.get_submodule(self.tap).register_forward_hook(keep)
-        try:
-            encoding = self.model(wavs, wav_lens)
-        finally:
-            handle.remove()
+        encoding, hidden = encode_with_taps(
+            self.model, self.taps, wavs, wav_lens
+        )
+        # What dim 0 is taken from does not matter.
+        hidden = hidden or [encoding.hidden[..., :0]]
         posteriors = torch.softmax(encoding.logits.float(), dim=-1)
+        if self.vocabulary is not None:
+            posteriors = self.vocabulary(posteriors)
         return TeacherTargets(
-            hidden.movedim(self.time_axis, 1),
+            torch.cat([part.float() for part in hidden], dim=-1),
             posteriors,
             encoding.lengths,
             self.frame_period,
         )
-
-
-def _nearest(name, names):
-    return ", ".join(difflib.get_close_matches(name, names, n=5, cutoff=0.0))
 
 
 def _some(items, most=3):
@@ -323,64 +219,3 @@ def load_model_weights(model, path):
 
 def _shape(value):
     return tuple(getattr(value, "shape", ()))
-
-
-def check_vocabulary(
-    teacher_pieces,
-    student_pieces,
-    teacher_name="teacher",
-    student_name="student",
-):
-    """Make sure teacher and student mean the same by each index.
-
-    Arguments
-    ---------
-    teacher_pieces : list of str
-        Teacher's symbols by index.
-    student_pieces : list of str
-        Student's symbols by index.
-    teacher_name : str
-        How to call the teacher's vocabulary in an error.
-    student_name : str
-        How to call the student's vocabulary in an error.
-
-    Raises
-    ------
-    ValueError
-        If the two lists differ.
-
-    Example
-    -------
-    >>> check_vocabulary(["<blank>", "a"], ["<blank>", "a"])
-    >>> try:
-    ...     check_vocabulary(["<blank>", "a"], ["<blank>", "b"])
-    ... except ValueError as error:
-    ...     print(str(error).split(", ")[1])
-    first at index 1: 'a' and 'b'; only in teacher: 'a'; only in student: 'b'
-    """
-    teacher_pieces, student_pieces = list(teacher_pieces), list(student_pieces)
-    if teacher_pieces == student_pieces:
-        return
-    pairs = enumerate(zip(teacher_pieces, student_pieces, strict=False))
-    first = next(
-        (index for index, (theirs, ours) in pairs if theirs != ours),
-        min(len(teacher_pieces), len(student_pieces)),
-    )
-    message = (
-        f"the vocabularies of {teacher_name} ({len(teacher_pieces)} symbols) "
-        f"and {student_name} ({len(student_pieces)} symbols) differ, first at "
-        f"index {first}: {_at(teacher_pieces, first)} and "
-        f"{_at(student_pieces, first)}"
-    )
-    for name, mine, others in (
-        (teacher_name, teacher_pieces, student_pieces),
-        (student_name, student_pieces, teacher_pieces),
-    ):
-        only = [repr(piece) for piece in mine if piece not in set(others)]
-        if only:
-            message += f"; only in {name}: {_some(only, most=5)}"
-    raise ValueError(message)
-
-
-def _at(pieces, index):
-    return repr(pieces[index]) if index < len(pieces) else "nothing"

@@ -1,10 +1,18 @@
 """A model is one module from waveform to frames."""
 
+import math
 from typing import NamedTuple
 
 import torch
 from speechbrain.lobes.features import Fbank
-from speechbrain.processing.features import InputNormalization
+from speechbrain.processing.features import (
+    STFT,
+    InputNormalization,
+    spectral_magnitude,
+)
+from speechbrain.utils.autocast import fwd_default_precision
+
+NORMALIZE = ("sentence", "running")
 
 
 class Encoding(NamedTuple):
@@ -48,8 +56,130 @@ def frame_mask(lengths, frames):
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
-class LogMelFeatures(torch.nn.Module):
-    """Log-mel energies, normalised over each utterance.
+class SpectralFeatures(torch.nn.Module):
+    """Frames of a spectrum, normalised: the base of the features below.
+
+    A subclass computes its spectrum in ``spectrum``. With
+    ``normalize: sentence`` a frame depends on the whole utterance. With
+    ``running`` it does not: mean and variance are those of the training data,
+    averaged over all batches seen in training (as buffers, so that they are
+    saved with the weights). Training uses the same averages, not those of its
+    batch, so that it sees what a stream will see. The average has no decay:
+    the longer the training, the less the features still move.
+
+    Arguments
+    ---------
+    stft : speechbrain.processing.features.STFT
+        The Fourier transform, centred.
+    output_size : int
+        Dimension of a frame.
+    normalize : str
+        ``"sentence"`` or ``"running"``.
+
+    Raises
+    ------
+    ValueError
+        If ``normalize`` is neither.
+    """
+
+    def __init__(self, stft, output_size, normalize):
+        super().__init__()
+        if normalize not in NORMALIZE:
+            raise ValueError(
+                f"normalize must be in {NORMALIZE}, got {normalize!r}"
+            )
+        self.is_running = normalize == "running"
+        self.sample_rate = stft.sample_rate
+        self.hop_samples = stft.hop_length
+        self.frame_period = self.hop_samples / self.sample_rate
+        self.output_size = output_size
+        if self.is_running:
+            self.normalize = torch.nn.BatchNorm1d(
+                output_size, affine=False, momentum=None
+            )
+        else:
+            self.normalize = InputNormalization(norm_type="sentence")
+
+    def spectrum(self, wavs):
+        """Compute the frames before normalisation.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms, ``(batch, samples)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, frames, output_size)``.
+        """
+        raise NotImplementedError
+
+    def apply_statistics(self, features):
+        """Normalise by the statistics of the training data.
+
+        Arguments
+        ---------
+        features : torch.Tensor
+            ``(batch, frames, output_size)``.
+
+        Returns
+        -------
+        torch.Tensor
+            The same, normalised.
+        """
+        norm = self.normalize
+        return torch.nn.functional.batch_norm(
+            features.transpose(1, 2),
+            norm.running_mean,
+            norm.running_var,
+            eps=norm.eps,
+        ).transpose(1, 2)
+
+    def forward(self, wavs, wav_lens):
+        """Compute features.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms, ``(batch, samples)``.
+        wav_lens : torch.Tensor
+            Valid part of each waveform relative to the longest, ``(batch,)``.
+
+        Returns
+        -------
+        features : torch.Tensor
+            ``(batch, frames, output_size)``, zero on padded frames.
+        lengths : torch.Tensor
+            Valid frames, integers of shape ``(batch,)``.
+        """
+        features = self.spectrum(wavs)
+        samples = (wav_lens * wavs.shape[1]).round().long()
+        # The transform is centred: a frame stands at every multiple of the hop.
+        lengths = samples // self.hop_samples + 1
+        frames = features.shape[1]
+        mask = frame_mask(lengths, frames)
+        if self.is_running:
+            if self.training:
+                # For its statistics alone.
+                self.normalize(features[mask].detach())
+            features = self.apply_statistics(features)
+        else:
+            # Half a frame below the true length: SpeechBrain multiplies it by
+            # the frames again, and rounding there must not let a padded frame
+            # in.
+            features = self.normalize(features, (lengths - 0.5) / frames)
+        return features.masked_fill(~mask.unsqueeze(-1), 0.0), lengths
+
+
+class LogMelFeatures(SpectralFeatures):
+    """Log-mel energies (dB).
+
+    Normalised over each utterance, energies are clipped at 80 dB below the
+    utterance's loudest, as SpeechBrain does. With ``normalize: running`` that
+    would again depend on the whole utterance, and only the fixed floor of
+    -100 dB remains. (On recorded digits the clip concerns one value in a
+    hundred, in nine of ten utterances.)
 
     Arguments
     ---------
@@ -63,6 +193,9 @@ class LogMelFeatures(torch.nn.Module):
         Distance between frames (milliseconds).
     n_fft : int
         Points of the Fourier transform.
+    normalize : str
+        ``"sentence"``: over each utterance; ``"running"``: by the statistics
+        of the training data, for streaming (see ``SpectralFeatures``).
 
     Example
     -------
@@ -79,48 +212,117 @@ class LogMelFeatures(torch.nn.Module):
         win_length=20,
         hop_length=10,
         n_fft=512,
+        normalize="sentence",
     ):
-        super().__init__()
-        self.sample_rate = sample_rate
-        self.hop_samples = round(sample_rate * hop_length / 1000)
-        self.frame_period = self.hop_samples / sample_rate
-        self.output_size = n_mels
-        self.fbank = Fbank(
+        fbank = Fbank(
             sample_rate=sample_rate,
             n_fft=n_fft,
             n_mels=n_mels,
             win_length=win_length,
             hop_length=hop_length,
         )
-        self.normalize = InputNormalization(norm_type="sentence")
+        super().__init__(fbank.compute_STFT, n_mels, normalize)
+        self.fbank = fbank
+        if self.is_running:
+            # Fbank's constructor does not hand this on.
+            fbank.compute_fbanks.top_db = math.inf
 
-    def forward(self, wavs, wav_lens):
-        """Compute features.
+    @property
+    def stft(self):
+        """The Fourier transform."""
+        return self.fbank.compute_STFT
+
+    def spectrum(self, wavs):
+        """Compute the frames before normalisation.
 
         Arguments
         ---------
         wavs : torch.Tensor
             Waveforms, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
 
         Returns
         -------
-        features : torch.Tensor
-            ``(batch, frames, n_mels)``, zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames, integers of shape ``(batch,)``.
+        torch.Tensor
+            ``(batch, frames, n_mels)``.
         """
-        features = self.fbank(wavs)
-        samples = (wav_lens * wavs.shape[1]).round().long()
-        # The transform is centred: a frame stands at every multiple of the hop.
-        lengths = samples // self.hop_samples + 1
-        frames = features.shape[1]
-        # Half a frame below the true length: SpeechBrain multiplies it by the
-        # frames again, and rounding there must not let a padded frame in.
-        features = self.normalize(features, (lengths - 0.5) / frames)
-        mask = frame_mask(lengths, frames).unsqueeze(-1)
-        return features.masked_fill(~mask, 0.0), lengths
+        return self.fbank(wavs)
+
+
+class SpectrogramFeatures(SpectralFeatures):
+    """Log power spectrogram, the features of DeepSpeech2.
+
+    As OpenSeq2Seq computes them (``get_speech_features`` in
+    ``open_seq2seq/data/speech2text/speech_utils.py``): Hann window, a transform
+    as long as the window, the lowest bins. Unlike there, each bin is
+    normalised by its own mean and deviation, as log-mel features are.
+
+    Arguments
+    ---------
+    n_bins : int
+        Frequency bins from 0 Hz up, the dimension of a frame.
+    sample_rate : int
+        Sample rate of the waveforms (Hz).
+    win_length : float
+        Window of one frame (milliseconds).
+    hop_length : float
+        Distance between frames (milliseconds).
+    normalize : str
+        ``"sentence"`` or ``"running"``, as in ``LogMelFeatures``.
+
+    Raises
+    ------
+    ValueError
+        If the transform has fewer bins, or ``normalize`` is unknown.
+
+    Example
+    -------
+    >>> features = SpectrogramFeatures()
+    >>> x, lengths = features(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> tuple(x.shape), lengths.tolist()
+    ((2, 101, 160), [101, 51])
+    """
+
+    def __init__(
+        self,
+        n_bins=160,
+        sample_rate=16000,
+        win_length=20,
+        hop_length=10,
+        normalize="sentence",
+    ):
+        n_fft = round(sample_rate * win_length / 1000)
+        if n_bins > n_fft // 2 + 1:
+            raise ValueError(
+                f"n_bins must be at most {n_fft // 2 + 1} with a window of "
+                f"{win_length} ms at {sample_rate} Hz, got {n_bins}"
+            )
+        stft = STFT(
+            sample_rate=sample_rate,
+            win_length=win_length,
+            hop_length=hop_length,
+            n_fft=n_fft,
+            window_fn=torch.hann_window,
+        )
+        super().__init__(stft, n_bins, normalize)
+        self.stft = stft
+
+    @fwd_default_precision(cast_inputs=torch.float32)
+    def spectrum(self, wavs):
+        """Compute the frames before normalisation.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms, ``(batch, samples)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Natural logarithm of the power, ``(batch, frames, n_bins)``.
+        """
+        stft = self.stft(wavs)[:, :, : self.output_size]
+        # The floor is that of Fbank.
+        return spectral_magnitude(stft, log=True, eps=1e-10)
 
 
 class AcousticModel(torch.nn.Module):
@@ -147,8 +349,8 @@ class AcousticModel(torch.nn.Module):
 
     Example
     -------
-    >>> from tutornet_sb.networks.lstm import LSTMEncoder
-    >>> encoder = LSTMEncoder(64, channels=8, hidden_size=8, layers=1)
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=8, layers=1)
     >>> head = torch.nn.Linear(encoder.output_size, 29)
     >>> model = AcousticModel(LogMelFeatures(), encoder, head)
     >>> encoding = model(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))

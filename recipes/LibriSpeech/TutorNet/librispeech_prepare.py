@@ -38,6 +38,12 @@ def parse_arguments():
         help="default: the standard splits that are there",
     )
     parser.add_argument(
+        "--untranscribed",
+        nargs="+",
+        metavar="SPLIT",
+        help="splits prepared without their transcripts",
+    )
+    parser.add_argument(
         "--sample_rate",
         type=int,
         default=16000,

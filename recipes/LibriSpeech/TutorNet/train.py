@@ -17,7 +17,9 @@ import platform
 import shutil
 import sys
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import speechbrain as sb
 import torch
@@ -46,10 +48,18 @@ from tutornet_sb.corpora.librispeech import (
 )
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
-from tutornet_sb.distillation.teacher import (
-    Teacher,
-    check_vocabulary,
-    load_model_weights,
+from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
+from tutornet_sb.distillation.pseudo_labels import (
+    letters_of,
+    read_pseudo_labels,
+    write_pseudo_labels,
+)
+from tutornet_sb.distillation.sources import load_teacher
+from tutornet_sb.distillation.taps import trying_out
+from tutornet_sb.distillation.teacher import Teacher, load_model_weights
+from tutornet_sb.distillation.vocabulary import (
+    VocabularyMap,
+    match_vocabulary,
 )
 from tutornet_sb.files import read_json, write_atomically, write_json
 from tutornet_sb.reporting.compare import summarize, table
@@ -61,7 +71,13 @@ from tutornet_sb.reporting.scores import (
 
 logger = logging.getLogger(__name__)
 
-BRAINS = {"ctc": CTCBrain, "skd": SKDBrain, "rkd": RKDBrain}
+# pseudo: CTC on the teacher's transcripts
+BRAINS = {
+    "ctc": CTCBrain,
+    "skd": SKDBrain,
+    "rkd": RKDBrain,
+    "pseudo": CTCBrain,
+}
 RECIPE_FOLDER = Path(__file__).resolve().parent
 STAGE_SUMMARY = "stage.json"
 # What may differ when a run is continued or scored again
@@ -81,7 +97,8 @@ def prepare_corpus(hparams):
     """Find or make the corpus.
 
     Returns the folder that holds the splits, the manifest of each split, and
-    the names of the splits to train on, to select by and to test on.
+    the names of the splits to train on, to select by and to test on, and of
+    those to be heard without their transcripts.
     """
     corpus, folder = hparams["corpus"], hparams["data_folder"]
     if folder is None and corpus["minilibri"] is None:
@@ -97,22 +114,33 @@ def prepare_corpus(hparams):
     named = None
     if None not in splits.values():
         named = list(dict.fromkeys(sum(map(list, splits.values()), [])))
+    untranscribed = list(corpus["untranscribed_splits"])
     save_folder = Path(hparams["corpus_folder"]) / "manifests"
     manifests = run_on_main(
-        prepare_librispeech, [folder, save_folder], {"splits": named}
+        prepare_librispeech,
+        [folder, save_folder],
+        {"splits": named, "untranscribed": untranscribed},
     )
     data_root = find_librispeech(folder)
     for kind, prefix in kinds.items():
         if splits[kind] is None:
             splits[kind] = [
-                name for name in manifests if name.startswith(prefix)
+                name
+                for name in manifests
+                if name.startswith(prefix) and name not in untranscribed
             ]
         if not splits[kind]:
             raise ValueError(
                 f"{data_root} has no {prefix} split among "
                 f"{', '.join(manifests)}"
             )
-    return data_root, manifests, splits
+        both = [name for name in splits[kind] if name in untranscribed]
+        if both:
+            raise ValueError(
+                f"corpus '{corpus['name']}': {both[0]} stands in "
+                f"{kind}_splits and in untranscribed_splits"
+            )
+    return data_root, manifests, splits | {"untranscribed": untranscribed}
 
 
 def make_tokenizer(hparams, manifests):
@@ -126,11 +154,22 @@ def make_tokenizer(hparams, manifests):
     return tokenizer
 
 
-def make_datasets(hparams, data_root, manifests, splits, frame_period):
-    """Training and development set, and one set for each scored split."""
-    tokenizer = hparams["tokenizer"]
+class Data(NamedTuple):
+    """The utterances of an experiment.
 
-    def dataset(names):
+    Items are dictionaries by utterance id, sets are SpeechBrain's.
+    """
+
+    transcribed: dict
+    untranscribed: dict
+    valid: DynamicItemDataset
+    scored: dict
+
+
+def read_data(hparams, data_root, manifests, splits):
+    """Read the manifests; each scored split is a set of its own."""
+
+    def items(names):
         parts = [
             DynamicItemDataset.from_csv(
                 str(manifests[split]),
@@ -138,52 +177,76 @@ def make_datasets(hparams, data_root, manifests, splits, frame_period):
             ).data
             for split in names
         ]
-        return DynamicItemDataset(
-            {k: v for part in parts for k, v in part.items()}
-        )
+        return {key: item for part in parts for key, item in part.items()}
 
-    speeds = hparams["speed_perturb"]
+    return Data(
+        items(splits["train"]),
+        items(splits["untranscribed"]),
+        make_dataset(items(splits["valid"]), hparams),
+        {
+            split: make_dataset(items([split]), hparams)
+            for split in dict.fromkeys([*splits["valid"], *splits["test"]])
+        },
+    )
+
+
+def symbols_of(ids, tokenizer):
+    """Leave out what the tokenizer does not know.
+
+    Its index is that of the blank, which must not be learnt from a transcript.
+    """
+    return [index for index in ids if index != tokenizer.unk_id()]
+
+
+def make_dataset(items, hparams, speeds=None):
+    """Waveform, tokens and transcript of each item, made when asked for."""
     perturb = speeds and SpeedPerturb(16000, speeds=speeds)
+    tokenizer = hparams["tokenizer"]
 
     @sb.utils.data_pipeline.takes("wav")
     @sb.utils.data_pipeline.provides("sig")
     def audio(wav):
-        return sb.dataio.dataio.read_audio(wav)
-
-    @sb.utils.data_pipeline.takes("wav")
-    @sb.utils.data_pipeline.provides("sig")
-    def perturbed_audio(wav):
-        # Before teacher and student part: both hear the same speech.
         sig = sb.dataio.dataio.read_audio(wav)
-        return perturb(sig.unsqueeze(0)).squeeze(0)
-
-    # A letter outside the vocabulary must not be learnt as the blank, whose
-    # index the unknown symbol has.
-    def symbols(wrd):
-        unknown = tokenizer.unk_id()
-        return [index for index in tokenizer.encode(wrd) if index != unknown]
+        # Before teacher and student part: both hear the same speech.
+        return perturb(sig.unsqueeze(0)).squeeze(0) if perturb else sig
 
     @sb.utils.data_pipeline.takes("wrd")
     @sb.utils.data_pipeline.provides("tokens")
     def text(wrd):
-        return torch.tensor(symbols(wrd), dtype=torch.long)
+        ids = symbols_of(tokenizer.encode(wrd), tokenizer)
+        return torch.tensor(ids, dtype=torch.long)
 
-    train, valid = dataset(splits["train"]), dataset(splits["valid"])
-    scored = {
-        split: dataset([split])
-        for split in dict.fromkeys([*splits["valid"], *splits["test"]])
-    }
+    return DynamicItemDataset(
+        items,
+        dynamic_items=[audio, text],
+        output_keys=["id", "sig", "wrd", "tokens"],
+    )
 
-    # CTC needs a frame for every symbol and one between equal neighbours.
-    def fits(item):
-        ids = symbols(item["wrd"])
-        repeats = sum(a == b for a, b in zip(ids, ids[1:], strict=False))
-        return (
-            len(ids) + repeats
-            <= int(float(item["duration"]) / frame_period) + 1
-        )
 
-    short = [key for key, item in train.data.items() if not fits(item)]
+def count_frames(seconds, student):
+    """Frames that a student has for so many seconds, at the least."""
+    period, probe = student.frame_period, 100
+    samples = round(probe * period * student.features.sample_rate)
+    with trying_out(student) as device:
+        wavs = torch.zeros(1, samples, device=device)
+        found = student(wavs, torch.ones(1, device=device)).lengths.item()
+    return [int(duration / period) + found - probe for duration in seconds]
+
+
+def fit_for_ctc(items, hparams, student):
+    """Leave out utterances that have too few frames for their transcript."""
+    tokenizer, short, unknown = hparams["tokenizer"], [], []
+    seconds = [float(item["duration"]) for item in items.values()]
+    frames = dict(zip(items, count_frames(seconds, student), strict=True))
+    for key, item in items.items():
+        ids = tokenizer.encode(item["wrd"])
+        symbols = symbols_of(ids, tokenizer)
+        if len(symbols) < len(ids):
+            unknown.append(key)
+        # CTC needs a frame for every symbol and one between equal neighbours.
+        repeats = sum(a == b for a, b in pairwise(symbols))
+        if len(symbols) + repeats > frames[key]:
+            short.append(key)
     if short:
         listing = Path(hparams["output_folder"]) / "too_short_for_ctc.txt"
         run_on_main(listing.write_text, ["\n".join(short) + "\n"])
@@ -191,18 +254,9 @@ def make_datasets(hparams, data_root, manifests, splits, frame_period):
             "%d of %d training utterances have fewer frames than their "
             "transcript needs and are left out: see %s",
             len(short),
-            len(train.data),
+            len(items),
             listing,
         )
-        train = DynamicItemDataset(
-            {k: v for k, v in train.data.items() if k not in set(short)}
-        )
-
-    unknown = [
-        key
-        for key, item in train.data.items()
-        if len(symbols(item["wrd"])) < len(tokenizer.encode(item["wrd"]))
-    ]
     if unknown:
         logger.warning(
             "%d training transcripts hold letters outside the vocabulary, "
@@ -210,14 +264,62 @@ def make_datasets(hparams, data_root, manifests, splits, frame_period):
             len(unknown),
             unknown[0],
         )
+    left_out = set(short)
+    return {key: item for key, item in items.items() if key not in left_out}
 
-    train.add_dynamic_item(perturbed_audio if perturb else audio)
-    for data in (valid, *scored.values()):
-        data.add_dynamic_item(audio)
-    for data in (train, valid, *scored.values()):
-        data.add_dynamic_item(text)
-        data.set_output_keys(["id", "sig", "wrd", "tokens"])
-    return train, valid, scored
+
+def pseudo_label(items, source, hparams):
+    """Let the teacher transcribe, and keep what it is sure of."""
+    letters = letters_of(pieces(hparams["tokenizer"]), hparams["blank_index"])
+    data = make_dataset(items, hparams)
+    path = Path(hparams["output_folder"]) / "pseudo_labels.csv"
+    run_on_main(
+        write_pseudo_labels,
+        [source, data, path, letters],
+        {"num_workers": hparams["num_workers"]},
+    )
+    labels = read_pseudo_labels(path, hparams["min_confidence"])
+    logger.info(
+        "%d utterances are learnt from the transcripts of %s; %d of which it "
+        "is too unsure and %d in which it hears nothing are left out: see %s",
+        len(labels.transcripts),
+        source.name,
+        labels.unsure,
+        labels.empty,
+        path,
+    )
+    return {
+        key: items[key] | {"wrd": text}
+        for key, text in labels.transcripts.items()
+    }
+
+
+def training_set(name, data, source, student, hparams):
+    """What a stage hears: with transcripts, or all audio where it needs none.
+
+    Returns the set and its speech in seconds.
+    """
+    needs_transcripts = name == "ctc" or (
+        name == "skd" and hparams["ctc_weight"] > 0
+    )
+    items = data.transcribed
+    if not needs_transcripts:
+        items = items | data.untranscribed
+    elif data.untranscribed:
+        logger.info(
+            "Stage %s needs transcripts: it leaves out %d utterances that "
+            "have none",
+            name,
+            len(data.untranscribed),
+        )
+    if name == "pseudo":
+        items = pseudo_label(items, source, hparams)
+    if needs_transcripts or name == "pseudo":
+        items = fit_for_ctc(items, hparams, student)
+    if not items:
+        raise ValueError(f"stage {name}: no training utterance is left")
+    seconds = sum(float(item["duration"]) for item in items.values())
+    return make_dataset(items, hparams, hparams["speed_perturb"]), seconds
 
 
 def batches(hparams, data, shuffle):
@@ -236,7 +338,7 @@ def batches(hparams, data, shuffle):
 def train_missing_teacher(hparams, run_opts):
     """Run the teacher's own experiment, unless it is finished."""
     folder = hparams["teacher_folder"]
-    if runs.is_finished(folder):
+    if hparams["teacher_source"] is not None or runs.is_finished(folder):
         return
     logger.info("No finished teacher in %s: training it first", folder)
     passed_on = (
@@ -251,20 +353,63 @@ def train_missing_teacher(hparams, run_opts):
     if not hparams_file.is_file():
         hparams_file = RECIPE_FOLDER / hparams_file
     overrides = {key: hparams[key] for key in passed_on}
+    overrides["student_yaml"] = hparams["teacher_yaml"]
+    overrides["student_size"] = hparams["teacher_size"]
     run(hparams_file, run_opts, overrides | {"output_folder": folder})
 
 
-def load_teacher(hparams):
-    """Load the teacher's run and make sure that it speaks our symbols."""
-    folder = hparams["teacher_folder"]
-    model, tokenizer = runs.load_run(folder)
-    check_vocabulary(
-        pieces(tokenizer),
-        pieces(hparams["tokenizer"]),
-        f"teacher {folder}",
-        f"corpus {hparams['corpus']['name']}",
+def find_teacher(hparams, run_opts):
+    """Load the teacher: a run of this recipe, or a model from elsewhere."""
+    source = load_teacher(
+        hparams["teacher_source"] or hparams["teacher_folder"],
+        revision=hparams["teacher_revision"],
+        kind=hparams["teacher_kind"],
+        trust_remote_code=hparams["trust_remote_code"],
     )
-    return Teacher(model, tap=hparams["teacher_tap"])
+    wanted = hparams["student"]["model"].features.sample_rate
+    if source.sample_rate != wanted:
+        raise ValueError(
+            f"teacher {source.name} hears {source.sample_rate} Hz and the "
+            f"student {wanted} Hz: choose a teacher of the student's rate"
+        )
+    source.model.to(run_opts.get("device", "cpu"))
+    return source
+
+
+def match_symbols(source, transcribed, stages, hparams):
+    """Put the teacher's symbols on the student's, as far as stages need it."""
+    tokenizer, blank = hparams["tokenizer"], hparams["blank_index"]
+    ours = pieces(tokenizer)
+    if "skd" not in stages:
+        if source.pieces is None:
+            return None
+        # Frame weighting asks for the blank only.
+        other = 1 if blank == 0 else 0
+        targets = [other] * len(source.pieces)
+        targets[source.blank_index] = blank
+        return VocabularyMap(targets, len(ours), blank)
+    unused = set()
+    if source.pieces is not None and list(source.pieces) != ours:
+        # A symbol in no transcript need not be taught.
+        used = {
+            index
+            for item in transcribed.values()
+            for index in tokenizer.encode(item["wrd"])
+        }
+        unused = {piece for i, piece in enumerate(ours) if i not in used}
+    vocabulary = match_vocabulary(
+        source.pieces,
+        ours,
+        source.blank_index,
+        blank,
+        extra=hparams["teacher_extra_symbols"],
+        unused=unused,
+        teacher_name=f"teacher {source.name}",
+        student_name=f"corpus {hparams['corpus']['name']}",
+    )
+    for line in vocabulary.describe():
+        logger.info("Vocabulary: %s", line)
+    return vocabulary
 
 
 def stage_epochs(hparams):
@@ -298,7 +443,7 @@ def stage_folder(name, hparams):
     return Path(hparams["output_folder"]) / "stages" / name
 
 
-def train_stage(name, epochs, student, teacher, data, hparams, run_opts):
+def train_stage(name, epochs, student, source, data, hparams, run_opts):
     """Train one stage and leave its best weights in the student.
 
     Returns what is known of the stage: epochs, seconds, figure of the best.
@@ -310,13 +455,17 @@ def train_stage(name, epochs, student, teacher, data, hparams, run_opts):
         load_model_weights(student, weights)
         return read_json(summary)
 
-    train, valid_loader = data
+    train, seconds = training_set(name, data, source, student, hparams)
+    valid_loader = make_dataloader(
+        data.valid, batch_sampler=batches(hparams, data.valid, shuffle=False)
+    )
     modules = {"student": student}
-    if name != "ctc":
-        modules["teacher"] = teacher
+    if name in ("rkd", "skd"):
+        taps = teacher_taps(hparams["pairs"]) if name == "rkd" else ()
+        modules["teacher"] = Teacher(source.model, taps, hparams["vocabulary"])
     if name == "rkd":
-        modules["projector"] = hparams["projector"](
-            student.encoder.output_size, teacher.hidden_size
+        modules["projector"] = make_projectors(
+            hparams["projector"], hparams["pairs"], modules["teacher"], student
         )
     counter = EpochCounter(epochs)
     checkpointer = AtomicCheckpointer(
@@ -355,6 +504,7 @@ def train_stage(name, epochs, student, teacher, data, hparams, run_opts):
     student.load_state_dict(average_checkpoints(best, "student"))
     figures = {
         "epochs": epochs,
+        "train_audio_seconds": seconds,
         "train_seconds": brain.watch.seconds,
         "selected_by": brain.selected_by,
         "best": float(best[0].meta[brain.selected_by]),
@@ -406,6 +556,15 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
             path = folder / f"wer_{split}{suffix}.txt"
             run_on_main(write_alignments, [path, brain.references, hypotheses])
         run_on_main(write_json, [folder / STAGE_SUMMARY, figures])
+
+
+def describe_source(source):
+    """What can be told of a teacher that is no run of this recipe."""
+    return {
+        "folder": source.name,
+        "name": source.kind,
+        "parameters": sum(p.numel() for p in source.model.parameters()),
+    }
 
 
 def measure_speed(student, data, hparams):
@@ -468,8 +627,16 @@ def run(hparams_file, run_opts, overrides):
     hparams = load_hyperpyyaml(text, overrides)
     output_folder = Path(hparams["output_folder"])
     corpus, student = hparams["corpus"], hparams["student"]["model"]
-    student.augment = hparams["augment"]
+    # Networks that hear the waveform itself mask their frames themselves.
+    if student.features.output_size > 1:
+        student.augment = hparams["augment"]
     epochs = stage_epochs(hparams)
+    if hparams["teacher_folder"] is None:
+        hparams["teacher_folder"] = str(
+            Path(hparams["corpus_folder"])
+            / f"teacher_{Path(hparams['teacher_yaml']).stem}"
+            / "1234"
+        )
     taught = any(stage != "ctc" for stage in epochs)
     if taught:
         train_missing_teacher(hparams, run_opts)
@@ -478,26 +645,25 @@ def run(hparams_file, run_opts, overrides):
     sb.create_experiment_directory(str(output_folder))
     run_on_main(save_yaml, [text, overrides, output_folder])
 
-    # The corpus and its tokenizer
+    # The corpus, its tokenizer, and the teacher of its symbols
     data_root, manifests, splits = prepare_corpus(hparams)
     hparams["tokenizer"] = make_tokenizer(
         hparams, [manifests[split] for split in splits["train"]]
     )
-    train, valid, scored = make_datasets(
-        hparams, data_root, manifests, splits, student.frame_period
-    )
-    valid_loader = make_dataloader(
-        valid, batch_sampler=batches(hparams, valid, shuffle=False)
-    )
+    data = read_data(hparams, data_root, manifests, splits)
+    source = find_teacher(hparams, run_opts) if taught else None
+    if taught:
+        hparams["vocabulary"] = match_symbols(
+            source, data.transcribed, epochs, hparams
+        )
 
     # The stages, each from the best weights of the one before it
-    teacher = load_teacher(hparams) if taught else None
-    data, stages = (train, valid_loader), {}
+    stages = {}
     for name, count in epochs.items():
         stages[name] = train_stage(
-            name, count, student, teacher, data, hparams, run_opts
+            name, count, student, source, data, hparams, run_opts
         )
-        evaluate(name, stages[name], student, scored, hparams, run_opts)
+        evaluate(name, stages[name], student, data.scored, hparams, run_opts)
 
     # The student and what is known of it
     state = student.state_dict()
@@ -505,7 +671,7 @@ def run(hparams_file, run_opts, overrides):
         write_atomically,
         [output_folder / runs.WEIGHTS, lambda path: torch.save(state, path)],
     )
-    seconds = [float(item["duration"]) for item in train.data.values()]
+    last = list(stages.values())[-1]
     results = {
         "method": hparams["method"],
         "corpus": corpus["name"],
@@ -513,12 +679,12 @@ def run(hparams_file, run_opts, overrides):
         "seed": hparams["seed"],
         "parameters": sum(p.numel() for p in student.parameters()),
         "epochs": hparams["epochs"],
-        "train_audio_seconds": sum(seconds),
+        "train_audio_seconds": last["train_audio_seconds"],
         "train_seconds": sum(
             stage["train_seconds"] for stage in stages.values()
         ),
         "real_time_factor": measure_speed(
-            student, scored[splits["test"][0]], hparams
+            student, data.scored[splits["test"][0]], hparams
         ),
         "stages": stages,
         "teacher": None,
@@ -529,8 +695,12 @@ def run(hparams_file, run_opts, overrides):
             "python": platform.python_version(),
         },
     }
-    if teacher is not None:
-        results["teacher"] = summarize(hparams["teacher_folder"])
+    if taught:
+        results["teacher"] = (
+            summarize(source.name)
+            if source.kind == "run"
+            else describe_source(source)
+        )
     run_on_main(write_json, [output_folder / runs.RESULTS, results])
     return hparams
 
@@ -549,6 +719,7 @@ def main():
     hparams = run(hparams_file, run_opts, overrides)
     shown = [hparams["output_folder"]]
     if hparams["stages"] != ["ctc"]:
+        # A teacher from elsewhere is no run and has no row.
         shown = [hparams["teacher_folder"], hparams["baseline_folder"], *shown]
     folders = dict.fromkeys(map(str, shown))
     finished = [folder for folder in folders if runs.is_finished(folder)]

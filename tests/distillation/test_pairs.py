@@ -1,0 +1,122 @@
+"""Pairs of layers: how they are written, and the projectors between them."""
+
+import pytest
+import torch
+
+from tutornet_sb.distillation.pairs import (
+    Pair,
+    make_projectors,
+    read_pairs,
+    teacher_taps,
+)
+from tutornet_sb.distillation.projector import Projector
+from tutornet_sb.distillation.teacher import Teacher
+from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
+from tutornet_sb.networks.jasper import JasperEncoder
+from tutornet_sb.networks.recurrent import RecurrentEncoder
+
+DEFAULT = {"teacher": "encoder", "student": "encoder", "weight": 1.0}
+PAIRS = [
+    {"teacher": "encoder.blocks.1", "student": "encoder.conv"},
+    {"teacher": "encoder", "student": "encoder", "weight": 2},
+    {"teacher": "encoder.blocks.1", "student": "encoder", "weight": 0.5},
+]
+
+
+def make_teacher_model():
+    table = [{"channels": n, "kernel": 3} for n in (4, 5, 6)]
+    table[0]["stride"] = 2
+    head = torch.nn.Linear(6, 9)
+    encoder = JasperEncoder(8, table)
+    return AcousticModel(LogMelFeatures(n_mels=8), encoder, head)
+
+
+def make_student():
+    encoder = RecurrentEncoder(8, channels=3, hidden_size=4, layers=1)
+    head = torch.nn.Linear(8, 9)
+    return AcousticModel(LogMelFeatures(n_mels=8), encoder, head)
+
+
+def test_pairs_are_read_as_written_with_a_weight_of_one():
+    assert read_pairs(PAIRS) == [
+        Pair("encoder.blocks.1", "encoder.conv", 1.0),
+        Pair("encoder", "encoder", 2),
+        Pair("encoder.blocks.1", "encoder", 0.5),
+    ]
+    assert teacher_taps(PAIRS) == ["encoder.blocks.1", "encoder"]
+
+
+@pytest.mark.parametrize(
+    "pairs, words",
+    [
+        ([], "pairs must be a list"),
+        (DEFAULT, "pairs must be a list"),
+        ("encoder", "pairs must be a list"),
+        (["encoder"], r"pairs\[0\] must be a mapping, got 'encoder'"),
+        ([DEFAULT, {"teacher": "head"}], r"pairs\[1\]: student is missing"),
+        ([{"student": "head"}], r"pairs\[0\]: teacher is missing"),
+        (
+            [DEFAULT | {"wieght": 2}],
+            r"pairs\[0\]: no key wieght, only teacher, student, weight",
+        ),
+        (
+            [DEFAULT, PAIRS[0], DEFAULT | {"weight": 2}],
+            r"pairs\[2\] pairs the layers of pairs\[0\] again: teacher enc",
+        ),
+        ([DEFAULT | {"weight": 0.0}], "all weights are 0"),
+    ],
+)
+def test_pairs_that_are_wrong(pairs, words):
+    with pytest.raises(ValueError, match=words):
+        read_pairs(pairs)
+
+
+@pytest.mark.parametrize(
+    "weight", [-0.5, "1", None, True, float("nan"), float("inf")]
+)
+def test_weights_that_are_none(weight):
+    with pytest.raises(ValueError, match=r"pairs\[0\]: weight must be a numb"):
+        read_pairs([DEFAULT | {"weight": weight}])
+
+
+def test_each_pair_has_a_projector_of_its_layers_sizes():
+    teacher = Teacher(make_teacher_model(), teacher_taps(PAIRS))
+    projectors = make_projectors(Projector, PAIRS, teacher, make_student())
+    sizes = [(p.map.in_features, p.map.out_features) for p in projectors]
+    assert sizes == [(3, 5), (8, 6), (8, 5)]
+    assert projectors.parts == [slice(0, 5), slice(5, 11), slice(0, 5)]
+    assert list(projectors.student_taps) == ["encoder.conv", "encoder"]
+    conv, encoder = torch.randn(2, 7, 3), torch.randn(2, 7, 8)
+    projected = projectors([conv, encoder])
+    for index, hidden in enumerate([conv, encoder, encoder]):
+        layer = projectors[index].map
+        expected = hidden @ layer.weight.T + layer.bias
+        torch.testing.assert_close(projected[index], expected)
+
+
+def test_each_projector_starts_as_if_it_were_alone():
+    """Looking at the networks must not move the seed."""
+    teacher = Teacher(make_teacher_model())
+    student = make_student()
+    torch.manual_seed(5)
+    expected = Projector(8, 6).state_dict()
+    torch.manual_seed(5)
+    (projector,) = make_projectors(Projector, [DEFAULT], teacher, student)
+    for key, value in projector.state_dict().items():
+        assert torch.equal(value, expected[key])
+    assert student.training
+
+
+def test_a_wrong_layer_says_whose_it_is():
+    teacher, student = Teacher(make_teacher_model()), make_student()
+    wrong = [DEFAULT | {"student": "encoder.blocks.1"}]
+    with pytest.raises(ValueError, match="the student has no layer 'encoder.b"):
+        make_projectors(Projector, wrong, teacher, student)
+    with pytest.raises(ValueError, match="student's layer 'features' cannot"):
+        wrong = [DEFAULT | {"student": "features"}]
+        make_projectors(Projector, wrong, teacher, student)
+    with pytest.raises(ValueError, match="the teacher has no layer 'encoder.c"):
+        wrong = [DEFAULT | {"teacher": "encoder.conv"}]
+        Teacher(make_teacher_model(), teacher_taps(wrong))
+    with pytest.raises(ValueError, match="not tapped at encoder.blocks.1, onl"):
+        make_projectors(Projector, PAIRS, teacher, student)

@@ -1,0 +1,226 @@
+"""Which layer of the student learns which layer of the teacher."""
+
+import math
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+
+from tutornet_sb.distillation.taps import select_taps
+
+
+class Pair(NamedTuple):
+    """A layer of the teacher and the layer of the student that learns it.
+
+    Attributes
+    ----------
+    teacher, student : str
+        Dotted paths of the two layers.
+    weight : float
+        Of this pair's loss in the sum of all pairs.
+    """
+
+    teacher: str
+    student: str
+    weight: float = 1.0
+
+
+def read_pairs(pairs):
+    """Check the pairs of an experiment.
+
+    Arguments
+    ---------
+    pairs : list of dict
+        Mappings with the keys ``teacher``, ``student`` and, if it is not 1,
+        ``weight``.
+
+    Returns
+    -------
+    list of Pair
+        The same.
+
+    Raises
+    ------
+    ValueError
+        If there is no pair, if one has a key missing or unknown or stands there
+        twice, or if a weight is not a number from 0 up, or all are 0.
+
+    Example
+    -------
+    >>> read_pairs([{"teacher": "encoder", "student": "encoder.conv"}])
+    [Pair(teacher='encoder', student='encoder.conv', weight=1.0)]
+    """
+    if not isinstance(pairs, (list, tuple)) or not pairs:
+        raise ValueError(
+            "pairs must be a list such as [{teacher: encoder, student: "
+            f"encoder, weight: 1.0}}], got {pairs!r}"
+        )
+    checked = []
+    for index, row in enumerate(pairs):
+        where = f"pairs[{index}]"
+        if not hasattr(row, "items"):
+            raise ValueError(f"{where} must be a mapping, got {row!r}")
+        for key in row:
+            if key not in Pair._fields:
+                known = ", ".join(Pair._fields)
+                raise ValueError(f"{where}: no key {key}, only {known}")
+        for key in ("teacher", "student"):
+            if key not in row:
+                raise ValueError(f"{where}: {key} is missing")
+        pair = Pair(**row)
+        if (
+            isinstance(pair.weight, bool)
+            or not isinstance(pair.weight, (int, float))
+            or not 0 <= pair.weight < math.inf
+        ):
+            raise ValueError(
+                f"{where}: weight must be a number from 0 up, "
+                f"got {pair.weight!r}"
+            )
+        for other, earlier in enumerate(checked):
+            if earlier[:2] == pair[:2]:
+                raise ValueError(
+                    f"{where} pairs the layers of pairs[{other}] again: "
+                    f"teacher {pair.teacher}, student {pair.student}"
+                )
+        checked.append(pair)
+    if not any(pair.weight for pair in checked):
+        raise ValueError("pairs: all weights are 0, there is nothing to learn")
+    return checked
+
+
+def teacher_taps(pairs):
+    """List the layers to tap a teacher at.
+
+    Arguments
+    ---------
+    pairs : list of dict
+        As for :func:`read_pairs`.
+
+    Returns
+    -------
+    list of str
+        Each layer once, in the order of the pairs.
+
+    Example
+    -------
+    >>> layers = ["encoder.conv", "encoder"]
+    >>> teacher_taps([{"teacher": "head", "student": s} for s in layers])
+    ['head']
+    """
+    return list(dict.fromkeys(pair.teacher for pair in read_pairs(pairs)))
+
+
+class Projectors(torch.nn.ModuleList):
+    """One projector for each pair, and where each pair's layers are found.
+
+    Arguments
+    ---------
+    projectors : list of torch.nn.Module
+        One for each pair.
+    pairs : list of Pair
+        The pairs.
+    student_taps : dict
+        Path -> ``Tap`` of the student's layers, each once.
+    parts : list of slice
+        Each pair's part of the teacher's hidden states along dim.
+    """
+
+    def __init__(self, projectors, pairs, student_taps, parts):
+        super().__init__(projectors)
+        self.pairs = pairs
+        self.student_taps = student_taps
+        self.parts = parts
+
+    def forward(self, hidden):
+        """Project the student's hidden states of each pair.
+
+        Arguments
+        ---------
+        hidden : list of torch.Tensor
+            One for each of ``student_taps``, ``(batch, frames, dim)``.
+
+        Returns
+        -------
+        list of torch.Tensor
+            One for each pair, ``(batch, frames, dim of the teacher's layer)``.
+        """
+        hidden = dict(zip(self.student_taps, hidden, strict=True))
+        return [
+            projector(hidden[pair.student])
+            for projector, pair in zip(self, self.pairs, strict=True)
+        ]
+
+
+def make_projectors(factory, pairs, teacher, student):
+    """Make a projector for each pair, of the sizes of its layers.
+
+    Arguments
+    ---------
+    factory : callable
+        Called as ``factory(student_size, teacher_size)`` for each pair, for
+        instance ``Projector``.
+    pairs : list of dict
+        As for :func:`read_pairs`.
+    teacher : Teacher
+        Tapped at the layers of :func:`teacher_taps`, or at more.
+    student : AcousticModel
+        In any mode; it is left as it was.
+
+    Returns
+    -------
+    Projectors
+        For the module ``projector`` of an ``RKDBrain``.
+
+    Raises
+    ------
+    ValueError
+        If the pairs are wrong, or a layer cannot be tapped.
+
+    Example
+    -------
+    >>> from tutornet_sb.distillation.projector import Projector
+    >>> from tutornet_sb.distillation.teacher import Teacher
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> def make(size):
+    ...     encoder = RecurrentEncoder(64, 7, hidden_size=size, layers=1)
+    ...     head = torch.nn.Linear(2 * size, 29)
+    ...     return AcousticModel(LogMelFeatures(), encoder, head)
+    >>> pairs = [
+    ...     {"teacher": "encoder", "student": "encoder"},
+    ...     {"teacher": "encoder", "student": "encoder.conv", "weight": 0.5},
+    ... ]
+    >>> teacher = Teacher(make(6), teacher_taps(pairs))
+    >>> projectors = make_projectors(Projector, pairs, teacher, make(4))
+    >>> projectors[1].map
+    Linear(in_features=7, out_features=12, bias=True)
+    """
+    pairs = read_pairs(pairs)
+    ends = accumulate(teacher.hidden_sizes)
+    sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
+    parts = {
+        path: slice(end - sizes[path], end)
+        for path, end in zip(sizes, ends, strict=True)
+    }
+    for pair in pairs:
+        if pair.teacher not in parts:
+            raise ValueError(
+                f"the teacher is not tapped at {pair.teacher}, only at: "
+                f"{', '.join(parts) or 'no layer'}; make it by "
+                "Teacher(model, taps=teacher_taps(pairs))"
+            )
+    paths = dict.fromkeys(pair.student for pair in pairs)
+    taps = select_taps(student, paths, "student")
+    return Projectors(
+        [
+            factory(taps[pair.student].hidden_size, sizes[pair.teacher])
+            for pair in pairs
+        ],
+        pairs,
+        taps,
+        [parts[pair.teacher] for pair in pairs],
+    )

@@ -1,0 +1,405 @@
+"""Layers of a model laid open: which there are, and what they return."""
+
+import difflib
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+# The longer of the two waveforms a model is probed with lasts so many of its
+# frames more: layers of twice to six times its rate, or half to a sixth of it,
+# then differ by whole frames too.
+MORE_FRAMES = 12
+SHORT_SECONDS = 0.5
+
+
+class Tap(NamedTuple):
+    """Where a layer's output keeps what.
+
+    Attributes
+    ----------
+    time_axis : int
+        Axis of the frames in the layer's output.
+    hidden_size : int
+        Dimension of one frame.
+    """
+
+    time_axis: int
+    hidden_size: int
+
+
+class Layer(NamedTuple):
+    """What can be said of one layer of a model.
+
+    Attributes
+    ----------
+    path : str
+        Dotted path from the model.
+    kind : str
+        Name of its class.
+    shape : tuple, optional
+        Shape of its output: numbers, but ``"batch"`` and ``"frames"`` for the
+        axes that go with these. None if it is not called, or returns no tensor.
+    frame_period : float, optional
+        Distance between two frames of its output (seconds). None if no axis,
+        or more than one, goes with time.
+    parameters : int
+        Parameters of it and of the layers in it.
+    tap : Tap, optional
+        None if it cannot be tapped.
+    """
+
+    path: str
+    kind: str
+    shape: tuple | None
+    frame_period: float | None
+    parameters: int
+    tap: Tap | None
+
+
+def _first_tensor(output):
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    if isinstance(output, (tuple, list)):
+        return next((x for x in output if torch.is_tensor(x)), None)
+    return output if torch.is_tensor(output) else None
+
+
+@contextmanager
+def trying_out(model):
+    """Evaluate a model and leave its modes and the random numbers as found.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        In evaluation mode until the end of the block.
+
+    Yields
+    ------
+    torch.device
+        Where the model is.
+
+    Example
+    -------
+    >>> layer = torch.nn.Dropout().train()
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), layer)
+    >>> with trying_out(model) as device:
+    ...     layer.training, device
+    (False, device(type='cpu'))
+    >>> layer.training
+    True
+    """
+    modes = {layer: layer.training for layer in model.modules()}
+    device = next(model.parameters()).device
+    cuda = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(cuda), torch.no_grad():
+            model.eval()
+            yield device
+    finally:
+        for layer, mode in modes.items():
+            layer.training = mode
+
+
+def _probe(model, samples):
+    """Shapes of all layers' outputs, and the model's frames, on noise."""
+    shapes, handles = {}, []
+
+    def watch(path, layer):
+        def hook(layer, inputs, output):
+            tensor = _first_tensor(output)
+            if tensor is not None:
+                shapes[path] = tuple(tensor.shape)
+
+        handles.append(layer.register_forward_hook(hook))
+
+    try:
+        with trying_out(model) as device:
+            for path, layer in model.named_modules(remove_duplicate=False):
+                watch(path, layer)
+            # An own generator: a seed would be that of all devices.
+            generator = torch.Generator().manual_seed(0)
+            wavs = 0.1 * torch.randn(2, samples, generator=generator)
+            encoding = model(wavs.to(device), torch.ones(2, device=device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes, encoding.hidden.shape[1]
+
+
+def _changing(short, long):
+    return [axis for axis in range(len(short)) if short[axis] != long[axis]]
+
+
+def _name_axes(short, long):
+    changing = _changing(short, long)
+    names = [
+        "frames" if axis in changing else size for axis, size in enumerate(long)
+    ]
+    if 2 in names:
+        names[names.index(2)] = "batch"
+    return tuple(names)
+
+
+def _find_tap(short, long, frames):
+    """The only axis that changes with time, as the model's frames do."""
+    changing = _changing(short, long)
+    if len(short) != 3 or len(changing) != 1:
+        return None
+    axis = changing[0]
+    batch, size = (n for other, n in enumerate(short) if other != axis)
+    if (short[axis], long[axis]) != frames or batch != 2 or size == 0:
+        return None
+    return Tap(axis, size)
+
+
+def list_layers(model):
+    """Describe all layers of a model, as seen on two waveforms of noise.
+
+    The second of them is the longer: what grows with it is an axis of frames.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In any mode; it is left as it was.
+
+    Returns
+    -------
+    list of Layer
+        In the model's order.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
+    >>> head = torch.nn.Linear(encoder.output_size, 29)
+    >>> layers = list_layers(AcousticModel(LogMelFeatures(), encoder, head))
+    >>> layers[0].path, layers[0].shape, layers[0].frame_period
+    ('features', ('batch', 'frames', 64), 0.01)
+    """
+    rate = model.features.sample_rate
+    short_samples = round(SHORT_SECONDS * rate)
+    seconds = MORE_FRAMES * model.frame_period
+    long_samples = short_samples + round(seconds * rate)
+    short, short_frames = _probe(model, short_samples)
+    long, long_frames = _probe(model, long_samples)
+    layers = []
+    for path, layer in model.named_modules(remove_duplicate=False):
+        if not path:
+            continue
+        shape = frame_period = tap = None
+        a, b = short.get(path), long.get(path)
+        if a is not None and b is not None and len(a) == len(b):
+            shape = _name_axes(a, b)
+            tap = _find_tap(a, b, (short_frames, long_frames))
+            if shape.count("frames") == 1:
+                axis = shape.index("frames")
+                frame_period = seconds / (b[axis] - a[axis])
+        layers.append(
+            Layer(
+                path,
+                type(layer).__name__,
+                shape,
+                frame_period,
+                sum(p.numel() for p in layer.parameters()),
+                tap,
+            )
+        )
+    return layers
+
+
+def find_taps(model):
+    """Find the layers a model can be tapped at.
+
+    These are the layers with one output frame for each of the model's own, as
+    seen on two waveforms of different length. Any order of axes will do. What
+    cannot be seen is whether a layer reads the frames backwards, as half of a
+    bidirectional one does: do not tap it.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In any mode; it is left as it was.
+
+    Returns
+    -------
+    dict
+        Dotted path of each such layer -> ``Tap``, in the model's order.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
+    >>> head = torch.nn.Linear(encoder.output_size, 29)
+    >>> taps = find_taps(AcousticModel(LogMelFeatures(), encoder, head))
+    >>> taps["encoder"], taps["encoder.conv"]
+    (Tap(time_axis=1, hidden_size=8), Tap(time_axis=2, hidden_size=8))
+    """
+    return {layer.path: layer.tap for layer in list_layers(model) if layer.tap}
+
+
+def select_taps(model, paths, owner):
+    """Find the taps of some layers, or say which of them has none.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In any mode; it is left as it was.
+    paths : list of str
+        Dotted paths of layers, each once.
+    owner : str
+        Whose layers they are, for errors: ``teacher`` or ``student``.
+
+    Returns
+    -------
+    dict
+        Path -> ``Tap``, in the order of ``paths``.
+
+    Raises
+    ------
+    ValueError
+        If a path is given twice or names no layer of the model, or if the
+        layer's output does not have the model's own frames.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
+    >>> head = torch.nn.Linear(encoder.output_size, 29)
+    >>> model = AcousticModel(LogMelFeatures(), encoder, head)
+    >>> select_taps(model, ["encoder"], "teacher")
+    {'encoder': Tap(time_axis=1, hidden_size=8)}
+    """
+    if isinstance(paths, str):
+        raise ValueError(f"the taps of the {owner} are a list: [{paths}]")
+    layers = dict(model.named_modules(remove_duplicate=False))
+    del layers[""]
+    paths = list(paths)
+    for index, path in enumerate(paths):
+        if path not in layers:
+            raise ValueError(
+                f"the {owner} has no layer {path!r}; nearest: "
+                + _nearest(path, layers)
+            )
+        if path in paths[:index]:
+            raise ValueError(f"the {owner}'s layer {path!r} is tapped twice")
+    found = find_taps(model) if paths else {}
+    for path in paths:
+        if path not in found:
+            raise ValueError(
+                f"the {owner}'s layer {path!r} cannot be tapped: its output "
+                "does not have the model's own frames, those of its logits. "
+                f"Of the {len(found)} layers that have, the nearest by name: "
+                + _nearest(path, found)
+            )
+    return {path: found[path] for path in paths}
+
+
+def _nearest(name, names):
+    close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.0)
+    return ", ".join(close)
+
+
+def encode_with_taps(model, taps, wavs, wav_lens):
+    """Encode a batch and keep the outputs of some layers on the way.
+
+    A hidden layer taken from a model that ``DistributedDataParallel`` wraps
+    must come out of the wrapper, which otherwise waits for gradients that never
+    come. So the layers' outputs are made part of the model's own.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        Also one that ``DistributedDataParallel`` wraps.
+    taps : dict
+        Path -> ``Tap``, from :func:`select_taps`. Of a tuple, the first tensor
+        is taken; of several calls in one pass, the last.
+    wavs : torch.Tensor
+        Waveforms, ``(batch, samples)``.
+    wav_lens : torch.Tensor
+        Valid part of each waveform relative to the longest, ``(batch,)``.
+
+    Returns
+    -------
+    encoding : Encoding
+        What the model returns.
+    hidden : list of torch.Tensor
+        Copies of the layers' outputs in the order of ``taps``, each
+        ``(batch, frames, dim)``, with gradients where the model has them.
+
+    Raises
+    ------
+    ValueError
+        If a layer is left out of this pass, or has other frames than the model.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
+    >>> head = torch.nn.Linear(encoder.output_size, 29)
+    >>> model = AcousticModel(LogMelFeatures(), encoder, head)
+    >>> taps = select_taps(model, ["encoder.conv", "encoder"], "student")
+    >>> wavs, whole = torch.randn(2, 16000), torch.ones(2)
+    >>> encoding, hidden = encode_with_taps(model, taps, wavs, whole)
+    >>> [tuple(h.shape) for h in hidden]
+    [(2, 51, 8), (2, 51, 8)]
+    """
+    root = getattr(model, "module", model)
+    outputs, handles = {}, []
+
+    def watch(path):
+        def keep(layer, inputs, output):
+            # A copy, since the next layer may work in place.
+            outputs[path] = _first_tensor(output).clone()
+
+        layer = root.get_submodule(path)
+        handles.append(layer.register_forward_hook(keep))
+
+    def add(layer, inputs, encoding):
+        return encoding, [
+            _put_frames_second(path, tap, outputs.get(path), encoding)
+            for path, tap in taps.items()
+        ]
+
+    # Hooked anew each time: copies of a model then have their own hooks, and
+    # replacing a layer (as SyncBatchNorm does) cannot lose them.
+    try:
+        for path in taps:
+            watch(path)
+        handles.append(root.register_forward_hook(add))
+        return model(wavs, wav_lens)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _put_frames_second(path, tap, output, encoding):
+    if output is None:
+        raise ValueError(
+            f"layer {path!r} took no part in this pass, as happens under layer "
+            "dropout: set that to 0, or tap another layer"
+        )
+    hidden = output.movedim(tap.time_axis, 1)
+    if hidden.shape[:2] != encoding.hidden.shape[:2]:
+        raise ValueError(
+            f"layer {path!r} has {hidden.shape[1]} frames where the model has "
+            f"{encoding.hidden.shape[1]}: tap another layer"
+        )
+    return hidden

@@ -1,0 +1,589 @@
+"""wav2vec 2.0, HuBERT, WavLM and Whisper encoders, by transformers.
+
+The networks are those of transformers itself and not SpeechBrain's wrappers of
+them (``speechbrain.integrations.huggingface``, version 1.1.2), because the
+wrappers cannot make a network without published weights, load weights without
+a check, and let an utterance's result depend on the others of its batch: the
+waveform is normalised together with its padding, and Whisper's log-mel
+energies are clipped below the loudest of the whole batch.
+"""
+
+import math
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    WhisperFeatureExtractor,
+)
+from transformers.models.whisper import modeling_whisper
+
+from tutornet_sb.networks.acoustic_model import frame_mask
+
+WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm")
+# What decides a network's output, so must be as in the published weights.
+# Regularisation, heads and the like may differ.
+ARCHITECTURE = (
+    # wav2vec 2.0, HuBERT, WavLM
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "conv_dim",
+    "conv_stride",
+    "conv_kernel",
+    "conv_bias",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "feat_proj_layer_norm",
+    "num_conv_pos_embeddings",
+    "num_conv_pos_embedding_groups",
+    "conv_pos_batch_norm",
+    "do_stable_layer_norm",
+    "num_buckets",
+    "max_bucket_distance",
+    "add_adapter",
+    "adapter_attn_dim",
+    # Whisper
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "num_mel_bins",
+    "max_source_positions",
+    "activation_function",
+    "scale_embedding",
+)
+# Heads of CTC and of pretraining, in the files of many published encoders
+HEADS = ("lm_head.", "quantizer.", "project_hid.", "project_q.")
+# The vector that replaces masked frames in training. A checkpoint may lack it
+# (that of facebook/wav2vec2-base-960h does) or have it without use.
+MASK_VECTOR = "masked_spec_embed"
+
+
+def load_published(auto_class, source, revision=None, heads=()):
+    """Load published weights, all of them and nothing else.
+
+    Arguments
+    ---------
+    auto_class : type
+        Class of transformers that loads a model, such as ``AutoModel``.
+    source : str
+        Folder, or id on the Hugging Face hub.
+    revision : str, optional
+        Commit, tag or branch of a hub id.
+    heads : tuple of str
+        Beginnings of the names of weights that the model does without.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        In float32.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be found or read, or if its weights do not fit it.
+    """
+    try:
+        model, report = auto_class.from_pretrained(
+            source,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            # Reported like the others below, with names.
+            ignore_mismatched_sizes=True,
+        )
+    # Missing files, damage, the hub: all kinds of errors.
+    except Exception as error:
+        raise ValueError(
+            f"{source} cannot be loaded by transformers: {first_line(error)}"
+        ) from None
+    faults = {
+        "missing": [
+            key
+            for key in report["missing_keys"]
+            if key.rpartition(".")[2] != MASK_VECTOR
+        ],
+        "unexpected": [
+            key
+            for key in report["unexpected_keys"]
+            if not key.startswith(heads) and not key.endswith(MASK_VECTOR)
+        ],
+        "of another shape": [key for key, *_ in report["mismatched_keys"]],
+    }
+    found = "; ".join(
+        f"{len(keys)} {fault}: {', '.join(sorted(keys)[:3])}"
+        for fault, keys in faults.items()
+        if keys
+    )
+    if found:
+        raise ValueError(
+            f"the weights of {source} are not those of the "
+            f"{type(model).__name__} that its config.json describes: {found}"
+        )
+    return model
+
+
+def first_line(error):
+    r"""Tell an error in one line.
+
+    Arguments
+    ---------
+    error : Exception
+        Any.
+
+    Returns
+    -------
+    str
+        First line of its message, or its type if there is none.
+
+    Example
+    -------
+    >>> first_line(ValueError("too long. Details:\n..."))
+    'too long. Details:'
+    """
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def make_network(model_type, source=None, revision=None, **config):
+    """Make an encoder from values of its configuration.
+
+    Arguments
+    ---------
+    model_type : str
+        ``wav2vec2``, ``hubert``, ``wavlm`` or ``whisper``.
+    source : str, optional
+        Folder or hub id with weights to start from. The network is still the
+        one that the configuration describes.
+    revision : str, optional
+        Commit, tag or branch of a hub id.
+    **config
+        Values of transformers' configuration; the others are its defaults.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        With random weights if there is no source. Of Whisper, the encoder.
+
+    Raises
+    ------
+    ValueError
+        If there is no such type or key, or if the source has another
+        architecture.
+
+    Example
+    -------
+    >>> network = make_network(
+    ...     "wavlm",
+    ...     hidden_size=8,
+    ...     num_hidden_layers=1,
+    ...     num_attention_heads=2,
+    ...     intermediate_size=8,
+    ...     conv_dim=[4] * 7,
+    ...     num_conv_pos_embedding_groups=2,
+    ... )
+    >>> type(network).__name__
+    'WavLMModel'
+    """
+    if model_type not in (*WAVEFORM_TYPES, "whisper"):
+        raise ValueError(
+            f"model_type must be one of {', '.join(WAVEFORM_TYPES)} or "
+            f"whisper, got {model_type}"
+        )
+    # transformers itself takes any key.
+    unknown = [
+        key
+        for key in config
+        if not hasattr(AutoConfig.for_model(model_type), key)
+    ]
+    if unknown:
+        raise ValueError(
+            f"the configuration of {model_type} has no {unknown[0]!r}"
+        )
+    config = AutoConfig.for_model(model_type, **config)
+    if model_type == "whisper":
+        network = modeling_whisper.WhisperEncoder(config)
+    else:
+        network = AutoModel.from_config(config)
+    if source is None:
+        return network
+    published = load_published(AutoModel, source, revision, heads=HEADS)
+    theirs = {
+        key: value
+        for key in ARCHITECTURE
+        if (value := _plain(published.config, key)) != _plain(config, key)
+    }
+    if published.config.model_type != model_type:
+        theirs = {"model_type": published.config.model_type}
+    if theirs:
+        raise ValueError(
+            f"{source} is not the network that the YAML describes; to start "
+            "from it, set "
+            + ", ".join(f"{key}: {value}" for key, value in theirs.items())
+        )
+    if model_type == "whisper":
+        published = published.encoder
+    weights = published.state_dict()
+    own = network.state_dict()
+    if MASK_VECTOR in own:
+        weights.setdefault(MASK_VECTOR, own[MASK_VECTOR])
+    else:
+        weights.pop(MASK_VECTOR, None)
+    network.load_state_dict(weights)
+    return network
+
+
+def _plain(config, key):
+    # JSON gives lists where the defaults are tuples.
+    value = getattr(config, key, None)
+    return list(value) if isinstance(value, tuple) else value
+
+
+class Waveform(torch.nn.Module):
+    """The waveform itself as features: a frame is a sample.
+
+    Arguments
+    ---------
+    sample_rate : int
+        Sample rate of the waveforms (Hz).
+    normalize : bool
+        Zero mean and unit variance over the valid samples of each utterance,
+        as ``Wav2Vec2FeatureExtractor`` computes them. Published models say
+        which in ``do_normalize`` of their preprocessor_config.json.
+
+    Example
+    -------
+    >>> x, lengths = Waveform()(torch.randn(2, 800), torch.tensor([1.0, 0.5]))
+    >>> tuple(x.shape), lengths.tolist()
+    ((2, 800), [800, 400])
+    """
+
+    output_size = 1
+
+    def __init__(self, sample_rate=16000, normalize=True):
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.frame_period = 1 / sample_rate
+        self.normalize = normalize
+
+    def forward(self, wavs, wav_lens):
+        """Normalise a batch.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms, ``(batch, samples)``.
+        wav_lens : torch.Tensor
+            Valid part of each waveform relative to the longest, ``(batch,)``.
+
+        Returns
+        -------
+        features : torch.Tensor
+            ``(batch, samples)``, zero on padded samples.
+        lengths : torch.Tensor
+            Valid samples, integers of shape ``(batch,)``.
+        """
+        wavs, lengths, padded = _cut(wavs, wav_lens)
+        if self.normalize:
+            count = lengths.clamp(min=1).unsqueeze(1)
+            mean = wavs.sum(1, keepdim=True) / count
+            wavs = (wavs - mean).masked_fill(padded, 0.0)
+            variance = wavs.square().sum(1, keepdim=True) / count
+            wavs = wavs / torch.sqrt(variance + 1e-7)
+        return wavs, lengths
+
+
+def _cut(wavs, wav_lens):
+    lengths = (wav_lens * wavs.shape[1]).round().long()
+    padded = ~frame_mask(lengths, wavs.shape[1])
+    return wavs.masked_fill(padded, 0.0), lengths, padded
+
+
+class _ValidGroupNorm(torch.nn.GroupNorm):
+    """Group normalisation with statistics of the valid frames alone."""
+
+    # Valid frames of each utterance; None if the batch is not padded.
+    lengths = None
+
+    def forward(self, x):
+        if self.lengths is None:
+            return super().forward(x)
+        rows = []
+        for row, length in zip(x.unsqueeze(1), self.lengths, strict=True):
+            y = super().forward(row[..., :length])
+            rows.append(
+                torch.nn.functional.pad(y, (0, x.shape[-1] - y.shape[-1]))
+            )
+        return torch.cat(rows)
+
+
+class Wav2Vec2Encoder(torch.nn.Module):
+    """Encoder of the wav2vec 2.0 family, from waveform to 20 ms frames.
+
+    Padding does not change a result. That takes an attention mask, and in
+    networks with group normalisation (``feat_extract_norm: group``, the base
+    sizes) statistics over the valid samples of each utterance. transformers
+    takes them over the padding too, and advises to give such networks no
+    attention mask since they were trained without: batched with a longer
+    utterance, an utterance then comes out otherwise than it does alone (in
+    base networks of random weights, one second of noise padded to twice its
+    length moved the hidden states by 0.6 of their norm; published weights were
+    not measured). Here it comes out as it does alone.
+
+    Audio too short for one frame (400 samples, 25 ms) is padded with zeros to
+    one frame.
+
+    Arguments
+    ---------
+    model : transformers.PreTrainedModel
+        ``Wav2Vec2Model``, ``HubertModel`` or ``WavLMModel``, as from
+        ``make_network``.
+
+    Raises
+    ------
+    ValueError
+        If the model ends in a convolutional adapter, whose frames at the end
+        of an utterance would depend on the padding.
+
+    Example
+    -------
+    >>> network = make_network(
+    ...     "hubert",
+    ...     hidden_size=8,
+    ...     num_hidden_layers=1,
+    ...     num_attention_heads=2,
+    ...     intermediate_size=8,
+    ...     conv_dim=[4] * 7,
+    ...     num_conv_pos_embedding_groups=2,
+    ... )
+    >>> encoder = Wav2Vec2Encoder(network)
+    >>> wavs, lengths = torch.randn(2, 4000), torch.tensor([4000, 2000])
+    >>> hidden, lengths = encoder(wavs, lengths)
+    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
+    ((2, 12, 8), [12, 6], 320)
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        config = model.config
+        if getattr(config, "add_adapter", False):
+            raise ValueError(
+                "networks with a convolutional adapter (add_adapter: true) are "
+                "not supported: its last frames depend on the padding"
+            )
+        self.model = model.train()
+        self.stride = math.prod(config.conv_stride)
+        self.output_size = config.hidden_size
+        # Samples that one frame hears
+        self.window = 1
+        for kernel, stride in zip(
+            config.conv_kernel[::-1], config.conv_stride[::-1], strict=True
+        ):
+            self.window = (self.window - 1) * stride + kernel
+        if config.feat_extract_norm == "group":
+            first = model.feature_extractor.conv_layers[0]
+            norm = first.layer_norm
+            first.layer_norm = _ValidGroupNorm(
+                norm.num_groups, norm.num_channels, norm.eps
+            )
+            first.layer_norm.weight = norm.weight
+            first.layer_norm.bias = norm.bias
+
+    def forward(self, x, lengths):
+        """Encode a padded batch of waveforms.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Waveforms, ``(batch, samples)``, zero on padded samples.
+        lengths : torch.Tensor
+            Valid samples, integers of shape ``(batch,)``.
+
+        Returns
+        -------
+        hidden : torch.Tensor
+            ``(batch, frames, output_size)``, zero on padded frames.
+        lengths : torch.Tensor
+            Valid frames of ``hidden``.
+        """
+        x = torch.nn.functional.pad(x, (0, max(0, self.window - x.shape[1])))
+        lengths = lengths.clamp(min=self.window)
+        config = self.model.config
+        if config.feat_extract_norm == "group":
+            norm = self.model.feature_extractor.conv_layers[0].layer_norm
+            is_padded = bool((lengths < x.shape[1]).any())
+            kernel, stride = config.conv_kernel[0], config.conv_stride[0]
+            after = (lengths - kernel) // stride + 1
+            norm.lengths = after.tolist() if is_padded else None
+        mask = frame_mask(lengths, x.shape[1]).long()
+        hidden = self.model(x, attention_mask=mask).last_hidden_state
+        lengths = self.model._get_feat_extract_output_lengths(lengths)
+        mask = frame_mask(lengths, hidden.shape[1])
+        return hidden.masked_fill(~mask.unsqueeze(-1), 0.0), lengths
+
+
+class WhisperFeatures(torch.nn.Module):
+    """Log-mel energies as Whisper was trained on, in whole windows.
+
+    The values are those of transformers' ``WhisperFeatureExtractor`` (a log10,
+    clipped 8 below the loudest of the utterance, then scaled). The batch is
+    padded with silence to a whole number of windows, since Whisper hears
+    nothing but whole windows; the lengths are those of the speech.
+
+    Arguments
+    ---------
+    n_mels : int
+        Mel filters, the dimension of a frame: 80, or 128 for the newest.
+    window : float
+        Length of a window (seconds), 30 for all published models.
+
+    Example
+    -------
+    >>> features = WhisperFeatures()
+    >>> x, lengths = features(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> tuple(x.shape), lengths.tolist()
+    ((2, 3000, 80), [100, 50])
+    """
+
+    def __init__(self, n_mels=80, window=30):
+        super().__init__()
+        extractor = WhisperFeatureExtractor(feature_size=n_mels)
+        self.sample_rate = extractor.sampling_rate
+        self.hop_samples = extractor.hop_length
+        self.n_fft = extractor.n_fft
+        self.frame_period = self.hop_samples / self.sample_rate
+        self.output_size = n_mels
+        self.window_samples = round(window * self.sample_rate)
+        filters = torch.as_tensor(extractor.mel_filters, dtype=torch.float32)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def forward(self, wavs, wav_lens):
+        """Compute features.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms, ``(batch, samples)``.
+        wav_lens : torch.Tensor
+            Valid part of each waveform relative to the longest, ``(batch,)``.
+
+        Returns
+        -------
+        features : torch.Tensor
+            ``(batch, frames, n_mels)``, the frames of one or more windows.
+        lengths : torch.Tensor
+            Frames that begin within the speech, integers of shape
+            ``(batch,)``.
+        """
+        wavs, samples, _ = _cut(wavs, wav_lens)
+        windows = max(1, -(-wavs.shape[1] // self.window_samples))
+        total = windows * self.window_samples
+        # Half a transform more, so that silence follows the last window too
+        # and nothing is mirrored there.
+        padding = total + self.n_fft // 2 - wavs.shape[1]
+        wavs = torch.nn.functional.pad(wavs, (0, padding))
+        with torch.autocast(wavs.device.type, enabled=False):
+            spectrum = torch.stft(
+                wavs.float(),
+                self.n_fft,
+                self.hop_samples,
+                window=torch.hann_window(self.n_fft, device=wavs.device),
+                return_complex=True,
+            )[..., : total // self.hop_samples]
+            power = spectrum.abs().square().transpose(1, 2) @ self.filters
+            features = power.clamp(min=1e-10).log10()
+        loudest = features.amax(dim=(1, 2), keepdim=True)
+        features = (torch.maximum(features, loudest - 8) + 4) / 4
+        lengths = (samples + self.hop_samples - 1) // self.hop_samples
+        return features, lengths.clamp(min=1)
+
+
+class WhisperEncoder(torch.nn.Module):
+    """Whisper's encoder, from log-mel energies to 20 ms frames.
+
+    Whisper hears windows of 30 s, padded with silence. Longer audio is encoded
+    window by window, without overlap, and the frames of the windows follow one
+    another; frames of the padding are cut off.
+
+    The network's own layers always give the frames of whole windows. To tap a
+    hidden layer of the length of the speech, tap ``encoder.layers.3`` rather
+    than ``encoder.model.layers.3`` (the last one is after the final norm).
+
+    Arguments
+    ---------
+    model : transformers.models.whisper.modeling_whisper.WhisperEncoder
+        As from ``make_network``.
+
+    Raises
+    ------
+    ValueError
+        If the features do not come in whole windows.
+
+    Example
+    -------
+    >>> network = make_network(
+    ...     "whisper",
+    ...     d_model=8,
+    ...     encoder_layers=1,
+    ...     encoder_attention_heads=2,
+    ...     encoder_ffn_dim=8,
+    ...     max_source_positions=50,
+    ... )
+    >>> encoder = WhisperEncoder(network)
+    >>> x, lengths = torch.randn(2, 100, 80), torch.tensor([99, 40])
+    >>> hidden, lengths = encoder(x, lengths)
+    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
+    ((2, 50, 8), [50, 20], 2)
+    """
+
+    stride = 2
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model.train()
+        self.output_size = model.config.d_model
+        self.window_frames = self.stride * model.config.max_source_positions
+        self.layers = torch.nn.ModuleList(
+            torch.nn.Identity() for _ in range(model.config.encoder_layers)
+        )
+
+    def forward(self, x, lengths):
+        """Encode a batch of windows.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Features, ``(batch, frames, n_mels)``, of one or more windows.
+        lengths : torch.Tensor
+            Frames of speech, integers of shape ``(batch,)``.
+
+        Returns
+        -------
+        hidden : torch.Tensor
+            ``(batch, frames / 2, output_size)``, cut after the longest
+            utterance and zero on padded frames.
+        lengths : torch.Tensor
+            Valid frames of ``hidden``.
+        """
+        batch, frames, n_mels = x.shape
+        if frames % self.window_frames:
+            raise ValueError(
+                f"the features have {frames} frames, not a multiple of this "
+                f"network's {self.window_frames}: window must be "
+                "max_source_positions * 0.02 seconds"
+            )
+        windows = x.reshape(-1, self.window_frames, n_mels).transpose(1, 2)
+        hidden_states = self.model(
+            windows, output_hidden_states=True
+        ).hidden_states
+        lengths = (lengths + 1) // self.stride
+        longest = int(lengths.max())
+        padded = ~frame_mask(lengths, longest).unsqueeze(-1)
+        # The first is the input of the first layer.
+        for layer, hidden in zip(self.layers, hidden_states[1:], strict=True):
+            hidden = hidden.reshape(batch, -1, self.output_size)
+            hidden = layer(hidden[:, :longest].masked_fill(padded, 0.0))
+        return hidden, lengths

@@ -1,0 +1,300 @@
+"""SpeechBrain's lobes as encoders, with padding kept out of the results.
+
+The lobes are used as they are, built in YAML with their own arguments. The
+wrappers here give them the interface of an encoder and hook the few modules in
+which one frame meets another, so that an utterance is encoded as it would be
+without padding:
+
+- convolutions read zeros beyond the end of an utterance;
+- attention, pooling and recurrent layers see valid frames only.
+
+One thing differs from the lobes also without padding: convolutions pad with
+zeros, in time and in frequency, where SpeechBrain's reflect what they are given
+(the end of the batch, not of the utterance) and fail on utterances shorter than
+half a kernel. Weights trained with SpeechBrain's own recipes would not fit.
+
+Batch normalisation (CRDNN, ContextNet) averages in training over all frames of
+the batch, padded ones too, as everywhere in SpeechBrain and in this package.
+"""
+
+import math
+from functools import partial
+
+import torch
+from speechbrain.lobes.models.ContextNet import ContextNetBlock
+from speechbrain.lobes.models.transformer.Conformer import ConvolutionModule
+from speechbrain.nnet.CNN import Conv1d, Conv2d, DepthwiseSeparableConv1d
+from speechbrain.nnet.pooling import Pooling2d
+from speechbrain.nnet.RNN import GRU, LSTM, RNN
+
+from tutornet_sb.networks.acoustic_model import frame_mask
+
+
+class LobeEncoder(torch.nn.Module):
+    """What the wrappers share: lengths, and hooks that hide padding.
+
+    A subclass sets ``stride`` and ``output_size`` and defines ``encode``. Its
+    frames at a stride of ``s`` are those at multiples of ``s`` input frames, so
+    ``n`` valid frames become ``(n - 1) // s + 1``.
+    """
+
+    def __init__(self):
+        super().__init__()
+        # Of the batch in hand, for the hooks; a module called on its own is
+        # called without padding.
+        self._lengths = None
+
+    def forward(self, x, lengths):
+        """Encode a padded batch of features.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Features, ``(batch, frames, dim)``.
+        lengths : torch.Tensor
+            Valid frames, integers of shape ``(batch,)``.
+
+        Returns
+        -------
+        hidden : torch.Tensor
+            ``(batch, frames / stride, output_size)``, zero on padded frames.
+        lengths : torch.Tensor
+            Valid frames of ``hidden``.
+        """
+        self._lengths = lengths
+        try:
+            hidden = self.encode(x)
+            hidden = hidden.masked_fill(self._padding(hidden, self.stride), 0.0)
+            return hidden, self._valid(self.stride)
+        finally:
+            self._lengths = None
+
+    def _valid(self, stride):
+        return (self._lengths - 1) // stride + 1
+
+    def _padding(self, x, stride, axis=1):
+        """True on padded frames, in a shape that broadcasts to ``x``."""
+        padding = ~frame_mask(self._valid(stride), x.shape[axis])
+        shape = [1] * x.ndim
+        shape[0], shape[axis] = padding.shape
+        return padding.view(shape)
+
+    def _hide(self, stride, axis, value, module, args):
+        """Fill the padded frames of what a module is given."""
+        if self._lengths is None:
+            return None
+        x = args[0]
+        return x.masked_fill(self._padding(x, stride, axis), value)
+
+    def _hide_after(self, stride, module, args, output):
+        """Zero the padded frames of what a module returns."""
+        if self._lengths is None:
+            return None
+        return output.masked_fill(self._padding(output, stride), 0.0)
+
+    def _guard(self, module, stride=1):
+        """Let the convolutions in a module pad, and see padding, as zeros.
+
+        All of them must get their input at the same stride.
+        """
+        for name, layer in module.named_modules():
+            if isinstance(layer, ConvolutionModule):
+                # The Conformer's own, (batch, dim, frames) and with padding.
+                hide = partial(self._hide, stride, 2, 0.0)
+                layer.conv.register_forward_pre_hook(hide)
+            elif isinstance(layer, (Conv1d, Conv2d)):
+                # The last axis of both is time.
+                conv = layer.conv
+                dilated = conv.stride[-1] > 1 and conv.dilation[-1] > 1
+                if layer.padding != "same" or dilated:
+                    raise ValueError(
+                        f"{name or type(module).__name__}: padding must be "
+                        f"'same', got '{layer.padding}', and a convolution "
+                        "with a stride must have no dilation, or frames do "
+                        "not stand at multiples of the stride"
+                    )
+                layer.padding_mode = "constant"
+                if conv.kernel_size[-1] > 1:
+                    hide = partial(self._hide, stride, 1, 0.0)
+                    layer.register_forward_pre_hook(hide)
+
+    def _forget_dummies(self):
+        """Undo what the dummy batches of shape inference did to statistics."""
+        for module in self.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+
+
+class CRDNNEncoder(LobeEncoder):
+    """Convolutions, recurrent layers and linear layers (CRDNN).
+
+    The frame rate falls in ``time_pooling``, the maximum over every
+    ``time_pooling_size`` frames. A last window that is not full is kept, so
+    that the shortest utterance has a frame. The centre of frame 0 lies
+    ``(time_pooling_size - 1) / 2`` input frames after that of input frame 0:
+    15 ms for windows of 4 frames of 10 ms.
+
+    Arguments
+    ---------
+    crdnn : speechbrain.lobes.models.CRDNN.CRDNN
+        The network. Its layers are packed by length, so ``rnn_class`` must be
+        one of ``speechbrain.nnet.RNN.LSTM``, ``GRU`` and ``RNN``.
+
+    Raises
+    ------
+    ValueError
+        If the network has recurrent layers that take no lengths, or pools
+        time within its convolutional blocks.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.CRDNN import CRDNN
+    >>> crdnn = CRDNN(
+    ...     input_shape=[None, None, 80],
+    ...     cnn_channels=[4, 8],
+    ...     dropout=0.0,
+    ...     time_pooling=True,
+    ...     rnn_class=LSTM,
+    ...     rnn_layers=1,
+    ...     rnn_neurons=8,
+    ...     dnn_neurons=16,
+    ... )
+    >>> encoder = CRDNNEncoder(crdnn).eval()
+    >>> hidden, lengths = encoder(torch.randn(2, 9, 80), torch.tensor([9, 4]))
+    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
+    ((2, 5, 16), [5, 2], 2)
+    """
+
+    def __init__(self, crdnn):
+        super().__init__()
+        self.crdnn = crdnn
+        self.output_size = crdnn.get_output_shape()[-1]
+        self._forget_dummies()
+        self._guard(crdnn)
+        if any(isinstance(layer, Pooling2d) for layer in crdnn.modules()):
+            raise ValueError(
+                "using_2d_pooling must be false: give time_pooling and "
+                "time_pooling_size instead"
+            )
+        self.stride = 1
+        if "time_pooling" in crdnn:
+            pooling = crdnn["time_pooling"]
+            pooling.pool_layer.ceil_mode = True
+            self.stride = pooling.pool_layer.kernel_size[-1]
+            pooling.register_forward_pre_hook(
+                partial(self._hide, 1, 1, -math.inf)
+            )
+            pooling.register_forward_hook(
+                partial(self._hide_after, self.stride)
+            )
+        if "RNN" in crdnn:
+            if not isinstance(crdnn["RNN"], (LSTM, GRU, RNN)):
+                raise ValueError(
+                    "rnn_class must be speechbrain.nnet.RNN.LSTM, GRU or RNN, "
+                    f"got {type(crdnn['RNN']).__name__}: others take no "
+                    "lengths and would read the padding (use_rnnp: false)"
+                )
+            crdnn["RNN"].register_forward_pre_hook(self._pack, with_kwargs=True)
+            crdnn["RNN"].register_forward_hook(self._unpack)
+
+    def _pack(self, module, args, kwargs):
+        if self._lengths is None:
+            return None
+        lengths = self._valid(self.stride).clamp(min=1)
+        # Half a frame too long: SpeechBrain multiplies it by the frames again
+        # and cuts the fraction off.
+        return args, {"lengths": (lengths + 0.5) / args[0].shape[1], **kwargs}
+
+    def _unpack(self, module, args, output):
+        output, state = output
+        # Packing forgets the frames that are padding in all utterances.
+        missing = args[0].shape[1] - output.shape[1]
+        return torch.nn.functional.pad(output, (0, 0, 0, missing)), state
+
+    def encode(self, x):
+        """Apply the network.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Features, ``(batch, frames, dim)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, frames / stride, output_size)``.
+        """
+        return self.crdnn(x)
+
+
+class ContextNetEncoder(LobeEncoder):
+    """Separable convolutions with squeeze-and-excitation (ContextNet).
+
+    The blocks are ``contextnet.block_0``, ``contextnet.block_1``, ... Each
+    averages over the whole utterance, its valid frames only. The centre of
+    frame 0 is that of input frame 0.
+
+    Arguments
+    ---------
+    contextnet : speechbrain.lobes.models.ContextNet.ContextNet
+        The network; the product of its strides is the encoder's.
+
+    Example
+    -------
+    >>> from speechbrain.lobes.models.ContextNet import ContextNet
+    >>> contextnet = ContextNet(
+    ...     [1, 16, 80],
+    ...     out_channels=8,
+    ...     conv_channels=[8, 8],
+    ...     strides=[2, 2],
+    ...     num_blocks=2,
+    ...     num_layers=1,
+    ... )
+    >>> encoder = ContextNetEncoder(contextnet)
+    >>> hidden, lengths = encoder(torch.randn(2, 9, 80), torch.tensor([9, 4]))
+    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
+    ((2, 3, 8), [3, 1], 4)
+    """
+
+    def __init__(self, contextnet):
+        super().__init__()
+        self.contextnet = contextnet
+        self.output_size = contextnet.get_output_shape()[-1]
+        self._forget_dummies()
+        self.stride = 1
+        for layer in contextnet.values():
+            self._guard(layer, self.stride)
+            if isinstance(layer, ContextNetBlock):
+                *_, last = (
+                    part
+                    for part in layer.Convs.modules()
+                    if isinstance(part, DepthwiseSeparableConv1d)
+                )
+                self.stride *= last.depthwise.stride
+                pool = layer.SE.avg_pool
+                pool.register_forward_pre_hook(
+                    partial(self._hide, self.stride, 1, 0.0)
+                )
+                pool.register_forward_hook(partial(self._average, self.stride))
+
+    def _average(self, stride, module, args, output):
+        """Make an average over all frames one over the valid frames."""
+        if self._lengths is None:
+            return None
+        share = args[0].shape[1] / self._valid(stride).clamp(min=1)
+        return (output * share.view(-1, 1, 1)).to(output.dtype)
+
+    def encode(self, x):
+        """Apply the network.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Features, ``(batch, frames, dim)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, frames / stride, output_size)``.
+        """
+        return self.contextnet(x)

@@ -1,0 +1,197 @@
+"""Recurrent students: a strided convolution and stacked LSTM or GRU layers."""
+
+import torch
+from speechbrain.nnet.RNN import GRU, LSTM
+
+from tutornet_sb.networks.acoustic_model import frame_mask
+
+CELLS = {"lstm": LSTM, "gru": GRU}
+
+
+class RecurrentLayers(torch.nn.Module):
+    """Stacked recurrent layers for padded batches.
+
+    A bidirectional layer is two one-directional ones, the second of which
+    reads each utterance from its own last valid frame. The result is that of
+    packed sequences, without leaving the kernels for padded batches
+    (``benchmarks/lstm_packing.py`` measures the difference).
+
+    Arguments
+    ---------
+    cell : str
+        ``"lstm"`` or ``"gru"``.
+    input_size : int
+        Dimension of the input.
+    hidden_size : int
+        Cells of each layer and direction.
+    layers : int
+        How many layers.
+    directions : int
+        2, or 1 for layers that hear nothing of what comes later.
+    dropout : float
+        Dropout between layers.
+
+    Raises
+    ------
+    ValueError
+        If an option has an impossible value.
+
+    Example
+    -------
+    >>> layers = RecurrentLayers("gru", 8, hidden_size=16, layers=2)
+    >>> tuple(layers(torch.randn(2, 9, 8), torch.tensor([9, 4])).shape)
+    (2, 9, 32)
+    """
+
+    def __init__(
+        self, cell, input_size, hidden_size, layers, directions=2, dropout=0.0
+    ):
+        super().__init__()
+        if cell not in CELLS:
+            raise ValueError(f"cell must be in {tuple(CELLS)}, got {cell!r}")
+        if layers < 1:
+            raise ValueError(f"layers must be at least 1, got {layers}")
+        if directions not in (1, 2):
+            raise ValueError(f"directions must be 1 or 2, got {directions}")
+        self.directions = directions
+        self.output_size = directions * hidden_size
+        self.dropout = torch.nn.Dropout(dropout)
+        sizes = [input_size] + [self.output_size] * (layers - 1)
+        self.forward_layers = torch.nn.ModuleList(
+            CELLS[cell](hidden_size, input_size=size) for size in sizes
+        )
+        self.backward_layers = torch.nn.ModuleList(
+            CELLS[cell](hidden_size, input_size=size)
+            for size in sizes
+            if directions == 2
+        )
+
+    def forward(self, x, lengths):
+        """Apply the layers.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Input, ``(batch, frames, input_size)``.
+        lengths : torch.Tensor
+            Valid frames, integers of shape ``(batch,)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, frames, output_size)``, zero on padded frames.
+        """
+        frames = x.shape[1]
+        mask = frame_mask(lengths, frames)
+        # Position t of the reversed utterance is position length - 1 - t;
+        # padding stays where it is, so one index serves both ways.
+        forth = torch.arange(frames, device=x.device).expand(len(x), -1)
+        back = torch.where(mask, lengths.unsqueeze(1) - 1 - forth, forth)
+        back = back.unsqueeze(-1)
+        for index, layer in enumerate(self.forward_layers):
+            if index:
+                x = self.dropout(x)
+            y, _ = layer(x)
+            if self.backward_layers:
+                reverse = x.gather(1, back.expand_as(x))
+                z, _ = self.backward_layers[index](reverse)
+                y = torch.cat([y, z.gather(1, back.expand_as(z))], dim=-1)
+            x = y
+        return x.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+class RecurrentEncoder(torch.nn.Module):
+    """A strided convolution, then recurrent layers.
+
+    Arguments
+    ---------
+    input_size : int
+        Dimension of the features.
+    channels : int
+        Channels of the convolution.
+    hidden_size : int
+        Cells of each layer and direction.
+    layers : int
+        Recurrent layers.
+    cell : str
+        ``"lstm"`` or ``"gru"``.
+    directions : int
+        2, or 1 for a network that hears nothing of what comes later than
+        its convolution reaches.
+    kernel_size : int
+        Frames under the convolution, odd.
+    stride : int
+        Input frames for one output frame, no more than ``kernel_size``.
+    dropout : float
+        Dropout on the output of the convolution and of each layer.
+
+    Raises
+    ------
+    ValueError
+        If an option has an impossible value.
+
+    Example
+    -------
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=16, layers=2)
+    >>> hidden, lengths = encoder(torch.randn(2, 9, 64), torch.tensor([9, 4]))
+    >>> tuple(hidden.shape), lengths.tolist()
+    ((2, 5, 32), [5, 2])
+    """
+
+    def __init__(
+        self,
+        input_size,
+        channels,
+        hidden_size,
+        layers,
+        cell="lstm",
+        directions=2,
+        kernel_size=11,
+        stride=2,
+        dropout=0.0,
+    ):
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {kernel_size}")
+        if not 1 <= stride <= kernel_size:
+            raise ValueError(
+                f"stride must be from 1 to kernel_size ({kernel_size}), "
+                f"got {stride}"
+            )
+        self.stride = stride
+        self.conv = torch.nn.Conv1d(
+            input_size,
+            channels,
+            kernel_size,
+            stride=stride,
+            padding=kernel_size // 2,
+            bias=False,
+        )
+        self.norm = torch.nn.BatchNorm1d(channels)
+        self.dropout = torch.nn.Dropout(dropout)
+        self.layers = RecurrentLayers(
+            cell, channels, hidden_size, layers, directions, dropout
+        )
+        self.output_size = self.layers.output_size
+
+    def forward(self, x, lengths):
+        """Encode a padded batch of features.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Features, ``(batch, frames, dim)``, zero on padded frames.
+        lengths : torch.Tensor
+            Valid frames, integers of shape ``(batch,)``.
+
+        Returns
+        -------
+        hidden : torch.Tensor
+            ``(batch, frames / stride, output_size)``, zero on padded frames.
+        lengths : torch.Tensor
+            Valid frames of ``hidden``.
+        """
+        x = torch.relu(self.norm(self.conv(x.transpose(1, 2))))
+        lengths = (lengths - 1) // self.stride + 1
+        x = self.layers(self.dropout(x.transpose(1, 2)), lengths)
+        return self.dropout(x), lengths

@@ -1,0 +1,219 @@
+"""A model that puts out its frames while the waveform still comes in."""
+
+import torch
+
+from tutornet_sb.networks.acoustic_model import SpectralFeatures
+from tutornet_sb.networks.recurrent import RecurrentEncoder
+
+
+def check_streamable(model):
+    """Refuse a model whose frames cannot be computed as the waveform comes.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        The model to be used by a ``Stream``.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot stream; the message says which part, and what to
+        change.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> encoder = RecurrentEncoder(64, 8, 16, layers=1, directions=1)
+    >>> head = torch.nn.Linear(16, 29)
+    >>> check_streamable(AcousticModel(LogMelFeatures(), encoder, head))
+    Traceback (most recent call last):
+    ...
+    ValueError: features: normalised over each sentence, which a stream does \
+not know; set `normalize: running` and train again
+    """
+    features, encoder = model.features, model.encoder
+    if not isinstance(features, SpectralFeatures):
+        raise ValueError(
+            f"features: {type(features).__name__} cannot stream; use "
+            "LogMelFeatures or SpectrogramFeatures with `normalize: running`"
+        )
+    if not features.is_running:
+        raise ValueError(
+            "features: normalised over each sentence, which a stream does not "
+            "know; set `normalize: running` and train again"
+        )
+    if not isinstance(encoder, RecurrentEncoder):
+        raise ValueError(
+            f"encoder: {type(encoder).__name__} cannot stream; use "
+            "RecurrentEncoder with `directions: 1`"
+        )
+    if encoder.layers.directions != 1:
+        raise ValueError(
+            "encoder: bidirectional layers read from the end of the utterance; "
+            "set `directions: 1` and train again"
+        )
+    if any(module.training for module in model.modules()):
+        raise ValueError("model: in training mode; call model.eval() first")
+
+
+class Stream:
+    """Encode a waveform piece by piece, as the model would encode the whole.
+
+    The pieces may have any length, down to one sample. Between them the stream
+    keeps the samples under the next window, the frames under the next step of
+    the convolution and the recurrent states, however long the waveform.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In evaluation mode; its features with ``normalize: running``, its
+        encoder a ``RecurrentEncoder`` with ``directions: 1``, its head one that
+        looks at single frames, as ``torch.nn.Linear``. It is used, not copied.
+    batch_size : int
+        How many waveforms of equal length come in at the same time.
+
+    Attributes
+    ----------
+    latency : float
+        Look-ahead (seconds): a frame is put out once the waveform is known
+        this far beyond the middle of the frame.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot stream, see ``check_streamable``.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> features = LogMelFeatures(normalize="running")
+    >>> encoder = RecurrentEncoder(64, 8, 16, layers=1, directions=1)
+    >>> model = AcousticModel(features, encoder, torch.nn.Linear(16, 29))
+    >>> stream = Stream(model.eval())
+    >>> stream.latency
+    0.06
+    >>> tuple(stream.accept(torch.randn(1, 8000)).shape)
+    (1, 23, 29)
+    >>> tuple(stream.finish().shape)
+    (1, 3, 29)
+    """
+
+    def __init__(self, model, batch_size=1):
+        check_streamable(model)
+        self.model = model
+        features, conv = model.features, model.encoder.conv
+        stft, hop = features.stft, features.hop_samples
+        # torch.stft puts the window into the middle of the transform. Samples
+        # under it before and from the middle of a frame:
+        before = stft.n_fft // 2 - (stft.n_fft - stft.win_length) // 2
+        self._after = stft.win_length - before
+        # In whole hops, so that the frames of a piece stand where those of the
+        # waveform do.
+        self._history = -(-before // hop)
+        reach = conv.kernel_size[0] // 2
+        # Before the beginning, window and convolution read zeros.
+        zeros = conv.weight.new_zeros
+        self._samples = zeros(batch_size, self._history * hop)
+        self._frames = zeros(batch_size, reach, features.output_size)
+        self._states = [None] * len(model.encoder.layers.forward_layers)
+        self._is_finished = False
+        self.latency = (self._after + reach * hop) / features.sample_rate
+
+    @torch.no_grad()
+    def accept(self, samples):
+        """Take the next piece of the waveform.
+
+        Arguments
+        ---------
+        samples : torch.Tensor
+            ``(batch, samples)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Log-probabilities of the frames that have become final,
+            ``(batch, frames, symbols)``; often of no frame at all.
+
+        Raises
+        ------
+        ValueError
+            If the piece is not of this shape, or the model was put into
+            training mode.
+        RuntimeError
+            If the stream is finished.
+        """
+        self._require_open()
+        if samples.ndim != 2 or len(samples) != len(self._samples):
+            raise ValueError(
+                f"a piece must have the shape ({len(self._samples)}, samples), "
+                f"got {tuple(samples.shape)}"
+            )
+        samples = samples.to(self._samples)
+        self._samples = torch.cat([self._samples, samples], dim=1)
+        return self._encode(self._compute_features(self._after))
+
+    @torch.no_grad()
+    def finish(self):
+        """Say that the waveform has ended; the stream is then used up.
+
+        Returns
+        -------
+        torch.Tensor
+            Log-probabilities of the remaining frames,
+            ``(batch, frames, symbols)``.
+
+        Raises
+        ------
+        ValueError
+            If the model was put into training mode.
+        RuntimeError
+            If the stream is finished already.
+        """
+        self._require_open()
+        self._is_finished = True
+        # After the end, window and convolution read zeros.
+        features = self._compute_features(0)
+        reach = self.model.encoder.conv.kernel_size[0] // 2
+        return self._encode(torch.nn.functional.pad(features, (0, 0, 0, reach)))
+
+    def _require_open(self):
+        if self._is_finished:
+            raise RuntimeError("the stream is finished; make a new Stream")
+        check_streamable(self.model)
+
+    def _compute_features(self, after):
+        """Frames with so many samples known from their middle on."""
+        features = self.model.features
+        hop, first = features.hop_samples, self._history
+        known = self._samples.shape[1] - first * hop
+        count = max(0, (known - after) // hop + 1)
+        if not count:
+            return self._frames[:, :0]
+        x = features.spectrum(self._samples)[:, first : first + count]
+        # A copy, or a view would keep the whole piece in memory.
+        self._samples = self._samples[:, count * hop :].clone()
+        return features.apply_statistics(x)
+
+    def _encode(self, features):
+        encoder, head = self.model.encoder, self.model.head
+        conv = encoder.conv
+        x = torch.cat([self._frames, features], dim=1)
+        count = (x.shape[1] - conv.kernel_size[0]) // encoder.stride + 1
+        if count < 1:
+            self._frames = x
+            return head(x.new_zeros(len(x), 0, encoder.output_size))
+        self._frames = x[:, count * encoder.stride :].clone()
+        # What stands before the piece is in it: no padding.
+        x = torch.nn.functional.conv1d(
+            x.transpose(1, 2), conv.weight, conv.bias, conv.stride
+        )
+        x = torch.relu(encoder.norm(x)).transpose(1, 2)
+        for index, layer in enumerate(encoder.layers.forward_layers):
+            x, self._states[index] = layer(x, hx=self._states[index])
+        return head(x).log_softmax(dim=-1)
