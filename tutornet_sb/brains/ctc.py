@@ -104,12 +104,14 @@ class CTCBrain(StageBrain):
         greedy = ctc_greedy_decode(
             log_probs, relative, blank_id=self.hparams.blank_index
         )
-        texts = self.hparams.tokenizer.decode(greedy)
         self.references.update(zip(batch.id, batch.wrd, strict=True))
+        texts = map(_tidy, self.hparams.tokenizer.decode(greedy))
         self.hypotheses.update(zip(batch.id, texts, strict=True))
         searcher = getattr(self.hparams, "searcher", None)
         if stage == sb.Stage.TEST and searcher is not None:
-            best = [hyps[0].text for hyps in searcher(log_probs, relative)]
+            best = [
+                _tidy(hyps[0].text) for hyps in searcher(log_probs, relative)
+            ]
             self.beam_hypotheses.update(zip(batch.id, best, strict=True))
 
     def on_stage_start(self, stage, epoch=None):
@@ -138,3 +140,8 @@ class CTCBrain(StageBrain):
             scores = score(self.references, self.hypotheses)
             figures.update(WER=scores["wer"], CER=scores["cer"])
         return figures
+
+
+def _tidy(text):
+    """Two signs of a word boundary in a row are one boundary."""
+    return " ".join(text.split())

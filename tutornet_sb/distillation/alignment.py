@@ -58,8 +58,8 @@ def align(
     ------
     ValueError
         If teacher and student disagree about the duration of an utterance by
-        more than one and a half of the longer frame, or if an argument is out
-        of range.
+        more than both frames and half of the shorter one, or if an argument is
+        out of range.
 
     Example
     -------
@@ -128,12 +128,14 @@ def align(
 def _check_durations(theirs, ours, teacher, student, their_period, our_period):
     """Refuse utterances whose durations disagree.
 
-    Both models count ``samples // hop + 1`` frames or the like, which leaves
-    less than the longer frame between their ends; half a frame is slack.
+    Centred transforms count a frame that begins before the end (up to a frame
+    too many), the convolutions of wav2vec 2.0 only those they hear to their end
+    (up to a frame and 5 ms too few). Half a frame is slack.
     """
+    most = 2 * (teacher + student) + min(teacher, student)
     for position, (their, our) in enumerate(zip(theirs, ours, strict=True)):
         difference = abs(their * teacher - our * student)
-        if 2 * difference > 3 * max(teacher, student):
+        if 2 * difference > most:
             raise ValueError(
                 f"utterance {position} of the batch: the teacher has {their} "
                 f"frames ({their * their_period:.3f} s), the student {our} "

@@ -48,6 +48,7 @@ from tutornet_sb.corpora.librispeech import (
 )
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
+from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
 from tutornet_sb.distillation.pseudo_labels import (
     letters_of,
@@ -376,19 +377,10 @@ def find_teacher(hparams, run_opts):
     return source
 
 
-def match_symbols(source, transcribed, stages, hparams):
-    """Put the teacher's symbols on the student's, as far as stages need it."""
-    tokenizer, blank = hparams["tokenizer"], hparams["blank_index"]
+def match_symbols(source, transcribed, hparams):
+    """Put the teacher's symbols on the student's, one by one."""
+    tokenizer, unused = hparams["tokenizer"], set()
     ours = pieces(tokenizer)
-    if "skd" not in stages:
-        if source.pieces is None:
-            return None
-        # Frame weighting asks for the blank only.
-        other = 1 if blank == 0 else 0
-        targets = [other] * len(source.pieces)
-        targets[source.blank_index] = blank
-        return VocabularyMap(targets, len(ours), blank)
-    unused = set()
     if source.pieces is not None and list(source.pieces) != ours:
         # A symbol in no transcript need not be taught.
         used = {
@@ -401,7 +393,7 @@ def match_symbols(source, transcribed, stages, hparams):
         source.pieces,
         ours,
         source.blank_index,
-        blank,
+        hparams["blank_index"],
         extra=hparams["teacher_extra_symbols"],
         unused=unused,
         teacher_name=f"teacher {source.name}",
@@ -410,6 +402,16 @@ def match_symbols(source, transcribed, stages, hparams):
     for line in vocabulary.describe():
         logger.info("Vocabulary: %s", line)
     return vocabulary
+
+
+def blank_alone(source, hparams):
+    """Keep of a foreign vocabulary what frame weighting asks for."""
+    if source.pieces is None:
+        return None
+    blank = hparams["blank_index"]
+    targets = [0 if blank else 1] * len(source.pieces)
+    targets[source.blank_index] = blank
+    return VocabularyMap(targets, len(pieces(hparams["tokenizer"])), blank)
 
 
 def stage_epochs(hparams):
@@ -443,6 +445,25 @@ def stage_folder(name, hparams):
     return Path(hparams["output_folder"]) / "stages" / name
 
 
+def prepare_head(student, teacher, train, hparams):
+    """Give an encoder fresh from RKD a head that knows the symbols."""
+    if not hparams["head_frames"]:
+        logger.info("The head of the student starts from random weights")
+        return
+    # In the order of training, so that any part is a fair sample.
+    loss = fit_head(
+        student,
+        teacher,
+        make_dataloader(
+            train, batch_sampler=batches(hparams, train, shuffle=True)
+        ),
+        frames=hparams["head_frames"],
+        delay=hparams["delay"],
+        blank_index=hparams["blank_index"],
+    )
+    logger.info("The head was fitted to the teacher: %.3f nats a frame", loss)
+
+
 def train_stage(name, epochs, student, source, data, hparams, run_opts):
     """Train one stage and leave its best weights in the student.
 
@@ -473,10 +494,14 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         {key: m for key, m in modules.items() if key != "teacher"}
         | {"counter": counter},
     )
+    schedule = hparams["lr_schedule"]
+    if name != "rkd" and "rkd" in hparams["stages"]:
+        schedule = hparams["lr_schedule_after_rkd"]
     brain = BRAINS[name](
         modules,
         hparams=hparams
         | {
+            "lr_schedule": schedule,
             "epoch_counter": counter,
             "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
             "log_folder": str(folder / "tensorboard"),
@@ -502,6 +527,8 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         max_num_checkpoints=hparams["avg_checkpoints"],
     )
     student.load_state_dict(average_checkpoints(best, "student"))
+    if name == "rkd":
+        prepare_head(student, modules["teacher"], train, hparams)
     figures = {
         "epochs": epochs,
         "train_audio_seconds": seconds,
@@ -653,9 +680,16 @@ def run(hparams_file, run_opts, overrides):
     data = read_data(hparams, data_root, manifests, splits)
     source = find_teacher(hparams, run_opts) if taught else None
     if taught:
-        hparams["vocabulary"] = match_symbols(
-            source, data.transcribed, epochs, hparams
-        )
+        try:
+            hparams["vocabulary"] = match_symbols(
+                source, data.transcribed, hparams
+            )
+        except ValueError as error:
+            if "skd" in epochs:
+                raise
+            logger.info("No posteriors of the teacher are used: %s", error)
+            hparams["vocabulary"] = blank_alone(source, hparams)
+            hparams["head_frames"] = 0
 
     # The stages, each from the best weights of the one before it
     stages = {}

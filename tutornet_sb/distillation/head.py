@@ -1,0 +1,111 @@
+"""A first head for a student whose encoder has learnt from a teacher."""
+
+import torch
+
+from tutornet_sb.distillation.alignment import align
+from tutornet_sb.networks.acoustic_model import frame_mask
+
+
+@torch.no_grad()
+def _collect(student, teacher, batches, frames, delay, blank_index):
+    """Student's hidden states and the teacher's posteriors, frame by frame."""
+    hidden, posteriors, found = [], [], 0
+    device = next(student.parameters()).device
+    for batch in batches:
+        wavs, wav_lens = batch.to(device).sig
+        encoding = student(wavs, wav_lens)
+        targets = align(
+            teacher(wavs, wav_lens),
+            encoding.lengths,
+            student.frame_period,
+            blank_index,
+            delay,
+            encoding.hidden.shape[1],
+        )
+        mask = frame_mask(encoding.lengths, encoding.hidden.shape[1])
+        hidden.append(encoding.hidden[mask].float())
+        posteriors.append(targets.posteriors[mask])
+        found += len(hidden[-1])
+        if found >= frames:
+            break
+    return torch.cat(hidden)[:frames], torch.cat(posteriors)[:frames]
+
+
+def fit_head(
+    student,
+    teacher,
+    batches,
+    frames=100_000,
+    delay=0.0,
+    blank_index=0,
+    steps=100,
+):
+    """Fit a student's head to a teacher's posteriors, the encoder as it is.
+
+    Representation-level distillation leaves the encoder trained and the head
+    random: the next stage would first lead the encoder astray. With hidden
+    states ``h_t`` and posteriors ``p_t`` of so many frames, this minimises
+
+        - mean_t sum_k p_t(k) log softmax(head(h_t))_k
+
+    which is convex for a linear head, by L-BFGS, from the head's present
+    weights. It is an addition of ours to TutorNet (arXiv 2008.00671).
+
+    Arguments
+    ---------
+    student : AcousticModel
+        Its head is fitted in place.
+    teacher : Teacher
+        With a CTC head, and the student's symbols.
+    batches : iterable of speechbrain.dataio.batch.PaddedBatch
+        With ``sig``, in an order that any part of is a fair sample.
+    frames : int
+        Frames to take at the most.
+    delay : float
+        Seconds by which the teacher's frames are moved back.
+    blank_index : int
+        Index of the CTC blank.
+    steps : int
+        Iterations of L-BFGS at the most.
+
+    Returns
+    -------
+    float
+        The loss above at the end (nats a frame).
+
+    Raises
+    ------
+    ValueError
+        If hidden states of the student or posteriors are not finite.
+    """
+    training = student.training
+    student.eval()
+    try:
+        hidden, posteriors = _collect(
+            student, teacher, batches, frames, delay, blank_index
+        )
+    finally:
+        student.train(training)
+    if not (hidden.isfinite().all() and posteriors.isfinite().all()):
+        raise ValueError(
+            "the head cannot be fitted: hidden states of the student or "
+            "posteriors of the teacher are not finite"
+        )
+    optimizer = torch.optim.LBFGS(
+        student.head.parameters(),
+        max_iter=steps,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure():
+        optimizer.zero_grad()
+        logits = student.head(hidden)
+        loss = torch.nn.functional.cross_entropy(logits, posteriors)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    loss = closure().item()
+    optimizer.zero_grad()
+    return loss
