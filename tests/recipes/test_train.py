@@ -13,6 +13,11 @@ import jiwer
 import pytest
 import soundfile
 import torch
+from transformers import (
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2ForCTC,
+)
 
 from tutornet_sb import runs
 from tutornet_sb.corpora.minilibri import make_minilibri
@@ -342,6 +347,108 @@ def test_a_teacher_with_another_vocabulary_is_an_error_naming_both(finished):
     assert f"teacher {TEACHER}" in error and "corpus small" in error
     assert "29" in error and "40" in error
     assert not runs.is_finished(finished / "other")
+
+
+# ------------------------------------------- teachers and students of all kinds
+
+
+def save_wav2vec2(folder, symbols):
+    """A teacher as transformers writes it, with random weights."""
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=len(symbols),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    vocab = {symbol: index for index, symbol in enumerate(symbols)}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
+
+
+LETTERS = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
+WAV2VEC2 = ["<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS]
+
+
+def test_a_teacher_from_elsewhere_with_symbols_in_another_order(finished):
+    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2)
+    done = succeed(finished, teacher_source=source, output_folder="taught")
+    assert "only in teacher, dropped and the rest renormalised" in done.stdout
+    assert "Training it first" not in done.stdout
+    results = runs.read_results(finished / "taught")
+    assert results["teacher"]["folder"] == str(source)
+    assert results["teacher"]["name"] == "ctc"
+    assert list(results["stages"]) == ["rkd", "skd"]
+
+
+def test_a_teacher_without_some_symbols_says_what_can_be_done(finished):
+    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2[:-12])
+    options = {"teacher_source": source, "output_folder": "taught"}
+    error = error_of(train(finished, **options))
+    assert str(source) in error and "9 of the 29 symbols" in error
+    assert "stages: [rkd, ctc]" in error and "method: pseudo" in error
+    # It does what it says.
+    options |= {"method": "rkd+ctc", "stages": "[rkd, ctc]"}
+    options["output_folder"] = "by representations"
+    done = succeed(finished, **options)
+    assert "No posteriors of the teacher are used" in done.stdout
+    assert "random weights" in done.stdout
+    results = runs.read_results(finished / "by representations")
+    assert list(results["stages"]) == ["rkd", "ctc"]
+
+
+def test_a_student_of_its_teachers_transcripts(finished):
+    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2[:-12])
+    shutil.copytree(
+        finished / "mini libri" / "train-clean-100",
+        finished / "mini libri" / "train-other-500",
+    )
+    # Utterances are known by their ids, which no two may share.
+    for path in sorted((finished / "mini libri").glob("train-o*/*")):
+        for file in path.rglob("*.*"):
+            file.rename(file.with_name(f"9{file.name}"))
+        path.rename(path.with_name(f"9{path.name}"))
+    for path in (finished / "mini libri" / "train-other-500").rglob("*.txt"):
+        path.unlink()
+    done = succeed(
+        finished,
+        file="pseudo_lstm.yaml",
+        teacher_source=source,
+        min_confidence=0,
+        corpus_overrides="{epochs: 1, untranscribed_splits: [train-other-500], "
+        "train_splits: [train-clean-100], valid_splits: [dev-clean], "
+        "test_splits: [test-clean]}",
+        output_folder="taught",
+    )
+    assert "are learnt from the transcripts of" in done.stdout
+    with open(finished / "taught" / "pseudo_labels.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    heard = {row["ID"] for row in rows}
+    assert {f"9{key}" for key in heard if key[0] != "9"} <= heard
+    results = runs.read_results(finished / "taught")
+    assert results["method"] == "pseudo"
+    transcribed = runs.read_results(finished / TEACHER)["train_audio_seconds"]
+    assert results["train_audio_seconds"] > 1.2 * transcribed
+
+
+def test_a_streaming_student_is_timed(finished):
+    done = succeed(finished, file="rkd_lstm_streaming.yaml")
+    results = runs.read_results(
+        finished / "results" / "small" / "rkd+skd_lstm_streaming" / "1234"
+    )
+    for split, scores in results["stages"]["skd"]["splits"].items():
+        timed = scores["latency"]
+        assert timed["reference_words"] == scores["words"], split
+        assert timed["words"] <= timed["hits"] <= scores["words"]
+    assert "latency" not in results["stages"]["rkd"]["splits"]["test-clean"]
+    assert results["teacher"]["folder"] == str(TEACHER)
+    assert done.returncode == 0
 
 
 # ------------------------------------------------------------- kill -9, go on

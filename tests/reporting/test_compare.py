@@ -177,3 +177,20 @@ def test_the_columns_stand_under_each_other(tmp_path):
     bars = [[i for i, c in enumerate(line) if c == "|"] for line in lines]
     assert bars[0] == bars[1] == bars[2] == bars[3]
     assert all(line[0] == line[-1] == "|" for line in lines)
+
+
+def test_the_latency_of_streaming_students_has_a_column(tmp_path):
+    def timed(median):
+        return {"test": scores(9.0) | {"latency": {"median": median}}}
+
+    runs = [
+        save(tmp_path / "a" / str(seed), timed(median), seed=seed)
+        for seed, median in ((1, 100.0), (2, 131.0))
+    ]
+    offline = save(tmp_path / "b" / "1", {"test": scores(8.0)}, student="gru")
+    # No word was recognised.
+    silent = save(tmp_path / "c" / "1", timed(None), student="x")
+    rows = cells(table([*runs, offline, silent]))
+    column = [row["test latency (ms)"] for row in rows]
+    assert column == ["116", "-", "-"]
+    assert "test latency (ms)" not in table([offline])

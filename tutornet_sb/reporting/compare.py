@@ -98,6 +98,14 @@ def table(folders):
     head = ["corpus", "network", "method", "epochs", "seeds"]
     head += ["parameters (M)", "real-time factor"]
     head += [f"{split} WER / CER (%)" for split in splits]
+    timed = [
+        split
+        for split in splits
+        if any(
+            _latency(run, split) for group in groups.values() for run in group
+        )
+    ]
+    head += [f"{split} latency (ms)" for split in timed]
     rows = [head + ["run"]]
     for (*names, parameters, where), group in groups.items():
         speed = statistics.mean(run["real_time_factor"] for run in group)
@@ -113,9 +121,19 @@ def table(folders):
                 for rate in ("wer", "cer")
             )
             row.append(" / ".join(rates))
+        for split in timed:
+            times = [_latency(run, split) for run in group]
+            row.append(
+                "-" if None in times else f"{statistics.mean(times):.0f}"
+            )
         one = len(group) == 1
         rows.append(row + [group[0]["folder"] if one else str(where)])
     return _markdown(rows)
+
+
+def _latency(run, split):
+    """Median latency of a streaming student (ms), None where not measured."""
+    return run["splits"].get(split, {}).get("latency", {}).get("median")
 
 
 def _spread(values):

@@ -63,7 +63,9 @@ from tutornet_sb.distillation.vocabulary import (
     match_vocabulary,
 )
 from tutornet_sb.files import read_json, write_atomically, write_json
+from tutornet_sb.networks.streaming import Stream, check_streamable
 from tutornet_sb.reporting.compare import summarize, table
+from tutornet_sb.reporting.latency import emission_latency, word_ends
 from tutornet_sb.reporting.scores import (
     real_time_factor,
     score,
@@ -585,6 +587,40 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
         run_on_main(write_json, [folder / STAGE_SUMMARY, figures])
 
 
+def can_stream(student):
+    """Tell whether a student may write while it listens."""
+    try:
+        check_streamable(student.eval())
+    except ValueError:
+        return False
+    return True
+
+
+def add_latency(splits, student, source, scored, hparams):
+    """Measure how long after its end a streaming student writes a word.
+
+    The ends are found by the teacher, which must have the student's symbols.
+    """
+    ours, blank = pieces(hparams["tokenizer"]), hparams["blank_index"]
+    if source is None or source.pieces != ours or not can_stream(student):
+        return
+    for split, data in scored.items():
+        if "latency" in splits[split]:
+            continue
+        loader = make_dataloader(
+            data, batch_sampler=batches(hparams, data, shuffle=False)
+        )
+        ends = word_ends(source.model, loader, ours, blank)
+        splits[split]["latency"] = emission_latency(
+            student,
+            loader,
+            ours,
+            ends,
+            blank,
+            look_ahead=Stream(student).latency,
+        )
+
+
 def describe_source(source):
     """What can be told of a teacher that is no run of this recipe."""
     return {
@@ -678,7 +714,11 @@ def run(hparams_file, run_opts, overrides):
         hparams, [manifests[split] for split in splits["train"]]
     )
     data = read_data(hparams, data_root, manifests, splits)
-    source = find_teacher(hparams, run_opts) if taught else None
+    source = None
+    # A streaming student alone is timed by the teacher, if there is one.
+    is_there = runs.is_finished(hparams["teacher_folder"])
+    if taught or (is_there and can_stream(student)):
+        source = find_teacher(hparams, run_opts)
     if taught:
         try:
             hparams["vocabulary"] = match_symbols(
@@ -698,6 +738,8 @@ def run(hparams_file, run_opts, overrides):
             name, count, student, source, data, hparams, run_opts
         )
         evaluate(name, stages[name], student, data.scored, hparams, run_opts)
+    last = list(stages.values())[-1]
+    add_latency(last["splits"], student, source, data.scored, hparams)
 
     # The student and what is known of it
     state = student.state_dict()
@@ -705,7 +747,6 @@ def run(hparams_file, run_opts, overrides):
         write_atomically,
         [output_folder / runs.WEIGHTS, lambda path: torch.save(state, path)],
     )
-    last = list(stages.values())[-1]
     results = {
         "method": hparams["method"],
         "corpus": corpus["name"],
