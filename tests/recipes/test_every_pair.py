@@ -116,7 +116,7 @@ TEXTS = ["CAB", "ACE", "BED", "DEAF"]
 
 
 @cache
-def build(family, seed, **overrides):
+def build(family, seed=0, **overrides):
     """Build the network of a family's file as a main file does."""
     overrides = {**FAMILIES[family], **overrides}
     torch.manual_seed(seed)
@@ -132,10 +132,9 @@ def build(family, seed, **overrides):
 
 @cache
 def make_teacher(family, taps):
-    model = copy.deepcopy(build(family, seed=1))
-    with torch.no_grad():
-        # Posteriors that are not all alike
-        model.head.weight.mul_(8)
+    model = copy.deepcopy(build(family))
+    # Posteriors that are not all alike, nor those of a student
+    torch.nn.init.normal_(model.head.weight)
     return Teacher(model, taps)
 
 
@@ -210,8 +209,9 @@ def state(model):
 @pytest.mark.parametrize("stage", ["rkd", "skd"])
 def test_one_step(stage, teacher, student, batch):
     teacher = make_teacher(teacher, ("encoder",) if stage == "rkd" else ())
-    student = copy.deepcopy(build(student, seed=0))
-    brain = make_brain(stage, teacher, student)
+    student = copy.deepcopy(build(student))
+    # Without CTC: all that is learnt comes from the teacher.
+    brain = make_brain(stage, teacher, student, ctc_weight=0.0)
     # Also the teacher's, which must be safe by themselves.
     optimizer = torch.optim.SGD(brain.modules.parameters(), lr=1e-3)
     before = state(teacher)
@@ -306,22 +306,25 @@ def transcripts(brain, batch):
 def test_a_student_learns_from_another_family(
     family, speech, tokenizer, tutors
 ):
-    """Until it understands all and is as sure as its teacher."""
+    """Until it understands all, and says it when the teacher does.
+
+    By CTC alone it would spike elsewhere: the distance stays above a half.
+    """
     tutor = tutors["lstm" if "blocks" in FAMILIES[family] else "jasper_dr"]
     plain = {"dropout": 0.0}
     if "conv_dim" in FAMILIES[family]:
         plain["mask_time_prob"] = 0.0
-    student = copy.deepcopy(build(family, seed=0, **plain))
+    student = copy.deepcopy(build(family, **plain))
     delay = 0.06 if family.endswith("_streaming") else 0.0
     brain = make_brain("skd", tutor, student, tokenizer=tokenizer, delay=delay)
     optimizer = torch.optim.Adam(student.parameters(), lr=0.01)
     distances = []
-    for _ in range(20):
+    for _ in range(30):
         brain.on_stage_start(sb.Stage.TRAIN, epoch=1)
         for _ in range(10):
             loss = step(brain, speech, optimizer)
         distances.append(brain.figures(loss)["skd"])
         understood, said = transcripts(brain, speech)
-        if understood == said and distances[-1] < 0.1 * distances[0]:
+        if understood == said and distances[-1] < 0.2 * distances[0]:
             return
     pytest.fail(f"{understood} after {distances}")

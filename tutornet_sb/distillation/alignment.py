@@ -23,11 +23,16 @@ def align(
       student that is no slower takes the nearest teacher frame (of two equally
       near, the earlier). A slower student takes, of the teacher frames in its
       own frame's window ``[(j - 1/2) P, (j + 1/2) P)``, the one least sure of
-      blank; without a delay the window of an utterance's last frame runs on to
-      the teacher's last, so that no final spike is lost.
+      blank. Whatever the periods, without a delay an utterance's last frame
+      chooses in this way among all that the teacher has left, so that no final
+      spike is lost.
+
+    So, without a delay, the student sees every spike of the teacher, but one of
+    those that share a window. A symbol repeated in neighbouring windows has
+    lost the blank between, and CTC reads it once.
 
     Before the teacher's first and after its last valid frame, that frame stands
-    in; so one frame more or less than the student's own is repeated or dropped.
+    in; so frames that the student has more than the teacher are repetitions.
 
     The lengths are read on the host, to check them.
 
@@ -104,20 +109,17 @@ def align(
         index = torch.arange(frames, device=hidden.device)
         ticks = (index * student - lag).expand(len(ours), -1)
         hidden = _interpolate(hidden, ticks, teacher, last)
+        # A delayed student must not hear of the end before its time.
+        final = (index == lengths.unsqueeze(1) - 1) & (lag == 0)
+        first, end = _windows(ticks, teacher, student, last, final)
         # Without a CTC head there is no blank to look at, nor any spike.
-        if student <= teacher or posteriors.shape[-1] == 0:
-            nearest = _ceil_divide(2 * ticks - teacher, 2 * teacher)
-            chosen = torch.minimum(nearest.clamp(min=0), last)
-        else:
-            # A delayed student must not hear of the end before its time.
-            final = (index == lengths.unsqueeze(1) - 1) & (lag == 0)
-            first, end = _windows(ticks, teacher, student, last, final)
+        if posteriors.shape[-1] > 0:
             # Three student frames hold the longest final window that the check
             # of durations lets through.
             width = 3 * student // teacher + 2
             blank = posteriors[..., blank_index]
-            chosen = _least_blank(blank, first, end, width)
-        posteriors = _take(posteriors, chosen)
+            first = _least_blank(blank, first, end, width)
+        posteriors = _take(posteriors, first)
     if min(ours) < frames:
         padding = ~frame_mask(lengths, frames).unsqueeze(-1)
         hidden = hidden.masked_fill(padding, 0.0)
@@ -164,9 +166,13 @@ def _interpolate(hidden, ticks, teacher, last):
 
 
 def _windows(ticks, teacher, student, last, final):
-    """First frame of each student frame's window and the one after its end."""
-    first = _ceil_divide(2 * ticks - student, 2 * teacher)
-    end = _ceil_divide(2 * ticks + student, 2 * teacher)
+    """First frame of each student frame's window and the one after its end.
+
+    A window as wide as a teacher frame, or less, holds the nearest alone.
+    """
+    width = max(teacher, student)
+    first = _ceil_divide(2 * ticks - width, 2 * teacher)
+    end = _ceil_divide(2 * ticks + width, 2 * teacher)
     end = torch.where(final, last + 1, torch.minimum(end, last + 1))
     first = torch.minimum(first.clamp(min=0), last)
     return first, torch.maximum(end, first + 1)

@@ -77,11 +77,6 @@ def transcribe(source, wavs, wav_lens):
     and also when one that was not emitted nearly was. Of an empty transcript
     it is ``P(y|x)`` itself.
 
-    On the 93 development utterances of a digits corpus, of which a Jasper DR
-    teacher got 10 wrong, it parted the wrong from the right with an area under
-    the ROC curve of 0.99; the mean log-probability of the symbols' best frames
-    reached 0.97.
-
     Arguments
     ---------
     source : TeacherSource

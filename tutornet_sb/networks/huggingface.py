@@ -328,10 +328,8 @@ class Wav2Vec2Encoder(torch.nn.Module):
     sizes) statistics over the valid samples of each utterance. transformers
     takes them over the padding too, and advises to give such networks no
     attention mask since they were trained without: batched with a longer
-    utterance, an utterance then comes out otherwise than it does alone (in
-    base networks of random weights, one second of noise padded to twice its
-    length moved the hidden states by 0.6 of their norm; published weights were
-    not measured). Here it comes out as it does alone.
+    utterance, an utterance then comes out otherwise than it does alone. Here
+    it comes out as it does alone.
 
     Audio too short for one frame (400 samples, 25 ms) is padded with zeros to
     one frame.

@@ -81,11 +81,8 @@ def word_ends(
     - The last word ends with the last frame of speech. If that is the last of
       the recording, as with noise or a cut, its end is not known.
 
-    Measured with the Jasper DR teacher of a small MiniLibri (WER 34 %) on 120
-    sentences, against the word marks of eSpeak NG: of 1065 words within a
-    sentence the median error is -9 ms, its magnitude 18 ms in the median and
-    36 ms at the 90th percentile. The spikes of another model may lie elsewhere:
-    compare latencies by the same word ends only.
+    The spikes of another model may lie elsewhere: compare latencies by the same
+    word ends only.
 
     Arguments
     ---------

@@ -496,14 +496,10 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         {key: m for key, m in modules.items() if key != "teacher"}
         | {"counter": counter},
     )
-    schedule = hparams["lr_schedule"]
-    if name != "rkd" and "rkd" in hparams["stages"]:
-        schedule = hparams["lr_schedule_after_rkd"]
     brain = BRAINS[name](
         modules,
         hparams=hparams
         | {
-            "lr_schedule": schedule,
             "epoch_counter": counter,
             "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
             "log_folder": str(folder / "tensorboard"),
