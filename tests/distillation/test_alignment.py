@@ -184,6 +184,7 @@ def test_whatever_the_networks_durations_agree():
             f"{10 * s} ms": (10 * s, (spectral - 1) // s + 1)
             for s in range(1, 9)
         },
+        "12.5 ms": (12.5, samples // 200 + 1),
         "whisper": (20, ((samples + 159) // 160 + 1) // 2),
         "wav2vec2": (20, (samples.clamp(min=400) - 400) // 320 + 1),
     }
