@@ -790,8 +790,10 @@ def main():
     hparams = run(hparams_file, run_opts, overrides)
     shown = [hparams["output_folder"]]
     if hparams["stages"] != ["ctc"]:
+        shown = [hparams["baseline_folder"], *shown]
         # A teacher from elsewhere is no run and has no row.
-        shown = [hparams["teacher_folder"], hparams["baseline_folder"], *shown]
+        if hparams["teacher_source"] is None:
+            shown = [hparams["teacher_folder"], *shown]
     folders = dict.fromkeys(map(str, shown))
     finished = [folder for folder in folders if runs.is_finished(folder)]
     if sb.utils.distributed.if_main_process():
