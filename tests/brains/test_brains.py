@@ -311,6 +311,11 @@ def test_the_skd_loss_is_ctc_and_the_weighted_distance(
     assert figures["skd"] == pytest.approx(skd, rel=1e-4)
 
 
+def test_an_skd_stage_that_learns_nothing_in_the_end_is_an_error(run):
+    with pytest.raises(ValueError, match="--skd_weight_final 1"):
+        run("skd", ctc_weight=0.0, skd_weight_final=0.0)
+
+
 def test_outside_training_the_skd_stage_does_not_ask_the_teacher(run, data):
     its = run("skd", skd_weight=100.0)
     its.teacher.forward = None

@@ -22,6 +22,11 @@ class SKDBrain(CTCBrain):
 
     def __init__(self, modules, hparams, **kwargs):
         super().__init__(modules, hparams, **kwargs)
+        if not (self.hparams.ctc_weight or self.hparams.skd_weight_final):
+            raise ValueError(
+                "ctc_weight and skd_weight_final are both 0, so nothing would "
+                "be learnt in the end: say --skd_weight_final 1 too"
+            )
         logits = torch.zeros(1, 1, self.modules.teacher.symbols)
         self.try_loss(self.hparams.softmax_loss, logits)
 
