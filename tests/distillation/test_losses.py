@@ -15,7 +15,15 @@ from tutornet_sb.distillation.targets import TeacherTargets
 
 LENGTHS = (4, 1, 3)
 WEIGHTINGS = ("uniform", "energy", "nonblank")
-SOFTMAX_LOSSES = [("l2", 1.0), ("l2", 2.0), ("kl", 1.0), ("kl", 3.0)]
+# Kind, temperature, tolerance
+SOFTMAX_LOSSES = [
+    ("l2", 1.0, 0),
+    ("l2", 2.0, 1),
+    ("kl", 1.0, 9),
+    ("kl", 3.0, 0),
+    ("guided", 1.0, 0),
+    ("guided", 1.0, 2),
+]
 PADDINGS = (0.0, 1e4, float("nan"), float("inf"))
 
 
@@ -80,17 +88,25 @@ def representation_reference(projected, targets, weighting, blank):
     return total / len(targets.lengths)
 
 
-def softmax_reference(logits, teacher_logits, lengths, kind, temperature):
+def softmax_reference(logits, teacher_logits, lengths, kind, temperature, far):
+    def distance(p, q):
+        if kind == "guided":
+            best = p.index(max(p))
+            return 0.0 if best == 0 else 1 - q[best]
+        if kind == "l2":
+            return sum((x - y) ** 2 for x, y in zip(p, q, strict=True))
+        pairs = zip(p, q, strict=True)
+        return temperature**2 * sum(x * math.log(x / y) for x, y in pairs)
+
     total = 0.0
     for b, length in enumerate(lengths):
         for t in range(length):
             p = softmax(teacher_logits[b, t].tolist(), temperature)
-            q = softmax(logits[b, t].tolist(), temperature)
-            for x, y in zip(p, q, strict=True):
-                if kind == "l2":
-                    total += (x - y) ** 2
-                else:
-                    total += temperature**2 * x * math.log(x / y)
+            total += min(
+                distance(p, softmax(logits[b, s].tolist(), temperature))
+                for s in range(length)
+                if abs(s - t) <= far
+            )
     return total / len(lengths)
 
 
@@ -121,15 +137,13 @@ def test_representation_matches_plain_loop(weighting, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kind, temperature", SOFTMAX_LOSSES)
-def test_softmax_matches_plain_loop(kind, temperature, seed):
+@pytest.mark.parametrize("options", SOFTMAX_LOSSES)
+def test_softmax_matches_plain_loop(options, seed):
     _, logits, targets = random_batch(seed)
     _, teacher_logits, _ = random_batch(seed + 100)
     targets = targets._replace(posteriors=teacher_logits.softmax(-1))
-    loss = SoftmaxLoss(kind, temperature)(logits, targets)
-    expected = softmax_reference(
-        logits, teacher_logits, LENGTHS, kind, temperature
-    )
+    loss = SoftmaxLoss(*options)(logits, targets)
+    expected = softmax_reference(logits, teacher_logits, LENGTHS, *options)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -162,9 +176,9 @@ def losses_and_inputs(seed):
 
     for weighting in WEIGHTINGS:
         yield weighting, RepresentationLoss(weighting), projected, targets
-    for kind, temperature in SOFTMAX_LOSSES:
-        name = f"{kind}-{temperature}"
-        yield name, SoftmaxLoss(kind, temperature), logits, targets
+    for options in SOFTMAX_LOSSES:
+        name = "-".join(map(str, options))
+        yield name, SoftmaxLoss(*options), logits, targets
     yield "ctc", ctc, logits, targets
 
 
@@ -253,24 +267,52 @@ def test_scale_of_the_teacher_does_not_matter(weighting):
     )
 
 
-@pytest.mark.parametrize("kind, temperature", SOFTMAX_LOSSES)
-def test_agreement_costs_nothing(kind, temperature):
+@pytest.mark.parametrize("options", SOFTMAX_LOSSES)
+def test_agreement_costs_nothing(options):
     _, logits, targets = random_batch(4)
+    # Sure of each symbol, for the guided loss asks for certainty.
+    logits = 1000 * logits
     targets = targets._replace(posteriors=logits.softmax(-1))
-    loss = SoftmaxLoss(kind, temperature)(logits, targets)
+    loss = SoftmaxLoss(*options)(logits, targets)
     assert loss.item() == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize("kind, temperature", SOFTMAX_LOSSES)
-def test_sure_teacher_stays_finite(kind, temperature):
+@pytest.mark.parametrize("options", SOFTMAX_LOSSES)
+def test_sure_teacher_stays_finite(options):
     _, logits, targets = random_batch(5)
     onehot = torch.nn.functional.one_hot(logits.argmin(-1), 4).float()
     value, grad = value_and_gradient(
-        SoftmaxLoss(kind, temperature),
+        SoftmaxLoss(*options),
         50 * logits.float(),
         targets._replace(posteriors=onehot),
     )
     assert value.isfinite() and grad.isfinite().all()
+
+
+def test_tolerance_lets_a_student_spike_later_but_not_too_late():
+    blank, spike = [9.0, 0.0, 0.0], [0.0, 9.0, 0.0]
+    teacher = torch.tensor([[blank, spike, blank, blank, blank, blank]])
+    targets = TeacherTargets(
+        teacher, (10 * teacher).softmax(-1), torch.tensor([6]), 0.02
+    )
+    for late, costs in ((2, False), (3, True)):
+        rows = [blank] * 6
+        rows[1 + late] = spike
+        for kind in ("l2", "kl", "guided"):
+            loss = SoftmaxLoss(kind, tolerance=2)(
+                10 * torch.tensor([rows]), targets
+            )
+            assert (loss.item() > 0.9) == costs
+
+
+def test_guided_lets_other_spikes_be():
+    _, logits, targets = random_batch(6)
+    teacher = targets.posteriors.clone()
+    teacher[1:, :, 0] = 2.0  # the best is blank
+    targets = targets._replace(posteriors=teacher)
+    _, grad = value_and_gradient(SoftmaxLoss("guided"), logits, targets)
+    assert (grad[1:] == 0).all()
+    assert (grad[0] != 0).any()
 
 
 def test_transcript_too_long_counts_as_zero():
@@ -300,9 +342,14 @@ def test_shapes_that_differ_are_both_named(axis):
 
 
 def test_arguments_out_of_range():
-    with pytest.raises(ValueError, match="kind must be l2 or kl"):
+    with pytest.raises(ValueError, match="kind must be l2, kl or guided"):
         SoftmaxLoss("l1")
     with pytest.raises(ValueError, match="temperature must be positive"):
         SoftmaxLoss(temperature=0)
+    with pytest.raises(ValueError, match="temperature is not for the guided"):
+        SoftmaxLoss("guided", temperature=2.0)
+    for tolerance in (-1, 0.5):
+        with pytest.raises(ValueError, match="tolerance must be a number of"):
+            SoftmaxLoss(tolerance=tolerance)
     with pytest.raises(ValueError, match="no frame weighting 'loudness'"):
         RepresentationLoss("loudness")

@@ -72,6 +72,7 @@ def test_one_run_is_one_row(tmp_path):
         "corpus": "small",
         "network": "lstm",
         "method": "ctc",
+        "teacher": "-",
         "epochs": "40",
         "seeds": "1",
         "parameters (M)": "1.23",
@@ -111,6 +112,7 @@ def test_seeds_share_a_row_of_mean_and_standard_deviation(tmp_path):
         {"method": "skd"},
         {"corpus": "mini"},
         {"student": "jasper_mini"},
+        {"teacher": {"name": "conformer"}},
         {"epochs": 20},
         # The same file with --student_overrides
         {"parameters": 2_345_678},
@@ -133,6 +135,15 @@ def test_the_rows_keep_the_order_of_the_runs(tmp_path):
         for name in names
     ]
     assert [row["network"] for row in cells(table(folders))] == names
+
+
+def test_the_teacher_of_a_student_is_named(tmp_path):
+    folders = [
+        save(tmp_path / name, {}, teacher={"name": name}, method="skd")
+        for name in ("jasper_dr", "conformer")
+    ]
+    rows = cells(table([*folders, save(tmp_path / "alone", {})]))
+    assert [row["teacher"] for row in rows] == ["jasper_dr", "conformer", "-"]
 
 
 def test_a_run_given_twice_counts_once(tmp_path):

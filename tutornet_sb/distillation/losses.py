@@ -93,18 +93,27 @@ class SoftmaxLoss(torch.nn.Module):
     With ``p = softmax(z / temperature)``, for each utterance, averaged over the
     batch::
 
-        l2:  sum_t || p_t^T - p_t^S ||^2                    (arXiv 2211.15075)
-        kl:  temperature^2 * sum_t KL(p_t^T || p_t^S)       (arXiv 1503.02531)
+        l2:      sum_t || p_t^T - p_t^S ||^2                (arXiv 2211.15075)
+        kl:      temperature^2 * sum_t KL(p_t^T || p_t^S)   (arXiv 1503.02531)
+        guided:  sum of 1 - p_t^S(k_t) over the frames t where the teacher's
+                 best symbol k_t is not blank     (Kurata and Audhkhasi, 2019)
 
     ``l2`` is the default because CTC posteriors are spiky and nearly all blank:
     the divergence explodes where the two models spike one frame apart.
+    ``guided`` asks for the teacher's spikes, and lets others be. With a
+    tolerance, each frame of the teacher is compared with that of the student,
+    among its own and so many before and after it, to which it is nearest.
 
     Arguments
     ---------
     kind : str
-        ``l2`` or ``kl`` (nats).
+        ``l2``, ``kl`` (nats) or ``guided``.
     temperature : float
-        Softens both distributions if greater than 1.
+        Softens both distributions if greater than 1; not for ``guided``.
+    tolerance : int
+        Frames by which the student may spike earlier or later.
+    blank_index : int
+        Index of the CTC blank, for ``guided``.
 
     Example
     -------
@@ -117,14 +126,24 @@ class SoftmaxLoss(torch.nn.Module):
     1.3863
     """
 
-    def __init__(self, kind="l2", temperature=1.0):
+    def __init__(self, kind="l2", temperature=1.0, tolerance=0, blank_index=0):
         super().__init__()
-        if kind not in ("l2", "kl"):
-            raise ValueError(f"kind must be l2 or kl, got {kind!r}")
+        if kind not in ("l2", "kl", "guided"):
+            raise ValueError(f"kind must be l2, kl or guided, got {kind!r}")
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
+        if kind == "guided" and temperature != 1:
+            raise ValueError(
+                f"temperature is not for the guided loss, got {temperature}"
+            )
+        if not isinstance(tolerance, int) or tolerance < 0:
+            raise ValueError(
+                f"tolerance must be a number of frames, got {tolerance!r}"
+            )
         self.kind = kind
         self.temperature = temperature
+        self.tolerance = tolerance
+        self.blank_index = blank_index
 
     def forward(self, logits, targets):
         """Compute the loss.
@@ -154,18 +173,34 @@ class SoftmaxLoss(torch.nn.Module):
             "let it teach by rkd alone, with stages: [rkd, ctc]",
         )
         _check_shapes("logits", logits, "posteriors", teacher, "symbols")
-        mask = frame_mask(targets.lengths, teacher.shape[1]).unsqueeze(-1)
+        mask = frame_mask(targets.lengths, teacher.shape[1])
+        padding = ~mask.unsqueeze(-1)
         # Filled before the softmax too: the gradient of a softmax of NaN is
         # NaN even where nothing comes back to it.
-        logits = at_least_float32(logits).masked_fill(~mask, 0.0)
-        teacher = self._soften(teacher.masked_fill(~mask, 0.0))
+        logits = at_least_float32(logits).masked_fill(padding, 0.0)
+        teacher = self._soften(teacher.masked_fill(padding, 0.0))
         student = torch.log_softmax(logits / self.temperature, dim=-1)
+        terms = self._distance(teacher, student)
+        frames = torch.arange(teacher.shape[1], device=teacher.device)
+        for shift in range(1, min(self.tolerance + 1, len(frames))):
+            for other in (frames - shift, frames + shift):
+                there = (other >= 0) & (other < targets.lengths.unsqueeze(1))
+                moved = student[:, other.clamp(0, len(frames) - 1)]
+                distance = self._distance(teacher, moved)
+                distance = distance.masked_fill(~there, torch.inf)
+                terms = torch.minimum(terms, distance)
+        return terms.masked_fill(~mask, 0.0).sum(1).mean()
+
+    def _distance(self, teacher, student):
+        """Of posteriors to log posteriors, frame by frame."""
         if self.kind == "l2":
-            terms = (teacher - student.exp()).square()
-        else:
+            return (teacher - student.exp()).square().sum(-1)
+        if self.kind == "kl":
             terms = torch.xlogy(teacher, teacher) - teacher * student
-            terms = self.temperature**2 * terms
-        return terms.masked_fill(~mask, 0.0).sum((1, 2)).mean()
+            return self.temperature**2 * terms.sum(-1)
+        best = teacher.argmax(-1, keepdim=True)
+        missed = 1 - student.gather(-1, best).exp()
+        return (missed * (best != self.blank_index)).squeeze(-1)
 
     def _soften(self, posteriors):
         """Turn ``softmax(z)`` into ``softmax(z / temperature)``."""

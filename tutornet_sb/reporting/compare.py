@@ -6,7 +6,7 @@ from pathlib import Path
 from tutornet_sb.runs import read_results
 
 # Runs that agree in these are one row of a table.
-ALIKE = ("corpus", "name", "method", "epochs", "parameters")
+ALIKE = ("corpus", "name", "method", "teacher", "epochs", "parameters")
 
 
 def summarize(folder):
@@ -20,10 +20,10 @@ def summarize(folder):
     Returns
     -------
     dict
-        ``folder``, ``name`` of the network, ``method``, ``corpus``, ``seed``,
-        ``epochs``, ``parameters``, ``train_audio_seconds``,
-        ``train_seconds``, ``real_time_factor`` and ``splits``: the scores after
-        the last stage.
+        ``folder``, ``name`` of the network, ``teacher`` (the name of its
+        network, or None), ``method``, ``corpus``, ``seed``, ``epochs``,
+        ``parameters``, ``train_audio_seconds``, ``train_seconds``,
+        ``real_time_factor`` and ``splits``: the scores after the last stage.
 
     Raises
     ------
@@ -50,6 +50,7 @@ def summarize(folder):
         return {
             "folder": str(folder),
             "name": results["student"],
+            "teacher": results["teacher"] and results["teacher"]["name"],
             **{key: results[key] for key in same},
             "splits": last["splits"],
         }
@@ -95,7 +96,7 @@ def table(folders):
             for split in run["splits"]
         )
     )
-    head = ["corpus", "network", "method", "epochs", "seeds"]
+    head = ["corpus", "network", "method", "teacher", "epochs", "seeds"]
     head += ["parameters (M)", "real-time factor"]
     head += [f"{split} WER / CER (%)" for split in splits]
     timed = [
@@ -109,7 +110,7 @@ def table(folders):
     rows = [head + ["run"]]
     for (*names, parameters, where), group in groups.items():
         speed = statistics.mean(run["real_time_factor"] for run in group)
-        row = [*map(str, names), str(len(group))]
+        row = [str(name or "-") for name in names] + [str(len(group))]
         row += [f"{parameters / 1e6:.2f}", f"{speed:.3f}"]
         for split in splits:
             scores = [run["splits"].get(split) for run in group]
