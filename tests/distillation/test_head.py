@@ -57,7 +57,7 @@ def test_a_twin_of_the_teacher_finds_the_teachers_head(batches):
     model, student = make_model(0), make_model(0)
     torch.nn.init.zeros_(student.head.weight)
     teacher = Teacher(model, ())
-    fit_head(student, teacher, batches, steps=2000)
+    fit_head(student, teacher, batches, steps=2000, penalty=0.0)
     for batch in batches:
         wavs, wav_lens = batch.sig
         encoding = student.eval()(wavs, wav_lens)
@@ -67,20 +67,30 @@ def test_a_twin_of_the_teacher_finds_the_teachers_head(batches):
         torch.testing.assert_close(p, theirs, atol=0.02, rtol=0)
 
 
-def test_the_loss_is_that_of_a_plain_loop_and_at_its_least(batches):
+@pytest.mark.parametrize("penalty", [0.0, 1e-3])
+def test_the_loss_is_that_of_a_plain_loop_and_at_its_least(batches, penalty):
     student, teacher = make_model(0), Teacher(make_model(1), ())
-    before = plain(student.eval(), teacher, batches)
-    loss = fit_head(student, teacher, batches, steps=500)
+    weight = student.head.weight
+
+    def penalized():
+        norm = sum(w**2 for row in weight.tolist() for w in row)
+        return plain(student, teacher, batches) + penalty * norm
+
+    student.eval()
+    before = penalized()
+    loss = fit_head(student, teacher, batches, steps=500, penalty=penalty)
     assert loss == pytest.approx(plain(student, teacher, batches), rel=1e-4)
-    assert loss < before
+    least = penalized()
+    assert least < before
     # Convex: no step away from it goes down.
     generator = torch.Generator().manual_seed(2)
     for _ in range(5):
-        noise = torch.randn(student.head.weight.shape, generator=generator)
-        with torch.no_grad():
-            student.head.weight += 0.05 * noise
-            assert plain(student, teacher, batches) > loss - 1e-4
-            student.head.weight -= 0.05 * noise
+        noise = torch.randn(weight.shape, generator=generator)
+        for scale in (0.05, 0.5):
+            with torch.no_grad():
+                weight += scale * noise
+                assert penalized() > least - 1e-4
+                weight -= scale * noise
 
 
 @pytest.mark.parametrize("training", [True, False])
