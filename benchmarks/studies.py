@@ -25,10 +25,10 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"
-TEACHERS = {"jasper_dr": "small", "conformer": "small_teacher"}
+# Epochs of each teacher in the study of pairs
+TEACHERS = {"jasper_dr": 40, "conformer": 30}
 STUDENTS = ("lstm", "gru", "deepspeech2_small", "jasper_mini", "conformer")
-# Long enough that the students alone come near to their end
-PAIRS_CORPUS = ("--corpus_overrides", "{teacher_epochs: 40, epochs: 16}")
+STUDENT_EPOCHS = 16
 DELAYS = (0, 4, 8, 12, 16, 20)
 FRAME = 0.02  # seconds, of the streaming students
 
@@ -44,7 +44,6 @@ class Run(NamedTuple):
 def teacher_run(teacher):
     """The run that a student's run would make if there were no teacher."""
     options = ("--student_yaml", f"hparams/models/{teacher}.yaml")
-    options += ("--student_size", TEACHERS[teacher])
     return Run(f"teacher_{teacher}", "teacher", options)
 
 
@@ -56,20 +55,21 @@ def seeds():
 
 def pairs():
     """Every student alone and from every teacher."""
-    teachers = [teacher_run(name) for name in TEACHERS]
-    runs = []
+    teachers, runs = [], []
+    for teacher, epochs in TEACHERS.items():
+        run = teacher_run(teacher)
+        values = f"{{teacher_epochs: {epochs}, epochs: {STUDENT_EPOCHS}}}"
+        options = (*run.options, "--corpus_overrides", values)
+        teachers.append(run._replace(options=options))
     for student in STUDENTS:
         options = ("--student_yaml", f"hparams/models/{student}.yaml")
+        options += ("--epochs", str(STUDENT_EPOCHS))
         runs.append(Run(f"ctc_{student}", "ctc_lstm", options))
-        for teacher, size in TEACHERS.items():
+        for teacher in TEACHERS:
             taught = ("--teacher_yaml", f"hparams/models/{teacher}.yaml")
-            taught += ("--teacher_size", size)
             folder = f"rkd+skd_{student}_by_{teacher}"
             runs.append(Run(folder, "rkd_lstm", options + taught))
-    return (
-        [run._replace(options=run.options + PAIRS_CORPUS) for run in teachers],
-        [run._replace(options=run.options + PAIRS_CORPUS) for run in runs],
-    )
+    return teachers, runs
 
 
 def delays():

@@ -161,7 +161,6 @@ class Run:
             "ctc_weight": 1.0,
             "skd_weight": 1.0,
             "skd_weight_final": 1.0,
-            "splice": 0.0,
             "noprogressbar": True,
         } | hparams
         self.brain = (brain or self.recording(BRAINS[name]))(
@@ -315,69 +314,6 @@ def test_the_skd_loss_is_ctc_and_the_weighted_distance(
 def test_an_skd_stage_that_learns_nothing_in_the_end_is_an_error(run):
     with pytest.raises(ValueError, match="--skd_weight_final 1"):
         run("skd", ctc_weight=0.0, skd_weight_final=0.0)
-
-
-def spliced_batch(its, data):
-    """A batch after the brain has begun to train on it."""
-    batch = next(iter(make_dataloader(data, batch_size=4)))
-    before = batch.sig.data.clone()
-    torch.manual_seed(0)
-    its.brain.on_stage_start(sb.Stage.TRAIN, epoch=1)
-    its.brain.on_fit_batch_start(batch, should_step=True)
-    return batch, before
-
-
-@pytest.mark.parametrize("name", ["rkd", "skd"])
-@pytest.mark.parametrize("part", [0.0, 1.0])
-def test_teacher_and_student_hear_the_same_spliced_speech(
-    run, data, name, part
-):
-    its = run(name, splice=part, ctc_weight=0.0)
-    batch, before = spliced_batch(its, data)
-    assert (batch.sig.data.shape != before.shape) == bool(part)
-    wavs, wav_lens = batch.sig
-    outputs = its.brain.compute_forward(batch, sb.Stage.TRAIN)
-    loss = its.brain.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-    targets = its.brain.teacher_targets(batch, its.student(wavs, wav_lens))
-    theirs = its.teacher(wavs, wav_lens)
-    assert torch.equal(targets.lengths, theirs.lengths)
-    for ours, other, n in zip(
-        targets.posteriors, theirs.posteriors, theirs.lengths, strict=True
-    ):
-        torch.testing.assert_close(ours[:n], other[:n])
-    assert loss.isfinite() and loss > 0
-
-
-def test_what_is_spliced_has_no_ctc_term(run, data):
-    its = run("skd", splice=0.5)
-    for spliced in (True, False):
-        batch, _ = spliced_batch(its, data)
-        its.brain.spliced = spliced
-        outputs = its.brain.compute_forward(batch, sb.Stage.TRAIN)
-        its.brain.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-        assert ("ctc" in its.brain.terms) != spliced
-
-
-def test_a_part_of_the_batches_is_spliced(run, data):
-    its = run("skd", splice=0.3)
-    batch = next(iter(make_dataloader(data, batch_size=4)))
-    torch.manual_seed(1)
-    found = 0
-    for _ in range(200):
-        its.brain.on_fit_batch_start(batch, should_step=True)
-        found += its.brain.spliced
-    assert 40 < found < 80
-
-
-def test_a_student_alone_hears_nothing_spliced(run, data):
-    its = run("ctc", splice=1.0)
-    batch, before = spliced_batch(its, data)
-    assert torch.equal(batch.sig.data, before)
-
-
-def test_nothing_left_for_ctc_is_an_error(run):
-    with pytest.raises(ValueError, match="splice is 1.0"):
-        run("skd", splice=1.0)
 
 
 def test_outside_training_the_skd_stage_does_not_ask_the_teacher(run, data):

@@ -11,8 +11,7 @@ class SKDBrain(CTCBrain):
 
     The loss is ``ctc_weight * L_CTC + skd_weight * L_SKD``, both summed over
     the frames of an utterance and averaged over utterances (TutorNet, arXiv
-    2008.00671; the form of the sum follows Inter-KD, arXiv 2211.15075). The
-    batches that are spliced have the second term alone.
+    2008.00671; the form of the sum follows Inter-KD, arXiv 2211.15075).
 
     ``modules`` holds ``teacher`` besides ``student``; ``hparams`` holds
     ``softmax_loss``, ``ctc_weight`` (with 0, transcripts are not needed),
@@ -27,11 +26,6 @@ class SKDBrain(CTCBrain):
             raise ValueError(
                 "ctc_weight and skd_weight_final are both 0, so nothing would "
                 "be learnt in the end: say --skd_weight_final 1 too"
-            )
-        if self.hparams.ctc_weight and self.hparams.splice >= 1:
-            raise ValueError(
-                f"splice is {self.hparams.splice}: all batches would be "
-                "spliced, none left for CTC; lower it or say --ctc_weight 0"
             )
         logits = torch.zeros(1, 1, self.modules.teacher.symbols)
         self.try_loss(self.hparams.softmax_loss, logits)
@@ -62,8 +56,7 @@ class SKDBrain(CTCBrain):
                 self.hparams.softmax_loss(encoding.logits, targets),
             )
         }
-        # No transcript fits what was spliced.
-        if self.hparams.ctc_weight and not self.spliced:
+        if self.hparams.ctc_weight:
             ctc = self.ctc(encoding, batch)
             terms["ctc"] = (self.hparams.ctc_weight, ctc)
         return self.total(**terms)

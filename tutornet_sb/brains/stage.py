@@ -5,7 +5,6 @@ import time
 
 import speechbrain as sb
 import torch
-from speechbrain.dataio.batch import PaddedData
 from speechbrain.utils.checkpoints import (
     METAFNAME,
     Checkpointer,
@@ -17,7 +16,6 @@ from speechbrain.utils.distributed import if_main_process
 from torch.utils.tensorboard import SummaryWriter
 
 from tutornet_sb.distillation.alignment import align
-from tutornet_sb.distillation.splicing import splice
 from tutornet_sb.distillation.targets import TeacherTargets
 
 
@@ -102,9 +100,7 @@ class StageBrain(sb.Brain):
 
     ``hparams`` holds ``epoch_counter``, ``lr_schedule`` (called as
     ``lr_schedule(optimizer, total_steps=steps)``), ``log_folder``,
-    ``train_logger`` and ``avg_checkpoints``; where ``modules`` holds besides
-    ``student`` a ``teacher``, also ``splice``, the part of the training batches
-    whose utterances are cut and joined anew (:func:`splice`).
+    ``train_logger`` and ``avg_checkpoints``; ``modules`` holds ``student``.
 
     Attributes
     ----------
@@ -119,7 +115,6 @@ class StageBrain(sb.Brain):
         super().__init__(modules, hparams=hparams, **kwargs)
         self.watch = Stopwatch()
         self.terms = {}
-        self.spliced = False
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("watch", self.watch)
 
@@ -262,14 +257,6 @@ class StageBrain(sb.Brain):
             self.watch.start()
         self.epoch = epoch
         self.terms = {}
-
-    def on_fit_batch_start(self, batch, should_step):
-        """Splice some batches where there is a teacher to label them."""
-        super().on_fit_batch_start(batch, should_step)
-        taught = "teacher" in self.modules
-        self.spliced = taught and torch.rand(()).item() < self.hparams.splice
-        if self.spliced:
-            batch.sig = PaddedData(*splice(*batch.sig))
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Move the learning rate on with every step of the optimizer."""

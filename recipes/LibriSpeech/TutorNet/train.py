@@ -16,7 +16,6 @@ import logging
 import platform
 import shutil
 import sys
-from functools import partial
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -467,7 +466,7 @@ def prepare_head(student, teacher, train, hparams):
     logger.info("The head was fitted to the teacher: %.3f nats a frame", loss)
 
 
-def train_stage(name, epochs, lr, student, source, data, hparams, run_opts):
+def train_stage(name, epochs, student, source, data, hparams, run_opts):
     """Train one stage and leave its best weights in the student.
 
     Returns what is known of the stage: epochs, seconds, figure of the best.
@@ -502,7 +501,6 @@ def train_stage(name, epochs, lr, student, source, data, hparams, run_opts):
         hparams=hparams
         | {
             "epoch_counter": counter,
-            "lr_schedule": partial(hparams["lr_schedule"], max_lr=lr),
             "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
             "log_folder": str(folder / "tensorboard"),
             # The head takes no part in RKD.
@@ -732,9 +730,8 @@ def run(hparams_file, run_opts, overrides):
     # The stages, each from the best weights of the one before it
     stages = {}
     for name, count in epochs.items():
-        lr = hparams["lr_after_rkd" if "rkd" in stages else "lr"]
         stages[name] = train_stage(
-            name, count, lr, student, source, data, hparams, run_opts
+            name, count, student, source, data, hparams, run_opts
         )
         evaluate(name, stages[name], student, data.scored, hparams, run_opts)
     last = list(stages.values())[-1]
