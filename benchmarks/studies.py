@@ -7,11 +7,12 @@
 
 ``seeds`` is the student alone and by TutorNet; ``pairs`` is that for students
 and teachers of several topologies; ``delays`` moves the teacher's frames back
-for a student that hears only the past. All students of a study have the same
-number of epochs; each teacher is trained once. Finished runs are reused: a
-stopped study continues by the same command. The result files are copied to
-``benchmarks/results/NAME`` and their table is written into the recipe's README
-between the marks of that name. What is given besides goes to ``train.py``.
+for a student that hears only the past, or treats it otherwise. All students of
+a study have the same number of epochs; each teacher is trained once. Finished
+runs are reused: a stopped study continues by the same command. The result files
+are copied to ``benchmarks/results/NAME`` and their table is written into the
+recipe's README between the marks of that name. What is given besides goes to
+``train.py``.
 """
 
 import argparse
@@ -29,8 +30,14 @@ RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"
 TEACHERS = {"jasper_dr": 40, "conformer": 30}
 STUDENTS = ("lstm", "gru", "deepspeech2_small", "jasper_mini", "conformer")
 STUDENT_EPOCHS = 16
-DELAYS = (0, 4, 8, 12, 16, 20)
+DELAYS = (0, 4, 8, 12, 20)
 FRAME = 0.02  # seconds, of the streaming students
+# With the delay of the main file, rkd_lstm_streaming.yaml
+STREAMING = {
+    "guided": ("--skd_loss", "guided"),
+    "tolerance_4": ("--skd_tolerance", "4"),
+    "lambda_1": ("--skd_weight_final", "1"),
+}
 
 
 class Run(NamedTuple):
@@ -80,6 +87,9 @@ def delays():
         delay = ("--delay", f"{frames * FRAME:.2f}")
         folder = f"rkd+skd_lstm_streaming_{frames}"
         runs.append(Run(folder, "rkd_lstm_streaming", delay))
+    for name, options in STREAMING.items():
+        folder = f"rkd+skd_lstm_streaming_{name}"
+        runs.append(Run(folder, "rkd_lstm_streaming", options))
     return [teacher_run("jasper_dr")], runs
 
 
