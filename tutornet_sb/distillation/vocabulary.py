@@ -14,6 +14,10 @@ EXTRA = {
 _SPACES = str.maketrans("▁", " ")
 
 
+class VocabularyError(ValueError):
+    """A teacher's posteriors cannot teach this vocabulary."""
+
+
 class VocabularyMap(torch.nn.Module):
     """Posteriors over the teacher's symbols as posteriors over the student's.
 
@@ -143,9 +147,10 @@ def match_vocabulary(
 
     Raises
     ------
+    VocabularyError
+        If the teacher lacks a symbol of the student, or a CTC head.
     ValueError
-        If the teacher lacks a symbol of the student, or if a blank is not
-        among the symbols.
+        If a blank is not among the symbols, or ``extra`` is unknown.
 
     Example
     -------
@@ -159,7 +164,7 @@ def match_vocabulary(
     only in teacher, dropped and the rest renormalised: '<s>'
     """
     if teacher_pieces is None:
-        raise ValueError(
+        raise VocabularyError(
             f"{teacher_name} has no CTC head, so there are no symbols to "
             "match: it can teach hidden representations only, by stages: "
             "[rkd, ctc]"
@@ -193,7 +198,7 @@ def match_vocabulary(
     missing = [i for i in range(len(ours)) if i not in found]
     unknown = [ours[i] for i in missing if ours[i] not in set(unused)]
     if unknown:
-        raise ValueError(
+        raise VocabularyError(
             f"{len(unknown)} of the {len(ours)} symbols of {student_name} are "
             f"not among the {len(theirs)} of {teacher_name}: {_list(unknown)}. "
             "Its posteriors cannot teach them. Let it teach hidden "

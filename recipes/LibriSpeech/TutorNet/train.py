@@ -59,6 +59,7 @@ from tutornet_sb.distillation.sources import load_teacher
 from tutornet_sb.distillation.taps import trying_out
 from tutornet_sb.distillation.teacher import Teacher, load_model_weights
 from tutornet_sb.distillation.vocabulary import (
+    VocabularyError,
     VocabularyMap,
     match_vocabulary,
 )
@@ -720,7 +721,7 @@ def run(hparams_file, run_opts, overrides):
             hparams["vocabulary"] = match_symbols(
                 source, data.transcribed, hparams
             )
-        except ValueError as error:
+        except VocabularyError as error:
             if "skd" in epochs:
                 raise
             logger.info("No posteriors of the teacher are used: %s", error)
