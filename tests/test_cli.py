@@ -18,6 +18,7 @@ RESULTS = {
     "method": "rkd+skd",
     "corpus": "small",
     "student": "lstm",
+    "teacher": None,
     "seed": 1,
     "parameters": 445_085,
     "epochs": 40,
