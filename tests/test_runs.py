@@ -1,6 +1,7 @@
 """The folder of a finished run: what is in it, whole or damaged."""
 
 import csv
+from functools import partial
 
 import pytest
 import torch
@@ -156,3 +157,45 @@ def test_what_json_cannot_hold_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         files.write_json(path, {"a": torch.ones(1)})
     assert files.read_json(path) == {"a": 1}
+
+
+def test_a_folder_is_replaced_in_one_piece(tmp_path):
+    folder = tmp_path / "new" / "folder"
+
+    def write(to, name):
+        # What stands under the name is whole at any time.
+        assert not folder.exists() or list(folder.iterdir())
+        (to / name).write_text(name)
+
+    for name in ("first", "second"):
+        files.write_folder_atomically(folder, partial(write, name=name))
+        assert [path.name for path in folder.iterdir()] == [name]
+    assert folder.stat().st_mode == tmp_path.joinpath("new").stat().st_mode
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_an_interrupted_writer_leaves_the_old_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "folder"
+    files.write_folder_atomically(folder, lambda to: (to / "old").touch())
+
+    def half(to):
+        (to / "ne").touch()
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        files.write_folder_atomically(folder, half)
+    assert [path.name for path in folder.iterdir()] == ["old"]
+
+    # Not even where the new one cannot take the place of the old one
+    replace = files.os.replace
+
+    def fail(source, target):
+        if target == folder and source.name == "folder":
+            raise OSError("in use")
+        replace(source, target)
+
+    monkeypatch.setattr(files.os, "replace", fail)
+    with pytest.raises(OSError, match="in use"):
+        files.write_folder_atomically(folder, lambda to: (to / "new").touch())
+    assert [path.name for path in folder.iterdir()] == ["old"]
+    assert list(tmp_path.iterdir()) == [folder]

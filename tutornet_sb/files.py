@@ -56,6 +56,37 @@ def write_atomically(path, write):
         os.replace(unfinished, path)
 
 
+def write_folder_atomically(folder, write):
+    """Write a folder so that a reader never sees half of it.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Folder to write; one that is there is replaced, with all it holds.
+    write : callable
+        Called with the path of an unfinished folder, which then takes the
+        place of ``folder``.
+    """
+    folder = Path(folder).resolve()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=folder.parent, prefix=f"{folder.name}.", suffix=".unfinished"
+    ) as beside:
+        # Made here, with the permissions of any new folder.
+        unfinished, old = Path(beside) / folder.name, Path(beside) / "old"
+        unfinished.mkdir()
+        write(unfinished)
+        if not folder.exists():
+            os.replace(unfinished, folder)
+            return
+        os.replace(folder, old)
+        try:
+            os.replace(unfinished, folder)
+        except OSError:
+            os.replace(old, folder)
+            raise
+
+
 def write_json(path, content):
     """Write a JSON file in one piece.
 

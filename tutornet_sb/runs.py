@@ -61,22 +61,46 @@ def load_run(folder):
         If the weights do not fit the model.
     """
     folder = Path(folder)
-    if not is_finished(folder):
-        raise FileNotFoundError(
-            f"{folder} holds no finished run of train.py "
-            f"({MODEL_YAML}, {WEIGHTS}, {TOKENIZER} and {RESULTS} are needed)"
-        )
-    yaml = YAML()
-    content = yaml.load(folder / MODEL_YAML)
-    _forget_sources(content)
     text = StringIO()
-    yaml.dump(content, text)
+    YAML().dump(read_network(folder), text)
     model = load_hyperpyyaml(text.getvalue())["model"]
     load_model_weights(model, folder / WEIGHTS)
     tokenizer = sentencepiece.SentencePieceProcessor(
         model_file=str(folder / TOKENIZER)
     )
     return model, tokenizer
+
+
+def read_network(folder):
+    """Read the description of a finished run's network.
+
+    Nothing is made or run.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Output folder of ``train.py``.
+
+    Returns
+    -------
+    ruamel.yaml.comments.CommentedMap
+        ``model.yaml`` with its tags kept, without the published weights that
+        the training may have started from.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the folder holds no finished run.
+    """
+    folder = Path(folder)
+    if not is_finished(folder):
+        raise FileNotFoundError(
+            f"{folder} holds no finished run of train.py "
+            f"({MODEL_YAML}, {WEIGHTS}, {TOKENIZER} and {RESULTS} are needed)"
+        )
+    content = YAML().load(folder / MODEL_YAML)
+    _forget_sources(content)
+    return content
 
 
 def _forget_sources(node):
