@@ -12,6 +12,8 @@ from ruamel.yaml.error import YAMLError
 from tutornet_sb import runs
 from tutornet_sb.composition import include
 from tutornet_sb.distillation.taps import list_layers
+from tutornet_sb.export import FOREIGN_CLASS
+from tutornet_sb.export import export as export_run
 from tutornet_sb.files import write_atomically
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.reporting.compare import table
@@ -96,6 +98,63 @@ def layers(
         typer.echo(f"tutornet layers: {reason}", err=True)
         raise typer.Exit(1) from None
     typer.echo("\n".join(lines))
+
+
+@app.command()
+def export(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN",
+            help="An output folder of train.py. It can run code: give only "
+            "what you trust.",
+        ),
+    ],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR",
+            help="Folder to write; an earlier export there is replaced, with "
+            "all that it holds.",
+        ),
+    ],
+    foreign: Annotated[
+        bool,
+        typer.Option(
+            "--foreign",
+            help="Write a network of stock parts as the others are, with its "
+            "source: exact in padded batches too.",
+        ),
+    ] = False,
+):
+    """Write a run as a model that SpeechBrain loads without this package.
+
+    LSTM and GRU networks over log-mel features become stock parts, for
+    EncoderASR; other networks take their source with them, for foreign_class.
+    """
+    try:
+        config = export_run(run, folder, foreign)
+    # The last three are what comes of a network that cannot be built.
+    except (
+        OSError,
+        ValueError,
+        YAMLError,
+        ImportError,
+        TypeError,
+        RuntimeError,
+    ) as error:
+        reason = " ".join(str(error).split())
+        typer.echo(f"tutornet export: {reason}", err=True)
+        raise typer.Exit(1) from None
+    name = config["load_with"]
+    module, _, called = name.rpartition(".")
+    if name != FOREIGN_CLASS:
+        # A method
+        module, _, cls = module.rpartition(".")
+        called = f"{cls}.{called}"
+    typer.echo(f"{folder} holds {config['name']}. To load it:")
+    typer.echo(f"    from {module} import {called.partition('.')[0]}")
+    typer.echo(f"    model = {called}(source={str(folder)!r})")
 
 
 def _build(path, size):

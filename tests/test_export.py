@@ -1,0 +1,513 @@
+"""A run exported, and loaded where tutornet_sb cannot be imported."""
+
+import csv
+import importlib
+import json
+import shutil
+import subprocess
+import sys
+from functools import partial
+from io import StringIO
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import soundfile
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
+from speechbrain.dataio.preprocess import AudioNormalizer
+from speechbrain.decoders.ctc import ctc_greedy_decode
+from typer.testing import CliRunner
+
+from tutornet_sb import export as exporting
+from tutornet_sb import files, runs
+from tutornet_sb.cli import app
+from tutornet_sb.composition import include
+from tutornet_sb.corpora.tokenizer import train_tokenizer
+from tutornet_sb.export import export, is_export
+
+MODELS = (
+    Path(__file__).parents[1] / "recipes/LibriSpeech/TutorNet/hparams/models"
+)
+RATE = 16000
+BLOCKS = [
+    {"channels": 6, "kernel": 5, "stride": 2},
+    {"channels": 6, "kernel": 3, "repeat": 2, "residual": True},
+    {"channels": 8, "kernel": 1},
+]
+RECURRENT = {"n_mels": 20, "channels": 6, "hidden_size": 7}
+DEEPSPEECH2 = {"n_bins": 30, "channels": 2, "hidden_size": 5, "layers": 1}
+CONFORMER = {"channels": [2, 2], "d_model": 8, "nhead": 2, "d_ffn": 8}
+CONFORMER["num_encoder_layers"] = 1
+WAV2VEC2 = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+WAV2VEC2 |= {"conv_dim": [4] * 7, "num_conv_pos_embedding_groups": 2}
+# Training had started from published weights, which lay somewhere.
+WAV2VEC2["source"] = "/somewhere/else"
+# Name of the export: network and what differs from its size `small`
+STOCK = {
+    "lstm": ("lstm", {**RECURRENT, "kernel_size": 5, "stride": 3}),
+    "lstm_sentence": ("lstm", {**RECURRENT, "normalize": "sentence"}),
+    "gru": ("gru", {**RECURRENT, "layers": 3}),
+    "gru_sentence": ("gru", {**RECURRENT, "normalize": "sentence"}),
+    "lstm_streaming": ("lstm_streaming", RECURRENT),
+    "gru_past_sentence": (
+        "gru_streaming",
+        {**RECURRENT, "normalize": "sentence"},
+    ),
+    "lstm_8k": ("lstm", RECURRENT),
+}
+FOREIGN = {
+    "jasper": ("jasper_mini", {"blocks": BLOCKS, "encoder_size": 8}),
+    "deepspeech2": ("deepspeech2", {**DEEPSPEECH2, "encoder_size": 8}),
+    "conformer": ("conformer", CONFORMER),
+    "wav2vec2": ("wav2vec2", WAV2VEC2),
+    # Stock parts could do, but for padded batches.
+    "lstm_foreign": ("lstm", RECURRENT),
+    "gru_foreign": ("gru", {**RECURRENT, "normalize": "sentence"}),
+}
+NETWORKS = STOCK | FOREIGN
+# What a user does, where this package is not
+USER = """
+import importlib.util, json, sys
+import torch
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tutornet_sb":
+            raise ModuleNotFoundError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocked())
+try:
+    import tutornet_sb
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("tutornet_sb can be imported")
+
+from speechbrain.inference.ASR import EncoderASR
+from speechbrain.inference.interfaces import foreign_class
+
+torch.set_num_threads(1)
+task = json.load(open(sys.argv[1]))
+batches, found = torch.load(task["batches"]), {}
+for name, (folder, is_stock) in task["exports"].items():
+    load = EncoderASR.from_hparams if is_stock else foreign_class
+    model = load(source=folder, savedir=f"{task['cache']}/{name}")
+    found[name] = {
+        "files": [model.transcribe_file(path) for path in task["files"]],
+        "batches": [
+            (model.encode_batch(*batch), model.transcribe_batch(*batch))
+            for batch in batches
+        ],
+    }
+assert not [name for name in sys.modules if name.startswith("tutornet_sb")]
+torch.save(found, task["found"])
+"""
+
+
+def write_run(folder, name, values, sample_rate=RATE):
+    """A finished run of a small network with random weights."""
+    folder.mkdir(parents=True)
+    content = include(MODELS / f"{name}.yaml", ".", "small", values)
+    features = content["model"]["features"]
+    if sample_rate != RATE:
+        features.update(sample_rate=sample_rate, n_fft=300, win_length=25)
+    text = StringIO()
+    YAML().dump(content, text)
+    (folder / runs.MODEL_YAML).write_text(text.getvalue())
+    torch.manual_seed(1)
+    network = text.getvalue().replace("source: /somewhere/else", "source:")
+    model = load_hyperpyyaml(network)["model"].eval()
+    # As after training: not the values of a new network.
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.num_batches_tracked.fill_(7)
+    if getattr(model.features, "is_running", False):
+        norm = model.features.normalize
+        norm.running_mean.sub_(30)
+        norm.running_var.mul_(100)
+    with torch.no_grad():
+        # Letters of all kinds, where a random network says one over and over.
+        heard = model(make_speech(99, 1.5).unsqueeze(0), torch.ones(1)).hidden
+        spread = heard.std(dim=(0, 1)).clamp(min=0.02)
+        model.head.weight.normal_().div_(spread)
+        model.head.bias.copy_(-model.head.weight @ heard.mean(dim=(0, 1)))
+    torch.save(model.state_dict(), folder / runs.WEIGHTS)
+    manifest = folder / "train.csv"
+    with open(manifest, "w", newline="") as file:
+        csv.writer(file).writerows([["ID", "wrd"], ["a", "ONE TWO"]])
+    train_tokenizer([manifest], folder / runs.TOKENIZER)
+    figures = dict.fromkeys(
+        ("train_audio_seconds", "train_seconds", "real_time_factor"), 1.5
+    )
+    splits = {"test-clean": {"wer": 50.0, "cer": 25.0}}
+    results = figures | {
+        "method": "skd",
+        "corpus": "mini",
+        "student": name,
+        "seed": 3,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": 2,
+        "stages": {"rkd": {"splits": {}}, "skd": {"splits": splits}},
+        "teacher": {
+            "name": "jasper_dr",
+            "folder": str(folder.parent / "teacher"),
+            "splits": splits,
+        },
+    }
+    files.write_json(folder / runs.RESULTS, results)
+    return model
+
+
+def transcribe(tokenizer, logits, lengths):
+    greedy = ctc_greedy_decode(logits, lengths / logits.shape[1], blank_id=0)
+    return tidy(tokenizer.decode(greedy))
+
+
+def tidy(texts):
+    """Two signs of a word boundary in a row are one boundary."""
+    return [" ".join(text.split()) for text in texts]
+
+
+@torch.no_grad()
+def make_speech(seed, seconds):
+    """Tones that come and go, so that no two frames are alike, and silence."""
+    generator = torch.Generator().manual_seed(seed)
+    rand = partial(torch.rand, generator=generator)
+    time = torch.arange(round(seconds * RATE)) / RATE
+    tones = [
+        torch.sin(time * 400 * (1 + 20 * rand(1)) + 9 * rand(1))
+        * torch.sin(time * 20 * rand(1) + 9 * rand(1)).clamp(min=0) ** 2
+        for _ in range(6)
+    ]
+    speech = sum(tones) / 8 + 1e-3 * (rand(len(time)) - 0.5)
+    # More than 80 dB below the rest: clipped only within a sentence
+    speech[RATE // 10 : RATE // 5] = 0
+    return speech
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Runs, their exports and what a process without this package found."""
+    folder = tmp_path_factory.mktemp("exports")
+    models = {}
+    for name, (network, values) in NETWORKS.items():
+        rate = 8000 if name.endswith("8k") else RATE
+        models[name] = write_run(folder / "runs" / name, network, values, rate)
+        export(
+            folder / "runs" / name,
+            folder / "exports" / name,
+            foreign=name in FOREIGN,
+        )
+    # A test split of its own, in a folder of its own
+    seconds = [0.7, 1.13, 0.42, 0.9, 0.055]
+    speech = [make_speech(seed, s) for seed, s in enumerate(seconds)]
+    paths = []
+    for index, wav in enumerate(speech):
+        path = folder / f"{index}.wav"
+        soundfile.write(path, wav.numpy(), RATE, subtype="FLOAT")
+        paths.append(str(path))
+    padded = torch.nn.utils.rnn.pad_sequence(speech, batch_first=True)
+    lengths = torch.tensor([len(wav) for wav in speech])
+    equal = padded[:4, : lengths[2]]
+    batches = [(wav.unsqueeze(0), torch.ones(1)) for wav in speech]
+    batches += [(equal, torch.ones(4)), (padded, lengths / lengths.max())]
+    torch.save(batches, folder / "batches.pt")
+    task = {
+        "exports": {
+            name: (str(folder / "exports" / name), name in STOCK)
+            for name in NETWORKS
+        },
+        "cache": str(folder / "cache"),
+        "files": paths,
+        "batches": str(folder / "batches.pt"),
+        "found": str(folder / "found.pt"),
+    }
+    (folder / "task.json").write_text(json.dumps(task))
+    (folder / "user.py").write_text(USER)
+    done = subprocess.run(
+        [sys.executable, "user.py", "task.json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = torch.load(folder / "found.pt", weights_only=True)
+    return folder, models, speech, batches, found
+
+
+def load_tokenizer(folder, name):
+    return runs.load_run(folder / "runs" / name)[1]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_files_are_transcribed_as_by_the_model_of_the_run(world, name):
+    folder, models, speech, _, found = world
+    model, tokenizer = models[name], load_tokenizer(folder, name)
+    normalizer = AudioNormalizer(model.features.sample_rate)
+    expected = []
+    for wav in speech:
+        wav = normalizer(wav, RATE).unsqueeze(0)
+        with torch.no_grad():
+            encoding = model(wav, torch.ones(1))
+        expected += transcribe(tokenizer, encoding.logits, encoding.lengths)
+    assert all(len(set(text)) > 2 for text in expected[:4]), expected
+    assert len(set(expected)) == len(expected)
+    assert tidy(found[name]["files"]) == expected
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_log_probabilities_are_those_of_the_model(world, name):
+    folder, models, _, batches, found = world
+    model, tokenizer = models[name], load_tokenizer(folder, name)
+    # Stock parts hear the padding of the last batch.
+    count = len(batches) - (name in STOCK)
+    for batch, (log_probs, (texts, _)) in list(
+        zip(batches, found[name]["batches"], strict=True)
+    )[:count]:
+        with torch.no_grad():
+            encoding = model(*batch)
+        expected = encoding.logits.log_softmax(dim=-1)
+        assert log_probs.shape == expected.shape
+        for ours, theirs, length in zip(
+            expected, log_probs, encoding.lengths, strict=True
+        ):
+            torch.testing.assert_close(
+                theirs[:length], ours[:length], atol=1e-4, rtol=0
+            )
+        assert tidy(texts) == transcribe(
+            tokenizer, encoding.logits, encoding.lengths
+        )
+
+
+def test_the_stock_form_looking_back_is_exact_up_to_the_padding(world):
+    _, models, _, batches, found = world
+    name = "lstm_streaming"
+    with torch.no_grad():
+        encoding = models[name](*batches[-1])
+    expected = encoding.logits.log_softmax(dim=-1)
+    log_probs = found[name]["batches"][-1][0]
+    # The convolution of 11 frames, at every second, reaches 5 frames ahead.
+    reach = 3
+    for ours, theirs, length in zip(
+        expected, log_probs, encoding.lengths, strict=True
+    ):
+        known = max(0, length - reach)
+        torch.testing.assert_close(
+            theirs[:known], ours[:known], atol=1e-4, rtol=0
+        )
+
+
+@pytest.mark.parametrize("name", ["gru", "conformer", "wav2vec2"])
+def test_what_is_in_the_folder(world, name):
+    folder, models, *_ = world
+    to = folder / "exports" / name
+    expected = {
+        "config.json",
+        "hyperparams.yaml",
+        "model.ckpt",
+        "model.safetensors",
+        "tokenizer.ckpt",
+        "tokenizer.model",
+    }
+    if name in FOREIGN:
+        expected.add("custom.py")
+    assert {path.name for path in to.iterdir()} == expected
+    state = models[name].state_dict()
+    saved = safetensors.torch.load_file(to / "model.safetensors")
+    assert saved.keys() == state.keys()
+    assert all(torch.equal(saved[key], state[key]) for key in state)
+    tokenizer = (folder / "runs" / name / runs.TOKENIZER).read_bytes()
+    assert (to / "tokenizer.model").read_bytes() == tokenizer
+    for path in to.iterdir():
+        content = path.read_bytes()
+        assert str(folder).encode() not in content, path
+        assert str(Path(__file__).parents[1]).encode() not in content, path
+        assert b"/somewhere/else" not in content, path
+
+
+def test_config_tells_what_the_model_is(world):
+    folder, models, *_ = world
+    config = files.read_json(folder / "exports" / "lstm_8k" / "config.json")
+    symbols = config.pop("symbols")
+    assert len(symbols) == 29 and symbols[1:4] == ["A", "B", "C"]
+    results = config.pop("results")
+    assert results["splits"]["test-clean"]["wer"] == 50
+    assert results["teacher"]["name"] == "jasper_dr"
+    assert "folder" not in results and "folder" not in results["teacher"]
+    assert config.pop("student")["!new"].endswith(".AcousticModel")
+    assert config == {
+        "format": "tutornet_sb export 1",
+        "name": "lstm",
+        "load_with": "speechbrain.inference.ASR.EncoderASR.from_hparams",
+        "sample_rate": 8000,
+        "frame_period": 0.02,
+        "parameters": sum(p.numel() for p in models["lstm_8k"].parameters()),
+        "blank_index": 0,
+    }
+
+
+def rebuild(plain):
+    """Make what a description says."""
+    if isinstance(plain, list):
+        return [rebuild(value) for value in plain]
+    if not isinstance(plain, dict):
+        return plain
+    tags = [key for key in plain if key.startswith("!")]
+    if not tags:
+        return {key: rebuild(value) for key, value in plain.items()}
+    module, _, name = plain[tags[0]].rpartition(".")
+    cls = getattr(importlib.import_module(module), name)
+    arguments = rebuild(plain["arguments"])
+    return partial(cls, **arguments) if "!name" in tags else cls(**arguments)
+
+
+@pytest.mark.parametrize("name", ["lstm", "jasper", "deepspeech2", "conformer"])
+def test_description_and_safetensors_are_the_whole_model(world, name):
+    folder, models, _, batches, _ = world
+    to = folder / "exports" / name
+    model = rebuild(files.read_json(to / "config.json")["student"]).eval()
+    model.load_state_dict(safetensors.torch.load_file(to / "model.safetensors"))
+    with torch.no_grad():
+        expected = models[name](*batches[-1])
+        assert torch.equal(model(*batches[-1]).logits, expected.logits)
+
+
+def test_sources_of_other_networks_stay_at_home(world):
+    folder, *_ = world
+    source = (folder / "exports" / "jasper" / "custom.py").read_text()
+    assert "class JasperEncoder" in source
+    for name in (
+        "class RecurrentEncoder",
+        "Brain)",
+        "tutornet_sb.networks import",
+    ):
+        assert name not in source
+
+
+# --------------------------------------------------------------------- failures
+
+
+@pytest.fixture
+def run(tmp_path):
+    write_run(tmp_path / "a run", "lstm", RECURRENT)
+    return tmp_path / "a run"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def refused(*arguments):
+    """The only line of standard error."""
+    result = invoke(*arguments)
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("tutornet export: ")
+    assert result.stdout == ""
+    return line
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_the_command_says_how_to_load_the_export(run, tmp_path):
+    result = invoke(run, tmp_path / "new" / "to")
+    assert result.exit_code == 0, result.stderr
+    assert "EncoderASR.from_hparams(source=" in result.stdout
+    assert "custom.py" not in listing(tmp_path / "new" / "to")
+    result = invoke(run, tmp_path / "new" / "to", "--foreign")
+    assert "foreign_class(source=" in result.stdout
+    assert "custom.py" in listing(tmp_path / "new" / "to")
+    assert listing(tmp_path / "new") == ["to"]
+
+
+@pytest.mark.parametrize(
+    "name", [runs.MODEL_YAML, runs.WEIGHTS, runs.TOKENIZER, runs.RESULTS]
+)
+def test_an_unfinished_run_is_refused(run, tmp_path, name):
+    (run / name).unlink()
+    assert "a run holds no finished run" in refused(run, tmp_path / "to")
+    assert listing(tmp_path) == ["a run"]
+
+
+@pytest.mark.parametrize("name", [runs.MODEL_YAML, runs.WEIGHTS, runs.RESULTS])
+def test_a_damaged_run_is_refused(run, tmp_path, name):
+    (run / name).write_bytes(b'{"model": ')
+    line = refused(run, tmp_path / "to")
+    assert name in line or name == runs.MODEL_YAML
+    assert listing(tmp_path) == ["a run"]
+
+
+def test_a_folder_that_is_no_export_is_left_alone(run, tmp_path):
+    to = tmp_path / "to"
+    to.mkdir()
+    (to / "config.json").write_text('{"model_type": "wav2vec2"}')
+    assert "to is not empty and no earlier export" in refused(run, to)
+    (to / "config.json").write_text("[half of")
+    assert "to is not empty and no earlier export" in refused(run, to)
+    assert listing(to) == ["config.json"]
+    assert "a file: name a folder" in refused(run, to / "config.json")
+
+
+def test_the_run_itself_is_left_alone(run, tmp_path):
+    before = listing(run)
+    assert "holds the run itself" in refused(run, run)
+    # Not even where it lies in what looks like an export
+    files.write_json(tmp_path / "config.json", {"format": exporting.FORMAT})
+    assert "holds the run itself" in refused(run, tmp_path)
+    assert listing(run) == before
+
+
+def test_an_empty_folder_is_filled(run, tmp_path):
+    (tmp_path / "to").mkdir()
+    assert not is_export(tmp_path / "to")
+    export(run, tmp_path / "to")
+    assert is_export(tmp_path / "to")
+
+
+def test_an_earlier_export_is_replaced(run, tmp_path):
+    to = tmp_path / "to"
+    export(run, to, foreign=True)
+    shutil.rmtree(run)
+    model = write_run(run, "gru", {**RECURRENT, "hidden_size": 3})
+    config = export(run, to)
+    assert "custom.py" not in listing(to)
+    assert files.read_json(to / "config.json") == config
+    saved = safetensors.torch.load_file(to / "model.safetensors")
+    assert saved.keys() == model.state_dict().keys()
+
+
+def test_a_failure_half_way_leaves_what_was_there(run, tmp_path, monkeypatch):
+    to = tmp_path / "to"
+
+    def full(*_):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "write_json", full)
+        assert "disk full" in refused(run, to)
+    assert listing(tmp_path) == ["a run"]
+    export(run, to)
+    before = {path.name: path.read_bytes() for path in to.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(exporting, "write_json", full)
+        assert "disk full" in refused(run, to, "--foreign")
+    assert {path.name: path.read_bytes() for path in to.iterdir()} == before
+    assert listing(tmp_path) == ["a run", "to"]
+
+
+def test_weights_that_do_not_fit_are_refused_by_the_export(run, tmp_path):
+    from speechbrain.inference.ASR import EncoderASR
+
+    to = tmp_path / "to"
+    export(run, to)
+    weights = torch.load(to / "model.ckpt", weights_only=True)
+    del weights["head.bias"]
+    torch.save(weights, to / "model.ckpt")
+    with pytest.raises(RuntimeError, match=r"head\.bias"):
+        EncoderASR.from_hparams(source=str(to), savedir=str(tmp_path / "c"))

@@ -1,0 +1,426 @@
+"""A run as a folder that SpeechBrain loads, where this package is not.
+
+A network made of parts that SpeechBrain and torch have is written as such, for
+``EncoderASR.from_hparams``. Any other goes with its own source: one file,
+``custom.py``, by SpeechBrain's convention of ``foreign_class``.
+"""
+
+import ast
+import hashlib
+import importlib.util
+import re
+import shutil
+from io import StringIO
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from ruamel.yaml import YAML
+
+from tutornet_sb import runs
+from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.files import read_json, write_folder_atomically, write_json
+from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
+from tutornet_sb.networks.recurrent import RecurrentEncoder
+from tutornet_sb.reporting.compare import summarize
+
+CONFIG = "config.json"
+HYPERPARAMS = "hyperparams.yaml"
+SAFETENSORS = "model.safetensors"
+# SpeechBrain's Pretrainer names what it loads so.
+PRETRAINED_TOKENIZER = "tokenizer.ckpt"
+SOURCE = "custom.py"
+# In config.json, by which an export is known
+FORMAT = "tutornet_sb export 1"
+ENCODER_ASR = "speechbrain.inference.ASR.EncoderASR.from_hparams"
+FOREIGN_CLASS = "speechbrain.inference.interfaces.foreign_class"
+
+PACKAGE = __name__.partition(".")[0]
+INTERFACE = f"{PACKAGE}.inference"
+# !new:package.module.Class and the like
+TAG = re.compile(r"!(new|name|apply):([\w.]+)")
+
+STOCK = """\
+# Exact for a waveform alone and for a batch of one length, which needs no
+# padding. In any other batch the layers read the padding as silence: backward
+# layers read it first, and the frames of shorter waveforms change.
+fbank: !new:speechbrain.lobes.features.Fbank
+    sample_rate: !ref <sample_rate>
+    n_fft: {n_fft}
+    n_mels: {n_mels}
+    win_length: {win_length:g}
+    hop_length: {hop_length:g}
+{normalize}encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+    fbank: !ref <fbank>
+    normalize: !ref <normalize>
+    conv: !new:speechbrain.nnet.CNN.Conv1d
+        in_channels: {n_mels}
+        out_channels: {channels}
+        kernel_size: {kernel_size}
+        stride: {stride}
+        bias: False
+        padding_mode: constant
+    norm: !new:speechbrain.nnet.normalization.BatchNorm1d
+        input_size: {channels}
+    activation: !new:torch.nn.ReLU
+    layers: !new:torch.nn.{cell}
+        input_size: {channels}
+        hidden_size: {hidden_size}
+        num_layers: {layers}
+        bidirectional: {bidirectional}
+        batch_first: True
+    head: !new:torch.nn.Linear
+        in_features: {head_size}
+        out_features: {output_size}
+        bias: {head_bias}
+    log_softmax: !new:torch.nn.LogSoftmax
+        dim: -1
+"""
+SENTENCE = """\
+normalize: !new:speechbrain.processing.features.InputNormalization
+    norm_type: sentence
+"""
+RUNNING = """\
+# Energies are not clipped below the loudest one, which lies in the future.
+unclipped: !apply:setattr [!ref <fbank.compute_fbanks>, top_db, .inf]
+normalize: !new:speechbrain.nnet.normalization.BatchNorm1d
+    input_size: {n_mels}
+    affine: False
+"""
+# From an AcousticModel's names of weights to those of the parts above
+RENAMED = (
+    (r"features\.fbank\.", "fbank."),
+    (r"features\.normalize\.", "normalize.norm."),
+    (r"encoder\.conv\.", "conv.conv."),
+    (r"encoder\.norm\.", "norm.norm."),
+    (
+        r"encoder\.layers\.forward_layers\.(\d+)\.rnn\.(\w+)_l0",
+        r"layers.\2_l\1",
+    ),
+    (
+        r"encoder\.layers\.backward_layers\.(\d+)\.rnn\.(\w+)_l0",
+        r"layers.\2_l\1_reverse",
+    ),
+)
+INTERFACE_YAML = """\
+audio_normalizer: !new:speechbrain.dataio.preprocess.AudioNormalizer
+    sample_rate: !ref <sample_rate>
+tokenizer: !new:sentencepiece.SentencePieceProcessor
+decoding_function: !name:speechbrain.decoders.ctc.ctc_greedy_decode
+    blank_id: !ref <blank_index>
+modules:
+    encoder: !ref <encoder>
+pretrainer: !new:speechbrain.utils.parameter_transfer.Pretrainer
+    loadables:
+        model: !ref <encoder>
+        tokenizer: !ref <tokenizer>
+    # All weights and no others; otherwise what does not fit is left out.
+    custom_hooks:
+        model: !name:speechbrain.utils.checkpoints.torch_recovery
+            end_of_epoch: True
+"""
+SOURCE_FILE = '''\
+"""The network of this model and its interface, for SpeechBrain's foreign_class.
+
+Written by `tutornet export`. The modules below are imported from this file as
+the package {package}, named after what they hold, so that models of
+other versions can be loaded beside this one.
+"""
+
+import importlib.abc
+import importlib.util
+import sys
+
+SOURCES = {{
+{sources}}}
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
+    """Finds the modules above."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name in SOURCES:
+            return importlib.util.spec_from_loader(name, self)
+
+    def is_package(self, name):
+        return any(other.startswith(name + ".") for other in SOURCES)
+
+    def get_source(self, name):
+        return SOURCES[name]
+
+
+if "{package}" not in sys.modules:
+    sys.meta_path.append(Finder())
+
+from {interface} import CustomInterface  # noqa
+'''
+
+
+def export(run, folder, foreign=False):
+    """Write a finished run as a folder that stock SpeechBrain loads.
+
+    The folder holds ``hyperparams.yaml`` with the weights and the tokenizer
+    that it loads, the run's weights under the model's own names as
+    ``model.safetensors``, the tokenizer, and ``config.json``, which describes
+    all of it as plain data. ``custom.py`` is there if the network needs it.
+
+    Arguments
+    ---------
+    run : str or pathlib.Path
+        Output folder of ``train.py``. Its ``model.yaml`` can run code.
+    folder : str or pathlib.Path
+        Folder to write. An earlier export there is replaced.
+    foreign : bool
+        Write ``custom.py`` for a network of stock parts too. In padded batches
+        it is exact, which stock parts are not.
+
+    Returns
+    -------
+    dict
+        What ``config.json`` holds.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no finished run.
+    FileExistsError
+        If ``folder`` is something else than an earlier export.
+    ValueError
+        If the run is damaged.
+    """
+    run, folder = Path(run), Path(folder)
+    _refuse_to_overwrite(folder, run)
+    network = runs.read_network(run)
+    model, tokenizer = runs.load_run(run)
+    model.eval()
+    is_stock = not foreign and _is_stock(model)
+    config = {
+        "format": FORMAT,
+        "name": network.get("name", type(model.encoder).__name__),
+        "load_with": ENCODER_ASR if is_stock else FOREIGN_CLASS,
+        "sample_rate": model.features.sample_rate,
+        "frame_period": model.frame_period,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "symbols": pieces(tokenizer),
+        # The unknown symbol doubles as the blank: see train_tokenizer.
+        "blank_index": tokenizer.unk_id(),
+        "student": describe(network["model"]),
+        "results": _summary(run),
+    }
+    state = {
+        name: tensor.detach().clone().contiguous()
+        for name, tensor in model.state_dict().items()
+    }
+
+    def write(to):
+        # Not by save_file, whose files nobody else may read.
+        (to / SAFETENSORS).write_bytes(
+            safetensors.torch.save(state, {"format": "pt"})
+        )
+        for name in (runs.TOKENIZER, PRETRAINED_TOKENIZER):
+            shutil.copyfile(run / runs.TOKENIZER, to / name)
+        if is_stock:
+            text, weights = _stock_yaml(model), _stock_weights(state)
+        else:
+            sources, text = _foreign(network["model"])
+            (to / SOURCE).write_text(sources, encoding="utf-8")
+            weights = state
+        torch.save(weights, to / runs.WEIGHTS)
+        (to / HYPERPARAMS).write_text(
+            f"# {config['name']}: load with {config['load_with']}\n"
+            f"sample_rate: {config['sample_rate']}\n"
+            f"blank_index: {config['blank_index']}\n"
+            f"{text}{INTERFACE_YAML}",
+            encoding="utf-8",
+        )
+        write_json(to / CONFIG, config)
+
+    write_folder_atomically(folder, write)
+    return config
+
+
+def is_export(folder):
+    """Tell whether a folder was written by :func:`export`.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Any.
+
+    Returns
+    -------
+    bool
+        True if its ``config.json`` says so.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        return False
+    try:
+        content = read_json(path)
+    except ValueError:
+        # Of whoever wrote it
+        return False
+    return isinstance(content, dict) and content.get("format") == FORMAT
+
+
+def describe(node):
+    """Describe what a HyperPyYAML node would make, as plain data.
+
+    Arguments
+    ---------
+    node : object
+        As read by ruamel.yaml, references resolved.
+
+    Returns
+    -------
+    object
+        Mappings, lists and scalars as they are; a tagged node as a dictionary
+        of its tag and name and of its ``arguments``.
+
+    Example
+    -------
+    >>> node = YAML().load("layer: !new:torch.nn.Linear {in_features: 2}")
+    >>> describe(node)["layer"]
+    {'!new': 'torch.nn.Linear', 'arguments': {'in_features': 2}}
+    """
+    if hasattr(node, "items"):
+        plain = {key: describe(value) for key, value in node.items()}
+    elif isinstance(node, list):
+        plain = [describe(value) for value in node]
+    else:
+        plain = getattr(node, "value", node)
+    tag = TAG.fullmatch(
+        getattr(getattr(node, "tag", None), "value", None) or ""
+    )
+    if tag is None:
+        return plain
+    return {f"!{tag[1]}": tag[2], "arguments": plain or {}}
+
+
+def _refuse_to_overwrite(folder, run):
+    if folder.resolve() in (run.resolve(), *run.resolve().parents):
+        raise FileExistsError(f"{folder} holds the run itself: name another")
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{folder} is a file: name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
+        raise FileExistsError(
+            f"{folder} is not empty and no earlier export (its {CONFIG} would "
+            "say so): name another folder"
+        )
+
+
+def _summary(run):
+    """What the results say, without where things lay on this machine."""
+    results = runs.read_results(run)
+    if "stages" not in results:
+        return None
+    summary = summarize(run) | {"teacher": results["teacher"]}
+    for known in (summary, summary["teacher"] or {}):
+        known.pop("folder", None)
+    return summary
+
+
+def _is_stock(model):
+    return (
+        type(model) is AcousticModel
+        and type(model.features) is LogMelFeatures
+        and type(model.encoder) is RecurrentEncoder
+        and type(model.head) is torch.nn.Linear
+    )
+
+
+def _stock_yaml(model):
+    features, encoder, head = model.features, model.encoder, model.head
+    layers = encoder.layers.forward_layers
+    stft, conv, rnn = features.stft, encoder.conv, layers[0].rnn
+    normalize = RUNNING if features.is_running else SENTENCE
+    n_mels = features.output_size
+    return STOCK.format(
+        n_fft=stft.n_fft,
+        n_mels=n_mels,
+        win_length=1000 * stft.win_length / stft.sample_rate,
+        hop_length=1000 * stft.hop_length / stft.sample_rate,
+        normalize=normalize.format(n_mels=n_mels),
+        channels=conv.out_channels,
+        kernel_size=conv.kernel_size[0],
+        stride=encoder.stride,
+        cell=type(rnn).__name__,
+        hidden_size=rnn.hidden_size,
+        layers=len(layers),
+        bidirectional=encoder.layers.directions == 2,
+        head_size=head.in_features,
+        output_size=head.out_features,
+        head_bias=head.bias is not None,
+    )
+
+
+def _stock_weights(state):
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in RENAMED:
+            name = re.sub(f"^{pattern}", replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _foreign(node):
+    """The file of sources and the YAML that makes a network of them."""
+    text = StringIO()
+    YAML().dump({"encoder": node}, text)
+    text = text.getvalue()
+    sources = _gather([INTERFACE, *(name for _, name in TAG.findall(text))])
+    digest = hashlib.sha256(repr(sorted(sources.items())).encode())
+    package = f"_tutornet_{digest.hexdigest()[:12]}"
+
+    def rename(name):
+        return package + name.removeprefix(PACKAGE) if _is_ours(name) else name
+
+    entries = []
+    for name, source in sorted(sources.items()):
+        source = re.sub(
+            rf"^(\s*(?:from|import) ){PACKAGE}\b",
+            rf"\1{package}",
+            source,
+            flags=re.MULTILINE,
+        )
+        lines = source.splitlines(keepends=True) or [""]
+        entries.append(f"    {rename(name)!r}: (\n")
+        entries += [f"        {line!r}\n" for line in lines]
+        entries.append("    ),\n")
+    file = SOURCE_FILE.format(
+        package=package,
+        sources="".join(entries),
+        interface=rename(INTERFACE),
+    )
+    return file, TAG.sub(lambda tag: f"!{tag[1]}:{rename(tag[2])}", text)
+
+
+def _is_ours(name):
+    return name.partition(".")[0] == PACKAGE
+
+
+def _gather(names):
+    """Sources of this package's modules among the names, and their imports."""
+    sources, names = {}, list(names)
+    while names:
+        name = names.pop()
+        if not _is_ours(name) or name in sources:
+            continue
+        parent = name.rpartition(".")[0]
+        if parent:
+            names.append(parent)
+        try:
+            spec = importlib.util.find_spec(name)
+        except ModuleNotFoundError:
+            # A name within a module
+            continue
+        if spec is None:
+            continue
+        sources[name] = Path(spec.origin).read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(sources[name])):
+            if isinstance(node, ast.Import):
+                names += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names.append(node.module)
+                names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return sources

@@ -1,0 +1,69 @@
+"""What an exported model is to its users: SpeechBrain's interface."""
+
+import functools
+
+import torch
+from speechbrain.inference.ASR import EncoderASR
+
+
+class CustomInterface(EncoderASR):
+    """An ``EncoderASR`` around an ``AcousticModel``.
+
+    It differs in one thing. ``EncoderASR`` gives its decoder the relative
+    lengths of the waveforms, which in a padded batch round to a frame more or
+    less than an utterance has. Here they are the frames that the model says.
+
+    Made by ``speechbrain.inference.interfaces.foreign_class`` from an exported
+    folder; the name is the one that it looks for.
+    """
+
+    def encode_batch(self, wavs, wav_lens):
+        """Compute log-probabilities.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at the model's sample rate, ``(batch, samples)``.
+        wav_lens : torch.Tensor
+            Valid part of each waveform relative to the longest, ``(batch,)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, frames, symbols)``; what stands on padded frames means
+            nothing.
+        """
+        return self._encode(wavs, wav_lens)[0]
+
+    def transcribe_batch(self, wavs, wav_lens):
+        """Transcribe waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms at the model's sample rate, ``(batch, samples)``.
+        wav_lens : torch.Tensor
+            Valid part of each waveform relative to the longest, ``(batch,)``.
+
+        Returns
+        -------
+        transcripts : list of str
+            One for each waveform.
+        hypotheses : list
+            What the decoder returned: symbol indices, or hypotheses of a beam
+            searcher.
+        """
+        with torch.no_grad():
+            hypotheses = self.decoding_function(*self._encode(wavs, wav_lens))
+        if isinstance(self.hparams.decoding_function, functools.partial):
+            texts = self.tokenizer.decode(hypotheses)
+        else:
+            texts = [hyps[0].text for hyps in hypotheses]
+        # Two signs of a word boundary in a row are one boundary.
+        return [" ".join(text.split()) for text in texts], hypotheses
+
+    def _encode(self, wavs, wav_lens):
+        wavs, wav_lens = wavs.to(self.device), wav_lens.to(self.device)
+        encoding = self.mods.encoder(wavs.float(), wav_lens)
+        log_probs = encoding.logits.float().log_softmax(dim=-1)
+        return log_probs, encoding.lengths / log_probs.shape[1]
