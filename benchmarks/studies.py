@@ -28,8 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"
 # Epochs of each teacher in the study of pairs
 TEACHERS = {"jasper_dr": 40, "conformer": 30}
-STUDENTS = ("lstm", "gru", "deepspeech2_small", "jasper_mini", "conformer")
-STUDENT_EPOCHS = 16
+STUDENTS = ("lstm", "gru", "jasper_mini", "transformer", "conformer")
 DELAYS = (0, 4, 8, 12, 20)
 FRAME = 0.02  # seconds, of the streaming students
 # With the delay of the main file, rkd_lstm_streaming.yaml
@@ -65,12 +64,11 @@ def pairs():
     teachers, runs = [], []
     for teacher, epochs in TEACHERS.items():
         run = teacher_run(teacher)
-        values = f"{{teacher_epochs: {epochs}, epochs: {STUDENT_EPOCHS}}}"
+        values = f"{{teacher_epochs: {epochs}}}"
         options = (*run.options, "--corpus_overrides", values)
         teachers.append(run._replace(options=options))
     for student in STUDENTS:
         options = ("--student_yaml", f"hparams/models/{student}.yaml")
-        options += ("--epochs", str(STUDENT_EPOCHS))
         runs.append(Run(f"ctc_{student}", "ctc_lstm", options))
         for teacher in TEACHERS:
             taught = ("--teacher_yaml", f"hparams/models/{teacher}.yaml")
