@@ -31,11 +31,11 @@ TEACHERS = {"jasper_dr": 40, "conformer": 30}
 STUDENTS = ("lstm", "gru", "jasper_mini", "transformer", "conformer")
 DELAYS = (0, 4, 8, 12, 20)
 FRAME = 0.02  # seconds, of the streaming students
-# With the delay of the main file, rkd_lstm_streaming.yaml
+# Without a delay
 STREAMING = {
-    "guided": ("--skd_loss", "guided"),
-    "tolerance_4": ("--skd_tolerance", "4"),
-    "lambda_1": ("--skd_weight_final", "1"),
+    "0_guided": ("--skd_loss", "guided"),
+    "0_tolerance_4": ("--skd_tolerance", "4"),
+    "0_lambda_1": ("--skd_weight_final", "1"),
 }
 
 
@@ -87,6 +87,7 @@ def delays():
         runs.append(Run(folder, "rkd_lstm_streaming", delay))
     for name, options in STREAMING.items():
         folder = f"rkd+skd_lstm_streaming_{name}"
+        options = ("--delay", "0.00", *options)
         runs.append(Run(folder, "rkd_lstm_streaming", options))
     return [teacher_run("jasper_dr")], runs
 
