@@ -1,5 +1,6 @@
 """The ``tutornet`` command."""
 
+from contextlib import contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Annotated
@@ -77,7 +78,7 @@ def layers(
 
     Shapes are those of the layers' outputs; frames lie so many ms apart.
     """
-    try:
+    with _failing_in_one_line("layers"):
         if not model.is_dir():
             network = _build(model, size)
         elif size == "full":
@@ -85,18 +86,6 @@ def layers(
         else:
             raise ValueError("--size is for a YAML file: a run has its own")
         lines = _lay_out(list_layers(network))
-    # The last three are what comes of a network that cannot be built.
-    except (
-        OSError,
-        ValueError,
-        YAMLError,
-        ImportError,
-        TypeError,
-        RuntimeError,
-    ) as error:
-        reason = " ".join(str(error).split())
-        typer.echo(f"tutornet layers: {reason}", err=True)
-        raise typer.Exit(1) from None
     typer.echo("\n".join(lines))
 
 
@@ -132,8 +121,24 @@ def export(
     LSTM and GRU networks over log-mel features become stock parts, for
     EncoderASR; other networks take their source with them, for foreign_class.
     """
-    try:
+    with _failing_in_one_line("export"):
         config = export_run(run, folder, foreign)
+    name = config["load_with"]
+    module, _, called = name.rpartition(".")
+    if name != FOREIGN_CLASS:
+        # A method
+        module, _, cls = module.rpartition(".")
+        called = f"{cls}.{called}"
+    typer.echo(f"{folder} holds {config['name']}. To load it:")
+    typer.echo(f"    from {module} import {called.partition('.')[0]}")
+    typer.echo(f"    model = {called}(source={str(folder)!r})")
+
+
+@contextmanager
+def _failing_in_one_line(command):
+    """Name what is wrong with a model instead of showing a traceback."""
+    try:
+        yield
     # The last three are what comes of a network that cannot be built.
     except (
         OSError,
@@ -144,17 +149,8 @@ def export(
         RuntimeError,
     ) as error:
         reason = " ".join(str(error).split())
-        typer.echo(f"tutornet export: {reason}", err=True)
+        typer.echo(f"tutornet {command}: {reason}", err=True)
         raise typer.Exit(1) from None
-    name = config["load_with"]
-    module, _, called = name.rpartition(".")
-    if name != FOREIGN_CLASS:
-        # A method
-        module, _, cls = module.rpartition(".")
-        called = f"{cls}.{called}"
-    typer.echo(f"{folder} holds {config['name']}. To load it:")
-    typer.echo(f"    from {module} import {called.partition('.')[0]}")
-    typer.echo(f"    model = {called}(source={str(folder)!r})")
 
 
 def _build(path, size):
