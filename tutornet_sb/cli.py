@@ -13,10 +13,10 @@ from ruamel.yaml.error import YAMLError
 from tutornet_sb import runs
 from tutornet_sb.composition import include
 from tutornet_sb.distillation.taps import list_layers
-from tutornet_sb.export import FOREIGN_CLASS
-from tutornet_sb.export import export as export_run
 from tutornet_sb.files import write_atomically
 from tutornet_sb.networks.acoustic_model import AcousticModel
+from tutornet_sb.publishing.export import FOREIGN_CLASS
+from tutornet_sb.publishing.export import export as export_run
 from tutornet_sb.reporting.compare import table
 
 app = typer.Typer(

@@ -36,7 +36,7 @@ ENCODER_ASR = "speechbrain.inference.ASR.EncoderASR.from_hparams"
 FOREIGN_CLASS = "speechbrain.inference.interfaces.foreign_class"
 
 PACKAGE = __name__.partition(".")[0]
-INTERFACE = f"{PACKAGE}.inference"
+INTERFACE = f"{PACKAGE}.publishing.interface"
 # !new:package.module.Class and the like
 TAG = re.compile(r"!(new|name|apply):([\w.]+)")
 

@@ -20,15 +20,15 @@ from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.decoders.ctc import ctc_greedy_decode
 from typer.testing import CliRunner
 
-from tutornet_sb import export as exporting
 from tutornet_sb import files, runs
 from tutornet_sb.cli import app
 from tutornet_sb.composition import include
 from tutornet_sb.corpora.tokenizer import train_tokenizer
-from tutornet_sb.export import export, is_export
+from tutornet_sb.publishing import export as exporting
+from tutornet_sb.publishing.export import export, is_export
 
 MODELS = (
-    Path(__file__).parents[1] / "recipes/LibriSpeech/TutorNet/hparams/models"
+    Path(__file__).parents[2] / "recipes/LibriSpeech/TutorNet/hparams/models"
 )
 RATE = 16000
 BLOCKS = [
@@ -325,7 +325,7 @@ def test_what_is_in_the_folder(world, name):
     for path in to.iterdir():
         content = path.read_bytes()
         assert str(folder).encode() not in content, path
-        assert str(Path(__file__).parents[1]).encode() not in content, path
+        assert str(Path(__file__).parents[2]).encode() not in content, path
         assert b"/somewhere/else" not in content, path
 
 

@@ -1,0 +1,1 @@
+"""Runs made into models for their users: exported, loaded, published."""
