@@ -115,6 +115,28 @@ def export(
             "source: exact in padded batches too.",
         ),
     ] = False,
+    onnx: Annotated[
+        bool,
+        typer.Option(
+            "--onnx",
+            help="Also an ONNX graph, from waveform to log-probabilities, and "
+            "a script that transcribes by it without torch.",
+        ),
+    ] = False,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="That, and the graph in int8.")
+    ] = False,
+    sherpa: Annotated[
+        bool,
+        typer.Option("--sherpa", help="Also the files that sherpa-onnx loads."),
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="LibriSpeech folder whose test set these are compared on; "
+            "by default that of the run."
+        ),
+    ] = None,
 ):
     """Write a run as a model that SpeechBrain loads without this package.
 
@@ -122,7 +144,7 @@ def export(
     EncoderASR; other networks take their source with them, for foreign_class.
     """
     with _failing_in_one_line("export"):
-        config = export_run(run, folder, foreign)
+        config = export_run(run, folder, foreign, onnx, int8, sherpa, data)
     name = config["load_with"]
     module, _, called = name.rpartition(".")
     if name != FOREIGN_CLASS:
@@ -132,6 +154,25 @@ def export(
     typer.echo(f"{folder} holds {config['name']}. To load it:")
     typer.echo(f"    from {module} import {called.partition('.')[0]}")
     typer.echo(f"    model = {called}(source={str(folder)!r})")
+    for form in ("onnx", "sherpa"):
+        if form in config:
+            typer.echo("\n".join(_say_form(form, config[form])))
+
+
+def _say_form(form, known):
+    """Where another form of the model is, and how it did."""
+    yield f"{known['model']}, for {known.get('recognizer', 'onnxruntime')}"
+    if "max_difference" in known and known["checked_on"] is None:
+        yield "    compared on noise alone: the run's corpus is not there"
+    for split, scores in known["scores"].items():
+        rates = ", ".join(
+            f"{name} {wer:.2f} %" for name, wer in scores["wer"].items()
+        )
+        same = ", ".join(
+            f"{name} {count}" for name, count in scores["same"].items()
+        )
+        yield f"    WER on {split}: {rates}"
+        yield f"    the same transcript in {scores['utterances']}: {same}"
 
 
 @contextmanager

@@ -14,6 +14,7 @@ MODEL_YAML = "model.yaml"
 WEIGHTS = "model.ckpt"
 TOKENIZER = "tokenizer.model"
 RESULTS = "results.json"
+HYPERPARAMS = "hyperparams.yaml"
 # The tag of a network that may start from published weights
 MAKE_NETWORK = "!apply:tutornet_sb.networks.huggingface.make_network"
 

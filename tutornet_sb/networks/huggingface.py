@@ -305,19 +305,22 @@ def _cut(wavs, wav_lens):
 class _ValidGroupNorm(torch.nn.GroupNorm):
     """Group normalisation with statistics of the valid frames alone."""
 
-    # Valid frames of each utterance; None if the batch is not padded.
+    # Valid frames of each utterance, integers of shape ``(batch,)``; None if
+    # the batch is not padded.
     lengths = None
 
     def forward(self, x):
         if self.lengths is None:
             return super().forward(x)
-        rows = []
-        for row, length in zip(x.unsqueeze(1), self.lengths, strict=True):
-            y = super().forward(row[..., :length])
-            rows.append(
-                torch.nn.functional.pad(y, (0, x.shape[-1] - y.shape[-1]))
-            )
-        return torch.cat(rows)
+        valid = frame_mask(self.lengths, x.shape[-1])[:, None, None]
+        grouped = x.unflatten(1, (self.num_groups, -1))
+        count = self.lengths.clamp(min=1).view(-1, 1, 1, 1) * grouped.shape[2]
+        mean = (grouped * valid).sum((2, 3), keepdim=True) / count
+        centred = (grouped - mean) * valid
+        variance = centred.square().sum((2, 3), keepdim=True) / count
+        y = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
+        y = y * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
+        return y * valid.squeeze(1)
 
 
 class Wav2Vec2Encoder(torch.nn.Module):
@@ -412,10 +415,11 @@ class Wav2Vec2Encoder(torch.nn.Module):
         config = self.model.config
         if config.feat_extract_norm == "group":
             norm = self.model.feature_extractor.conv_layers[0].layer_norm
-            is_padded = bool((lengths < x.shape[1]).any())
             kernel, stride = config.conv_kernel[0], config.conv_stride[0]
             after = (lengths - kernel) // stride + 1
-            norm.lengths = after.tolist() if is_padded else None
+            # A graph that is traced is for any batch.
+            is_padded = torch.jit.is_tracing() or (lengths < x.shape[1]).any()
+            norm.lengths = after if is_padded else None
         mask = frame_mask(lengths, x.shape[1]).long()
         hidden = self.model(x, attention_mask=mask).last_hidden_state
         lengths = self.model._get_feat_extract_output_lengths(lengths)

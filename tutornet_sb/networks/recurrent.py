@@ -85,7 +85,7 @@ class RecurrentLayers(torch.nn.Module):
         mask = frame_mask(lengths, frames)
         # Position t of the reversed utterance is position length - 1 - t;
         # padding stays where it is, so one index serves both ways.
-        forth = torch.arange(frames, device=x.device).expand(len(x), -1)
+        forth = torch.arange(frames, device=x.device).expand(x.shape[0], -1)
         back = torch.where(mask, lengths.unsqueeze(1) - 1 - forth, forth)
         back = back.unsqueeze(-1)
         for index, layer in enumerate(self.forward_layers):

@@ -642,7 +642,7 @@ def measure_speed(student, data, hparams):
 
 def refuse_other_experiment(resolved, folder):
     """Keep a folder from mixing the results of two experiments."""
-    path, yaml = folder / "hyperparams.yaml", YAML()
+    path, yaml = folder / runs.HYPERPARAMS, YAML()
     if not path.is_file():
         return
 
@@ -672,7 +672,7 @@ def save_yaml(text, overrides, folder):
     """Save the experiment, and its network alone, with all values filled in."""
     resolved = resolve_references(text, overrides).read()
     refuse_other_experiment(resolved, folder)
-    (folder / "hyperparams.yaml").write_text(resolved, encoding="utf-8")
+    (folder / runs.HYPERPARAMS).write_text(resolved, encoding="utf-8")
     yaml = YAML()
     network = yaml.load(resolved)["student"]
     write_atomically(

@@ -1,0 +1,409 @@
+"""A model as an ONNX graph from waveform to log-probabilities, also in int8."""
+
+import copy
+import json
+import math
+import tempfile
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx
+import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+
+from tutornet_sb.networks.acoustic_model import SpectralFeatures
+from tutornet_sb.publishing.runner import FORMAT, METADATA, OnnxModel
+
+OPSET = 17
+# Lengths of noise (seconds) on which a graph is compared with its model. It is
+# traced on the first; what the trace took for a constant shows on the others.
+TRIALS = ((0.5,), (1.0, 0.6), (2.3, 0.07, 1.1))
+# Log-probabilities may differ by rounding alone (nats).
+TOLERANCE = 1e-3
+# In the names of nodes that make features from the waveform
+_FEATURES = "/features/"
+
+
+class ConvolutionSTFT(torch.nn.Module):
+    """SpeechBrain's centred Fourier transform, as one convolution.
+
+    ONNX has no complex numbers, and onnxruntime's own STFT is slower than a
+    convolution with windowed cosines and sines.
+
+    Arguments
+    ---------
+    stft : speechbrain.processing.features.STFT
+        The transform to replace; ``center: True``, ``pad_mode: constant``.
+    pad : bool
+        Whether zeros are put before and after the waveform, as by ``stft``.
+        Else what it is given holds ``before`` samples more at the beginning
+        and ``after`` at the end.
+
+    Raises
+    ------
+    ValueError
+        If it is another kind of transform.
+
+    Example
+    -------
+    >>> from speechbrain.processing.features import STFT
+    >>> stft = STFT(sample_rate=16000, win_length=20, n_fft=512)
+    >>> wavs = torch.randn(2, 3000)
+    >>> found = ConvolutionSTFT(stft)(wavs)
+    >>> torch.allclose(found, stft(wavs), atol=1e-4), tuple(found.shape)
+    (True, (2, 19, 257, 2))
+    """
+
+    def __init__(self, stft, pad=True):
+        super().__init__()
+        self.pad = pad
+        if not (stft.center and stft.onesided) or stft.normalized_stft:
+            raise ValueError("the STFT must be centred, onesided and plain")
+        if stft.pad_mode != "constant":
+            raise ValueError(f"pad_mode {stft.pad_mode}: 'constant' is needed")
+        self.hop_length = stft.hop_length
+        self.bins = stft.n_fft // 2 + 1
+        # torch.stft puts the window into the middle of n_fft samples.
+        first = (stft.n_fft - stft.win_length) // 2
+        self.before = stft.n_fft // 2 - first
+        self.after = stft.win_length - self.before
+        times = torch.arange(stft.win_length, dtype=torch.float64) + first
+        angles = torch.arange(self.bins, dtype=torch.float64).unsqueeze(1)
+        angles = 2 * math.pi / stft.n_fft * angles * times
+        basis = torch.cat([angles.cos(), -angles.sin()]) * stft.window.double()
+        self.register_buffer("basis", basis.float().unsqueeze(1))
+
+    def forward(self, x):
+        """Transform waveforms.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            ``(batch, samples)``.
+
+        Returns
+        -------
+        torch.Tensor
+            Real and imaginary parts, ``(batch, frames, bins, 2)``.
+        """
+        if self.pad:
+            x = torch.nn.functional.pad(x, (self.before, self.after))
+        y = torch.nn.functional.conv1d(
+            x.unsqueeze(1), self.basis, stride=self.hop_length
+        ).transpose(1, 2)
+        return torch.stack([y[..., : self.bins], y[..., self.bins :]], -1)
+
+
+class OnnxGraph(torch.nn.Module):
+    """What is written: the model, a softmax, and lengths in samples.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        It is copied.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        model = copy.deepcopy(model).eval()
+        if isinstance(model.features, SpectralFeatures):
+            replace_stft(model.features)
+        self.model = model
+
+    def forward(self, wavs, lengths):
+        """Compute log-probabilities.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            ``(batch, samples)``.
+        lengths : torch.Tensor
+            Valid samples, integers of shape ``(batch,)``.
+
+        Returns
+        -------
+        log_probs : torch.Tensor
+            ``(batch, frames, symbols)``.
+        frames : torch.Tensor
+            Valid frames, integers of shape ``(batch,)``.
+        """
+        # In double precision a product with the samples is exact again.
+        encoding = self.model(wavs, lengths.double() / wavs.shape[1])
+        return encoding.logits.log_softmax(-1), encoding.lengths
+
+
+def replace_stft(features, pad=True):
+    """Let features transform by a convolution.
+
+    Arguments
+    ---------
+    features : SpectralFeatures
+        Changed in place.
+    pad : bool
+        See ``ConvolutionSTFT``.
+
+    Returns
+    -------
+    ConvolutionSTFT
+        The new transform.
+    """
+    owner, name = features, "stft"
+    if hasattr(features, "fbank"):
+        owner, name = features.fbank, "compute_STFT"
+    stft = ConvolutionSTFT(getattr(owner, name), pad)
+    setattr(owner, name, stft)
+    return stft
+
+
+def write_graph(module, inputs, path, names, axes, metadata):
+    """Write a module as ONNX.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        In evaluation mode.
+    inputs : tuple of torch.Tensor
+        What to trace it on.
+    path : str or pathlib.Path
+        File to write.
+    names : tuple of list of str
+        Names of the inputs and of the outputs.
+    axes : dict
+        Names of the axes that vary, by name of input or output and position.
+    metadata : dict of str to str
+        Written into the file.
+
+    Raises
+    ------
+    ValueError
+        If the module does something that ONNX cannot say.
+    """
+    with warnings.catch_warnings():
+        # The tracer warns of each Python number, and that it is the older of
+        # two exporters. The newer one (torch 2.11) cannot write LSTM layers.
+        warnings.simplefilter("ignore")
+        try:
+            torch.onnx.export(
+                module,
+                inputs,
+                str(path),
+                input_names=names[0],
+                output_names=names[1],
+                dynamic_axes=axes,
+                opset_version=OPSET,
+                dynamo=False,
+            )
+        # Of many classes, and over many lines
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0][:200]
+            raise ValueError(
+                f"this network cannot be written as ONNX: {reason}"
+            ) from None
+    graph = onnx.load(path)
+    for key, value in metadata.items():
+        graph.metadata_props.add(key=key, value=value)
+    onnx.save(graph, path)
+
+
+def write_onnx(model, path, about):
+    """Write a model as an ONNX graph and compare the two on noise.
+
+    Inputs are ``wavs`` ``(batch, samples)`` and ``lengths`` ``(batch,)`` in
+    samples, outputs ``log_probs`` ``(batch, frames, symbols)`` and ``frames``
+    ``(batch,)``; batch and time are free.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In evaluation mode, on the CPU.
+    path : str or pathlib.Path
+        File to write.
+    about : dict
+        ``name``, ``sample_rate``, ``frame_period``, ``symbols`` and
+        ``blank_index``, for the file's metadata.
+
+    Returns
+    -------
+    OnnxModel
+        The model, loaded again.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot be written, or the graph differs from it.
+    """
+    # Traced on a batch of one, which broadcasts to any.
+    wavs, lengths = _noise(model, TRIALS[0])
+    write_graph(
+        OnnxGraph(model),
+        (wavs, lengths),
+        path,
+        (["wavs", "lengths"], ["log_probs", "frames"]),
+        {
+            "wavs": {0: "batch", 1: "samples"},
+            "lengths": {0: "batch"},
+            "log_probs": {0: "batch", 1: "frames"},
+            "frames": {0: "batch"},
+        },
+        {METADATA: json.dumps({"format": FORMAT, **about})},
+    )
+    written = OnnxModel(path)
+    for seconds in TRIALS:
+        try:
+            compare(model, written, *_noise(model, seconds))
+        # onnxruntime has its own classes.
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(
+                f"this network cannot be written as ONNX: {reason}"
+            ) from None
+    return written
+
+
+def _noise(model, seconds):
+    generator = torch.Generator().manual_seed(0)
+    lengths = [round(s * model.features.sample_rate) for s in seconds]
+    wavs = 0.1 * torch.randn(len(lengths), max(lengths), generator=generator)
+    for wav, length in zip(wavs, lengths, strict=True):
+        wav[length:] = 0
+    return wavs, torch.tensor(lengths)
+
+
+@torch.no_grad()
+def compare(model, written, wavs, lengths):
+    """Compare a model and its ONNX graph on a batch.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In evaluation mode, on the CPU.
+    written : OnnxModel
+        The graph.
+    wavs : torch.Tensor
+        ``(batch, samples)``.
+    lengths : torch.Tensor
+        Valid samples, integers of shape ``(batch,)``.
+
+    Returns
+    -------
+    difference : float
+        The greatest one between log-probabilities of valid frames (nats).
+    expected : list of torch.Tensor
+        The model's log-probabilities, ``(frames, symbols)`` for each.
+    found : list of torch.Tensor
+        The graph's.
+
+    Raises
+    ------
+    ValueError
+        If they differ in the number of frames, or by more than
+        ``TOLERANCE``.
+    """
+    encoding = model(wavs, lengths.double() / wavs.shape[1])
+    log_probs, frames = written.encode(wavs.numpy(), lengths.numpy())
+    if frames.tolist() != encoding.lengths.tolist():
+        raise ValueError(
+            f"{encoding.lengths.tolist()} frames became {frames.tolist()}"
+        )
+    expected, found = (
+        [row[:count] for row, count in zip(rows, frames, strict=True)]
+        for rows in (
+            encoding.logits.log_softmax(-1),
+            torch.from_numpy(log_probs),
+        )
+    )
+    difference = max(
+        float((ours - theirs).abs().max())
+        for ours, theirs in zip(expected, found, strict=True)
+    )
+    if not difference <= TOLERANCE:
+        raise ValueError(f"log-probabilities differ by {difference:.3g} nats")
+    return difference, expected, found
+
+
+class _Speech(CalibrationDataReader):
+    """Utterances one by one, as the quantiser asks for them."""
+
+    def __init__(self, wavs):
+        self.rest = iter(wavs)
+
+    def get_next(self):
+        wav = next(self.rest, None)
+        if wav is None:
+            return None
+        return {
+            "wavs": wav.unsqueeze(0).numpy(),
+            "lengths": torch.tensor([len(wav)]).numpy(),
+        }
+
+
+def quantize(path, to, wavs):
+    """Quantise a graph to int8.
+
+    Weights of convolutions and linear layers by channel, their inputs by the
+    range that they have on some speech; recurrent layers (LSTM) with their
+    inputs' ranges found as they run, since onnxruntime has no other way. The
+    features and GRU layers stay in single precision.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        Graph written by :func:`write_onnx`.
+    to : str or pathlib.Path
+        File to write.
+    wavs : iterable of torch.Tensor
+        Speech by which the ranges are found, ``(samples,)`` each.
+    """
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        ready, half = Path(folder) / "ready.onnx", Path(folder) / "half.onnx"
+        quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
+        graph = onnx.load(ready)
+        features = [
+            node.name for node in graph.graph.node if _FEATURES in node.name
+        ]
+        quantize_static(
+            str(ready),
+            str(half),
+            _Speech(wavs),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+            nodes_to_exclude=features,
+            per_channel=True,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+        )
+        quantize_dynamic(
+            str(half),
+            str(to),
+            op_types_to_quantize=["LSTM"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
+    about = {p.key: p.value for p in onnx.load(path).metadata_props}
+    graph = onnx.load(to)
+    del graph.metadata_props[:]
+    for key, value in about.items():
+        graph.metadata_props.add(key=key, value=value)
+    onnx.save(graph, to)
+
+
+@contextmanager
+def _quiet():
+    """Keep the quantiser's advice, which was followed, from the user."""
+    import logging
+
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        root.setLevel(level)

@@ -1,0 +1,360 @@
+"""A model for sherpa-onnx, the runtime of phones, small boards and browsers.
+
+sherpa-onnx computes features of its own, which are not those that our models
+were trained on. Two of its model types take the waveform instead:
+
+- ``from_omnilingual_asr_ctc`` for whole utterances. The recogniser first
+  brings every utterance to mean 0 and variance 1, which a model of running
+  statistics would hear. But it divides by the deviation and a little more, and
+  from the variance that is left the graph finds the loudness again. The mean it
+  can only guess, which is heard where silence is all but digital.
+- ``from_t_one_ctc`` for a streaming student. The recogniser hands over pieces
+  of 2400 samples, which it takes to be at 8000 Hz and rounds to 16 bits; the
+  samples of a model at 16 kHz are handed to it as they are. All that a stream
+  remembers is one vector of half-precision numbers; here each number is two of
+  them, so that little is lost. What a piece has one frame too few of, the last
+  frame fills up again, which CTC does not hear.
+"""
+
+import copy
+
+import numpy as np
+import torch
+
+from tutornet_sb.networks.streaming import check_streamable
+from tutornet_sb.publishing.onnx import (
+    OnnxGraph,
+    replace_stft,
+    write_graph,
+)
+
+OFFLINE = "from_omnilingual_asr_ctc"
+ONLINE = "from_t_one_ctc"
+# What the recognisers hear (Hz), and samples of a piece
+OFFLINE_RATE = 16000
+ONLINE_RATE = 8000
+PIECE = 2400
+# The recogniser keeps one piece back and leaves out the rest of one.
+TAIL = 3
+# Of the half that half precision leaves over
+_REST = 2048.0
+_FULL_SCALE = 32768.0
+# Of the recogniser for whole utterances, added to the variance
+_EPSILON = 1e-5
+BLANK = "<blk>"
+
+
+class OfflineGraph(torch.nn.Module):
+    """An utterance as sherpa-onnx scales it, to log-probabilities.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        It is copied.
+    """
+
+    def __init__(self, model):
+        super().__init__()
+        self.graph = OnnxGraph(model)
+
+    def forward(self, x):
+        """Compute log-probabilities.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            ``(batch, samples)``, each divided by ``sqrt(variance + 1e-5)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, frames, symbols)``.
+        """
+        # What is left of the variance is variance / (variance + 1e-5).
+        missing = 1 - x.double().square().mean(1, keepdim=True)
+        loudness = (_EPSILON / missing.clamp(min=_EPSILON)).sqrt().float()
+        # The mean that was taken off is that of loud sounds. The median comes
+        # close to what silence was.
+        silence = x.sort(dim=1).values[:, x.shape[1] // 2].unsqueeze(1)
+        whole = torch.zeros_like(x[:, 0]).long() + x.shape[1]
+        return self.graph((x - silence) * loudness, whole)[0]
+
+
+class OnlineGraph(torch.nn.Module):
+    """One piece of many streams, from samples to log-probabilities.
+
+    It computes what ``networks.streaming.Stream`` does: the samples under the
+    next window, the frames under the next convolution and the recurrent states
+    are the state, which begins as zeros.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        A streaming student, in evaluation mode. It is copied.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot stream, or not in pieces of 2400 samples.
+    """
+
+    def __init__(self, model):
+        check_streamable(model)
+        super().__init__()
+        model = copy.deepcopy(model)
+        self.stft = replace_stft(model.features, pad=False)
+        self.model = model
+        encoder = model.encoder
+        hop = self.stft.hop_length
+        if PIECE % hop:
+            raise ValueError(
+                f"frames of {hop} samples do not divide sherpa's pieces of "
+                f"{PIECE} samples"
+            )
+        if self.stft.after > hop:
+            raise ValueError(
+                f"windows that reach {self.stft.after} samples past their "
+                f"middle do not fit frames of {hop} samples"
+            )
+        self.frames = PIECE // hop
+        self.kernel = encoder.conv.kernel_size[0]
+        # Frames that one piece can complete, at the most
+        self.steps = -(-self.frames // encoder.stride)
+        recurrent = [layer.rnn for layer in encoder.layers.forward_layers]
+        is_lstm = isinstance(recurrent[0], torch.nn.LSTM)
+        # Samples and frames before the piece; where the next window of the
+        # convolution begins; the last log-probabilities; recurrent states.
+        self.sizes = [
+            self.stft.before,
+            (self.kernel - 1) * model.features.output_size,
+            1,
+            model.head.out_features,
+        ]
+        self.sizes += [rnn.hidden_size for rnn in recurrent] * (1 + is_lstm)
+        self.is_lstm = is_lstm
+
+    @property
+    def state_size(self):
+        """Half-precision numbers of a state."""
+        return 2 * sum(self.sizes)
+
+    def forward(self, samples, state):
+        """Compute the log-probabilities of a piece.
+
+        Arguments
+        ---------
+        samples : torch.Tensor
+            As 16-bit integers, ``(batch, 2400, 1)``.
+        state : torch.Tensor
+            Half precision, ``(batch, state_size)``; zeros at the beginning.
+
+        Returns
+        -------
+        log_probs : torch.Tensor
+            ``(batch, steps, symbols)``, the frames that have become final. If
+            they are fewer, the last one again.
+        state : torch.Tensor
+            For the next piece.
+        """
+        features, encoder = self.model.features, self.model.encoder
+        before, known, start, last, *recurrent = self._unpack(state)
+        # sherpa-onnx multiplies by 32767 and cuts off: one less than was.
+        samples = samples.squeeze(2)
+        samples = (samples + samples.sign()).float() / _FULL_SCALE
+        samples = torch.cat([before, samples], dim=1)
+        before = samples[:, samples.shape[1] - self.stft.before :]
+        frames = features.spectrum(samples)
+        known = known.unflatten(1, (self.kernel - 1, features.output_size))
+        known = torch.cat([known, features.apply_statistics(frames)], dim=1)
+
+        # The convolution everywhere; wanted is every stride-th from `start`.
+        x = torch.nn.functional.conv1d(
+            known.transpose(1, 2), encoder.conv.weight, encoder.conv.bias
+        )
+        x = torch.relu(encoder.norm(x)).transpose(1, 2)
+        start = start.round().long()
+        # `start` counts from the middle of the first window, in zeros.
+        first = start + self.kernel // 2
+        places = first + encoder.stride * torch.arange(self.steps)
+        final = places < x.shape[1]
+        index = places.clamp(max=x.shape[1] - 1).unsqueeze(-1)
+        x = x.gather(1, index.expand(-1, -1, x.shape[2]))
+        start = start + encoder.stride * final.sum(1, keepdim=True)
+        start = (start - self.frames).float()
+
+        outputs = []
+        for step in range(self.steps):
+            is_final = final[:, step : step + 1]
+            y, states = self._step(x[:, step : step + 1], recurrent)
+            recurrent = [
+                torch.where(is_final, new, old)
+                for new, old in zip(states, recurrent, strict=True)
+            ]
+            y = self.model.head(y).log_softmax(dim=-1).squeeze(1)
+            last = torch.where(is_final, y, last)
+            outputs.append(last)
+        known = known[:, self.frames :].flatten(1)
+        packed = self._pack([before, known, start, last, *recurrent])
+        return torch.stack(outputs, dim=1), packed
+
+    def _step(self, x, states):
+        """One frame through the recurrent layers."""
+        new, count = [], len(self.model.encoder.layers.forward_layers)
+        cells = []
+        for index, layer in enumerate(self.model.encoder.layers.forward_layers):
+            hx = states[index].unsqueeze(0)
+            if self.is_lstm:
+                hx = (hx, states[count + index].unsqueeze(0))
+            x, hx = layer(x, hx=hx)
+            if self.is_lstm:
+                hx, cell = hx
+                cells.append(cell.squeeze(0))
+            new.append(hx.squeeze(0))
+        return x, new + cells
+
+    def _pack(self, parts):
+        whole = torch.cat(parts, dim=1)
+        half = whole.half()
+        rest = ((whole - half.float()) * _REST).half()
+        return torch.cat([half, rest], dim=1)
+
+    def _unpack(self, state):
+        half, rest = state.float().chunk(2, dim=1)
+        return (half + rest / _REST).split(self.sizes, dim=1)
+
+
+def write_sherpa(model, path):
+    """Write a model as a graph for sherpa-onnx.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In evaluation mode, on the CPU.
+    path : str or pathlib.Path
+        File to write.
+
+    Returns
+    -------
+    str
+        The constructor of sherpa-onnx's recogniser that loads it:
+        ``OnlineRecognizer.from_t_one_ctc`` for a streaming student, else
+        ``OfflineRecognizer.from_omnilingual_asr_ctc``.
+
+    Raises
+    ------
+    ValueError
+        If sherpa-onnx has no recogniser for such a model.
+    """
+    rate = model.features.sample_rate
+    try:
+        graph = OnlineGraph(model)
+    except ValueError:
+        return _write_offline(model, path)
+    state = torch.zeros(1, graph.state_size, dtype=torch.half)
+    samples = torch.zeros(1, PIECE, 1, dtype=torch.int32)
+    axes = {
+        name: {0: "batch"}
+        for name in ("samples", "state", "log_probs", "next_state")
+    }
+    write_graph(
+        graph.eval(),
+        (samples, state),
+        path,
+        (["samples", "state"], ["log_probs", "next_state"]),
+        axes,
+        {
+            "frame_length_ms": str(1000 * PIECE // ONLINE_RATE),
+            "state_dim": str(graph.state_size),
+            "sample_rate": str(rate),
+        },
+    )
+    return f"OnlineRecognizer.{ONLINE}"
+
+
+def _write_offline(model, path):
+    rate = model.features.sample_rate
+    if rate != OFFLINE_RATE:
+        raise ValueError(
+            f"the model hears {rate} Hz; sherpa-onnx hands whole utterances "
+            f"over at {OFFLINE_RATE} Hz only"
+        )
+    write_graph(
+        OfflineGraph(model),
+        (0.1 * torch.randn(1, rate),),
+        path,
+        (["x"], ["log_probs"]),
+        {"x": {0: "batch", 1: "samples"}, "log_probs": {0: "batch", 1: "time"}},
+        {},
+    )
+    return f"OfflineRecognizer.{OFFLINE}"
+
+
+def write_tokens(path, symbols, blank_index):
+    """Write the symbols as sherpa-onnx reads them.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File to write.
+    symbols : list of str
+        By index.
+    blank_index : int
+        The one that is the blank.
+    """
+    names = [
+        BLANK if index == blank_index else symbol
+        for index, symbol in enumerate(symbols)
+    ]
+    lines = (f"{name} {index}\n" for index, name in enumerate(names))
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def load_recogniser(constructor, model, tokens):
+    """Load what was written by the package sherpa-onnx itself.
+
+    Arguments
+    ---------
+    constructor : str
+        What :func:`write_sherpa` returned.
+    model, tokens : str or pathlib.Path
+        The files.
+
+    Returns
+    -------
+    callable
+        From the samples of an utterance, ``(samples,)``, to its transcript.
+
+    Raises
+    ------
+    ValueError
+        If the package is not installed.
+    """
+    try:
+        import sherpa_onnx
+    except ImportError:
+        raise ValueError(
+            "what is written for sherpa-onnx is tried with it, and it is not "
+            "installed: pip install sherpa-onnx"
+        ) from None
+    cls, _, method = constructor.partition(".")
+    recogniser = getattr(getattr(sherpa_onnx, cls), method)(
+        model=str(model), tokens=str(tokens), num_threads=1
+    )
+
+    def offline(wav):
+        stream = recogniser.create_stream()
+        stream.accept_waveform(OFFLINE_RATE, wav)
+        recogniser.decode_stream(stream)
+        return " ".join(stream.result.text.split())
+
+    def online(wav):
+        stream = recogniser.create_stream()
+        # Silence until the last piece of the speech is through.
+        silence = np.zeros(TAIL * PIECE, dtype=np.float32)
+        stream.accept_waveform(ONLINE_RATE, np.concatenate([wav, silence]))
+        stream.input_finished()
+        while recogniser.is_ready(stream):
+            recogniser.decode_stream(stream)
+        return " ".join(recogniser.get_result(stream).split())
+
+    return online if method == ONLINE else offline
