@@ -112,7 +112,7 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
             f"{source} is neither a folder nor a hub id (owner/name)"
         )
     if kind is None:
-        kind = _recognise(source, revision)
+        kind = recognise(source, revision)
     if kind not in KINDS:
         raise ValueError(
             f"no kind of teacher is called {kind!r}; there are "
@@ -128,7 +128,7 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
                 f"https://huggingface.co/{source}, then load it with "
                 "trust_remote_code, and best with a revision"
             )
-        folder = _download(source, revision)
+        folder = download(source, revision)
     else:
         folder = source
     model, symbols, blank_index, decode = KINDS[kind](folder, revision)
@@ -152,8 +152,28 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
     )
 
 
-def _download(source, revision, files=None):
-    """Folder with the files of a hub id, or one clear line about why not."""
+def download(source, revision, files=None):
+    """Download the files of a hub id, or say in one line why not.
+
+    Arguments
+    ---------
+    source : str
+        Hub id, owner/name.
+    revision : str or None
+        Commit, tag or branch.
+    files : list of str, optional
+        Which files, those of them that are there; by default, all.
+
+    Returns
+    -------
+    str
+        The folder with the files. It is named after the commit.
+
+    Raises
+    ------
+    ValueError
+        If they cannot be had.
+    """
     try:
         return snapshot_download(
             source, revision=revision, allow_patterns=files
@@ -178,7 +198,7 @@ def _find(source, name, revision):
     """Path of a small file of a teacher, or None."""
     folder = source
     if not Path(source).is_dir():
-        folder = _download(source, revision, [CONFIG, HYPERPARAMS])
+        folder = download(source, revision, [CONFIG, HYPERPARAMS])
     path = Path(folder) / name
     return path if path.is_file() else None
 
@@ -189,12 +209,31 @@ def _config(source, revision):
         return {}
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: {CONFIG} is damaged: {error}") from None
     return config if isinstance(config, dict) else {}
 
 
-def _recognise(source, revision):
+def recognise(source, revision=None):
+    """Tell by its files of which kind a teacher is.
+
+    Arguments
+    ---------
+    source : str
+        Folder or hub id.
+    revision : str, optional
+        Of a hub id.
+
+    Returns
+    -------
+    str
+        One of ``KINDS``.
+
+    Raises
+    ------
+    ValueError
+        If it is of none, or cannot be had.
+    """
     if (Path(source) / runs.MODEL_YAML).is_file():
         return "run"
     config = _config(source, revision)
@@ -203,9 +242,9 @@ def _recognise(source, revision):
         if _find(source, HYPERPARAMS, revision) is not None:
             return "encoder_asr"
         raise ValueError(
-            f"{source} is no teacher: it has neither {runs.MODEL_YAML} (a run "
-            f"of train.py), {HYPERPARAMS} (EncoderASR of SpeechBrain) nor "
-            f"{CONFIG} with a model_type (Hugging Face transformers)"
+            f"{source} cannot be loaded: it has neither {runs.MODEL_YAML} "
+            f"(a run of train.py), {HYPERPARAMS} (EncoderASR of SpeechBrain) "
+            f"nor {CONFIG} with a model_type (Hugging Face transformers)"
         )
     names = config.get("architectures") or []
     is_ctc = any(name.endswith("ForCTC") for name in names)

@@ -192,7 +192,28 @@ def load_model_weights(model, path):
             f"{path} holds a {type(weights).__name__}, not model weights; "
             "write it by torch.save(model.state_dict(), path)"
         )
-    own = model.state_dict()
+    refuse_other_weights(model.state_dict(), weights, path)
+    model.load_state_dict(weights, strict=True)
+    return model
+
+
+def refuse_other_weights(own, weights, path):
+    """Compare names and shapes of a model's weights to those of a file.
+
+    Arguments
+    ---------
+    own : dict
+        The model's, by name.
+    weights : dict
+        The file's, by name.
+    path : str or pathlib.Path
+        The file, named in the error.
+
+    Raises
+    ------
+    ValueError
+        If they differ.
+    """
     faults = {
         "missing": [key for key in own if key not in weights],
         "unexpected": [key for key in weights if key not in own],
@@ -213,8 +234,6 @@ def load_model_weights(model, path):
             f"{len(own)} entries). Build the network that was saved there, or "
             "give the file that belongs to this one."
         )
-    model.load_state_dict(weights, strict=True)
-    return model
 
 
 def _shape(value):

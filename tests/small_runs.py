@@ -1,0 +1,169 @@
+"""Runs with random weights and something to hear, for tests all over."""
+
+import csv
+import json
+from functools import partial
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
+
+from tutornet_sb import files, runs
+from tutornet_sb.composition import include
+from tutornet_sb.corpora.tokenizer import train_tokenizer
+
+MODELS = (
+    Path(__file__).parents[1] / "recipes/LibriSpeech/TutorNet/hparams/models"
+)
+RATE = 16000
+BLOCKS = [
+    {"channels": 6, "kernel": 5, "stride": 2},
+    {"channels": 6, "kernel": 3, "repeat": 2, "residual": True},
+    {"channels": 8, "kernel": 1},
+]
+RECURRENT = {"n_mels": 20, "channels": 6, "hidden_size": 7}
+DEEPSPEECH2 = {"n_bins": 30, "channels": 2, "hidden_size": 5, "layers": 1}
+CONFORMER = {"channels": [2, 2], "d_model": 8, "nhead": 2, "d_ffn": 8}
+CONFORMER["num_encoder_layers"] = 1
+WAV2VEC2 = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
+WAV2VEC2 |= {"conv_dim": [4] * 7, "num_conv_pos_embedding_groups": 2}
+# Training had started from published weights, which lay somewhere.
+WAV2VEC2["source"] = "/somewhere/else"
+
+
+def write_run(folder, name, values, sample_rate=RATE):
+    """A finished run of a small network with random weights."""
+    folder.mkdir(parents=True)
+    content = include(MODELS / f"{name}.yaml", ".", "small", values)
+    features = content["model"]["features"]
+    if sample_rate != RATE:
+        features.update(sample_rate=sample_rate, n_fft=300, win_length=25)
+    text = StringIO()
+    YAML().dump(content, text)
+    (folder / runs.MODEL_YAML).write_text(text.getvalue())
+    torch.manual_seed(1)
+    network = text.getvalue().replace("source: /somewhere/else", "source:")
+    model = load_hyperpyyaml(network)["model"].eval()
+    # As after training: not the values of a new network.
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            module.num_batches_tracked.fill_(7)
+    if getattr(model.features, "is_running", False):
+        norm = model.features.normalize
+        norm.running_mean.sub_(30)
+        norm.running_var.mul_(100)
+    with torch.no_grad():
+        # Letters of all kinds, where a random network says one over and over.
+        heard = model(make_speech(99, 1.5).unsqueeze(0), torch.ones(1)).hidden
+        spread = heard.std(dim=(0, 1)).clamp(min=0.02)
+        model.head.weight.normal_().div_(spread)
+        model.head.bias.copy_(-model.head.weight @ heard.mean(dim=(0, 1)))
+    torch.save(model.state_dict(), folder / runs.WEIGHTS)
+    manifest = folder / "train.csv"
+    with open(manifest, "w", newline="") as file:
+        csv.writer(file).writerows([["ID", "wrd"], ["a", "ONE TWO"]])
+    train_tokenizer([manifest], folder / runs.TOKENIZER)
+    figures = dict.fromkeys(
+        ("train_audio_seconds", "train_seconds", "real_time_factor"), 1.5
+    )
+    splits = {"test-clean": {"wer": 50.0, "cer": 25.0}}
+    results = figures | {
+        "method": "skd",
+        "corpus": "mini",
+        "student": name,
+        "seed": 3,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "epochs": 2,
+        "stages": {"rkd": {"splits": {}}, "skd": {"splits": splits}},
+        "teacher": {
+            "name": "jasper_dr",
+            "folder": str(folder.parent / "teacher"),
+            "splits": splits,
+        },
+    }
+    files.write_json(folder / runs.RESULTS, results)
+    return model
+
+
+def tidy(texts):
+    """Two signs of a word boundary in a row are one boundary."""
+    return [" ".join(text.split()) for text in texts]
+
+
+@torch.no_grad()
+def make_speech(seed, seconds):
+    """Tones that come and go, so that no two frames are alike, and silence."""
+    generator = torch.Generator().manual_seed(seed)
+    rand = partial(torch.rand, generator=generator)
+    time = torch.arange(round(seconds * RATE)) / RATE
+    tones = [
+        torch.sin(time * 400 * (1 + 20 * rand(1)) + 9 * rand(1))
+        * torch.sin(time * 20 * rand(1) + 9 * rand(1)).clamp(min=0) ** 2
+        for _ in range(6)
+    ]
+    speech = sum(tones) / 8 + 1e-3 * (rand(len(time)) - 0.5)
+    # More than 80 dB below the rest: clipped only within a sentence
+    speech[RATE // 10 : RATE // 5] = 0
+    return speech
+
+
+def write_onnx(path, symbols, told=None, hop=320):
+    """A convolution over frames of the waveform as an ONNX file.
+
+    Returns its weights, ``(symbols, 1, hop)``.
+    """
+    weights = torch.randn(
+        len(symbols), 1, hop, generator=torch.Generator().manual_seed(5)
+    )
+    node = onnx.helper.make_node
+    tensor = onnx.helper.make_tensor_value_info
+    floats, ints = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
+    graph = onnx.helper.make_graph(
+        [
+            node("Unsqueeze", ["wavs", "one"], ["x"]),
+            node("Conv", ["x", "weights"], ["y"], strides=[hop]),
+            node("Transpose", ["y"], ["logits"], perm=[0, 2, 1]),
+            node("LogSoftmax", ["logits"], ["log_probs"], axis=-1),
+            node("Div", ["lengths", "hop"], ["frames"]),
+        ],
+        "recogniser",
+        [
+            tensor("wavs", floats, ["batch", "samples"]),
+            tensor("lengths", ints, ["batch"]),
+        ],
+        [
+            tensor("log_probs", floats, ["batch", "frames", len(symbols)]),
+            tensor("frames", ints, ["batch"]),
+        ],
+        [
+            onnx.numpy_helper.from_array(weights.numpy(), "weights"),
+            onnx.numpy_helper.from_array(np.array([1]), "one"),
+            onnx.numpy_helper.from_array(np.array(hop), "hop"),
+        ],
+    )
+    model = onnx.helper.make_model(
+        graph,
+        opset_imports=[onnx.helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    onnx.checker.check_model(model)
+    content = {
+        "format": "tutornet_sb onnx 1",
+        "name": "tiny",
+        "sample_rate": RATE,
+        "frame_period": hop / RATE,
+        "symbols": symbols,
+        "blank_index": 0,
+    }
+    onnx.helper.set_model_props(
+        model, {"tutornet": json.dumps(content | (told or {}))}
+    )
+    onnx.save(model, path)
+    return weights
