@@ -216,6 +216,7 @@ def test_what_is_in_the_folder(world, name):
     folder, models, *_ = world
     to = folder / "exports" / name
     expected = {
+        "README.md",
         "config.json",
         "hyperparams.yaml",
         "model.ckpt",
@@ -249,6 +250,8 @@ def test_config_tells_what_the_model_is(world):
     assert results["teacher"]["name"] == "jasper_dr"
     assert "folder" not in results and "folder" not in results["teacher"]
     assert config.pop("student")["!new"].endswith(".AcousticModel")
+    training = config.pop("training")
+    assert training["stages"].keys() == {"rkd", "skd"}
     assert config == {
         "format": "tutornet_sb export 1",
         "name": "lstm",
@@ -257,6 +260,9 @@ def test_config_tells_what_the_model_is(world):
         "frame_period": 0.02,
         "parameters": sum(p.numel() for p in models["lstm_8k"].parameters()),
         "blank_index": 0,
+        "license": None,
+        "language": None,
+        "speechbrain_interface": "EncoderASR",
     }
 
 

@@ -10,38 +10,21 @@ import hashlib
 import importlib.util
 import re
 import shutil
-import tempfile
 from io import StringIO
 from pathlib import Path
-from typing import NamedTuple
 
 import safetensors.torch
-import soundfile
 import torch
 from ruamel.yaml import YAML
-from speechbrain.dataio.dataset import DynamicItemDataset
-from speechbrain.decoders.ctc import ctc_greedy_decode
-from tqdm import tqdm
 
 from tutornet_sb import runs
-from tutornet_sb.corpora.librispeech import (
-    find_librispeech,
-    prepare_librispeech,
-)
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.files import read_json, write_folder_atomically, write_json
 from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
 from tutornet_sb.networks.recurrent import RecurrentEncoder
-from tutornet_sb.publishing import runner
-from tutornet_sb.publishing.onnx import compare, quantize, write_onnx
-from tutornet_sb.publishing.runner import OnnxModel
-from tutornet_sb.publishing.sherpa import (
-    load_recogniser,
-    write_sherpa,
-    write_tokens,
-)
+from tutornet_sb.publishing.forms import add_onnx, add_sherpa, find_speech
+from tutornet_sb.publishing.model_card import README, model_card
 from tutornet_sb.reporting.compare import summarize
-from tutornet_sb.reporting.scores import score
 
 CONFIG = "config.json"
 HYPERPARAMS = "hyperparams.yaml"
@@ -49,22 +32,35 @@ SAFETENSORS = "model.safetensors"
 # SpeechBrain's Pretrainer names what it loads so.
 PRETRAINED_TOKENIZER = "tokenizer.ckpt"
 SOURCE = "custom.py"
-ONNX = "onnx/model.onnx"
-INT8 = "onnx/model.int8.onnx"
-SHERPA = "sherpa/model.onnx"
-TOKENS = "sherpa/tokens.txt"
-# Utterances by which the ranges of int8 are found, and of a padded batch
-CALIBRATION = 50
-BATCH = 8
 # In config.json, by which an export is known
 FORMAT = "tutornet_sb export 1"
 ENCODER_ASR = "speechbrain.inference.ASR.EncoderASR.from_hparams"
 FOREIGN_CLASS = "speechbrain.inference.interfaces.foreign_class"
 
+# Values of the experiment that travel along, all stages' and each one's. The
+# others say where things lay, or nothing to those who use the model.
+SETTINGS = ("lr", "weight_decay", "batch_seconds", "speed_perturb")
+STAGE_SETTINGS = {
+    "rkd": ("pairs", "frame_weighting", "delay", "head_frames"),
+    "skd": (
+        "skd_loss",
+        "temperature",
+        "skd_tolerance",
+        "skd_weight",
+        "skd_weight_final",
+        "ctc_weight",
+        "delay",
+    ),
+    "pseudo": ("min_confidence",),
+}
+CORPUS_SETTINGS = ("train_splits", "untranscribed_splits", "minilibri")
+
 PACKAGE = __name__.partition(".")[0]
 INTERFACE = f"{PACKAGE}.publishing.interface"
 # !new:package.module.Class and the like
 TAG = re.compile(r"!(new|name|apply):([\w.]+)")
+# How train.py names a teacher from the hub
+HUB_REVISION = re.compile(r"[\w.-]+/[\w.-]+@\S+")
 
 STOCK = """\
 # Exact for a waveform alone and for a batch of one length, which needs no
@@ -182,35 +178,6 @@ from {interface} import CustomInterface  # noqa
 '''
 
 
-class Utterance(NamedTuple):
-    """One of the corpus that the run was scored on."""
-
-    path: str
-    text: str
-
-    def read(self):
-        """Read the waveform, ``(samples,)``."""
-        return torch.from_numpy(soundfile.read(self.path, dtype="float32")[0])
-
-
-class Speech(NamedTuple):
-    """What the other forms of a model are tried on.
-
-    Attributes
-    ----------
-    split : str
-        Name of the test split.
-    test : list of Utterance
-        All of it.
-    valid : list of Utterance
-        Some of the development set.
-    """
-
-    split: str
-    test: list
-    valid: list
-
-
 def export(
     run,
     folder,
@@ -219,6 +186,8 @@ def export(
     int8=False,
     sherpa=False,
     data=None,
+    license=None,
+    language=None,
 ):
     """Write a finished run as a folder that stock SpeechBrain loads.
 
@@ -226,6 +195,7 @@ def export(
     that it loads, the run's weights under the model's own names as
     ``model.safetensors``, the tokenizer, and ``config.json``, which describes
     all of it as plain data. ``custom.py`` is there if the network needs it.
+    ``README.md`` is the model card.
 
     Arguments
     ---------
@@ -245,6 +215,12 @@ def export(
     data : str or pathlib.Path, optional
         The corpus, in LibriSpeech's layout, whose test set these forms are
         compared on; by default the run's own, where it still lies.
+    license : str, optional
+        Licence of the model, as the Hugging Face hub calls it. By default what
+        follows from the corpus, where that is known.
+    language : str, optional
+        Language of the speech, as an ISO 639 code. By default that of the
+        corpus, where it is known.
 
     Returns
     -------
@@ -280,11 +256,19 @@ def export(
         "blank_index": tokenizer.unk_id(),
         "student": describe(network["model"]),
         "results": _summary(run),
+        "training": _training(run),
+        "license": license,
+        "language": language,
     }
     speech = None
     if onnx or sherpa:
         # Neither int8 nor what sherpa-onnx makes of a model is exact.
-        speech = _find_speech(run, data, model, needed=int8 or sherpa)
+        speech = find_speech(
+            run, data, config["results"], model, needed=int8 or sherpa
+        )
+    if is_stock:
+        # The hub's own inference asks for it.
+        config["speechbrain_interface"] = "EncoderASR"
     state = {
         name: tensor.detach().clone().contiguous()
         for name, tensor in model.state_dict().items()
@@ -312,12 +296,16 @@ def export(
             encoding="utf-8",
         )
         if onnx:
-            config["onnx"] = _add_onnx(
+            config["onnx"] = add_onnx(
                 to, model, tokenizer, config, speech, int8
             )
         if sherpa:
-            config["sherpa"] = _add_sherpa(to, model, tokenizer, config, speech)
+            config["sherpa"] = add_sherpa(to, model, tokenizer, config, speech)
         write_json(to / CONFIG, config)
+        # Last: it lists the files.
+        (to / README).write_text(
+            model_card(config, to, folder.resolve().name), encoding="utf-8"
+        )
 
     write_folder_atomically(folder, write)
     return config
@@ -399,154 +387,35 @@ def _summary(run):
     if "stages" not in results:
         return None
     summary = summarize(run) | {"teacher": results["teacher"]}
-    for known in (summary, summary["teacher"] or {}):
-        known.pop("folder", None)
+    del summary["folder"]
+    teacher = summary["teacher"] or {}
+    where = teacher.pop("folder", "")
+    if "method" not in teacher and HUB_REVISION.fullmatch(where):
+        # No run of the recipe, and to be had by anybody
+        teacher["source"] = where
     return summary
 
 
-def _find_speech(run, data, model, needed):
-    """Read the first test set that the run was scored on, and some of dev."""
-    scored = (_summary(run) or {"splits": {}})["splits"]
-    valid = [split for split in scored if split.startswith("dev")]
-    test = [split for split in scored if split not in valid]
-    if not (valid and test):
-        if needed:
-            raise ValueError(
-                f"{run} was scored on no dev and test split, and one of each "
-                "is needed"
-            )
-        return None
-    folders = [data] if data is not None else _known_data(run)
-    there = [folder for folder in folders if Path(folder).is_dir()]
-    if not there:
-        if data is None and not needed:
-            return None
-        raise FileNotFoundError(
-            f"the corpus of {run} is not in {' or '.join(map(str, folders))}: "
-            "say where it lies by --data"
-        )
-    read = {}
-    with tempfile.TemporaryDirectory() as manifests:
-        root = find_librispeech(there[0])
-        paths = prepare_librispeech(
-            root,
-            manifests,
-            splits=[valid[0], test[0]],
-            sample_rate=model.features.sample_rate,
-        )
-        for split, path in paths.items():
-            items = DynamicItemDataset.from_csv(
-                str(path), replacements={"data_root": str(root)}
-            ).data.values()
-            # Of like length side by side, as in any batch.
-            read[split] = [
-                Utterance(item["wav"], item["wrd"])
-                for item in sorted(
-                    items, key=lambda item: float(item["duration"])
-                )
-            ]
-    # Short and long ones
-    step = -(-len(read[valid[0]]) // CALIBRATION)
-    return Speech(test[0], read[test[0]], read[valid[0]][::step])
-
-
-def _known_data(run):
-    """Where the corpus lay when the run was made. No code is run."""
-    path = run / runs.HYPERPARAMS
-    content = YAML().load(path) if path.is_file() else {}
-    folder = Path(content.get("data_folder") or Path("data") / "MiniLibri")
-    places = [Path("."), Path(str(content.get("recipe_folder") or "."))]
-    return list(dict.fromkeys(place / folder for place in places))
-
-
-def _add_onnx(to, model, tokenizer, config, speech, int8):
-    """Write and compare ONNX graphs; what is known of them."""
-    (to / ONNX).parent.mkdir()
-    names = "name", "sample_rate", "frame_period", "symbols", "blank_index"
-    about = {name: config[name] for name in names}
-    written = write_onnx(model, to / ONNX, about)
-    shutil.copyfile(runner.__file__, (to / ONNX).with_name("transcribe.py"))
-    known = {
-        "model": ONNX,
-        "max_difference": None,
-        "checked_on": None,
-        "int8": None,
-        "scores": {},
-    }
-    if speech is None:
-        return known
-    blank, differences = config["blank_index"], []
-    texts = {"pytorch": [], "onnx": []}
-    starts = range(0, len(speech.test), BATCH)
-    for start in tqdm(starts, desc="onnx", unit="batch"):
-        wavs = [one.read() for one in speech.test[start : start + BATCH]]
-        batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
-        lengths = torch.tensor([len(wav) for wav in wavs])
-        difference, *both = compare(model, written, batch, lengths)
-        differences.append(difference)
-        for form, rows in zip(texts, both, strict=True):
-            texts[form] += [_greedy(row, tokenizer, blank) for row in rows]
-    known["max_difference"] = max(differences)
-    known["checked_on"] = {
-        "split": speech.split,
-        "utterances": len(speech.test),
-    }
-    if int8:
-        quantize(to / ONNX, to / INT8, (one.read() for one in speech.valid))
-        known["int8"] = {"model": INT8}
-        small = OnnxModel(to / INT8)
-        texts["int8"] = [
-            small.transcribe(one.read().numpy())
-            for one in tqdm(speech.test, desc="int8", unit="utterance")
-        ]
-    known["scores"] = {speech.split: _score_forms(texts, speech)}
-    return known
-
-
-def _add_sherpa(to, model, tokenizer, config, speech):
-    """Write what sherpa-onnx loads, and try it; what is known of it."""
-    (to / SHERPA).parent.mkdir()
-    blank = config["blank_index"]
-    constructor = write_sherpa(model, to / SHERPA)
-    write_tokens(to / TOKENS, config["symbols"], blank)
-    transcribe = load_recogniser(constructor, to / SHERPA, to / TOKENS)
-    texts = {"pytorch": [], "sherpa": []}
-    for one in tqdm(speech.test, desc="sherpa", unit="utterance"):
-        wav = one.read()
-        with torch.no_grad():
-            logits = model(wav.unsqueeze(0), torch.ones(1)).logits[0]
-        texts["pytorch"].append(_greedy(logits, tokenizer, blank))
-        texts["sherpa"].append(transcribe(wav.numpy()))
+def _training(run):
+    """How the run was made, without where things lay on this machine."""
+    results = runs.read_results(run)
+    path = run / "hyperparams.yaml"
+    values = describe(YAML().load(path)) if path.is_file() else {}
+    corpus = values.get("corpus", {})
     return {
-        "model": SHERPA,
-        "tokens": TOKENS,
-        "recognizer": constructor,
-        "scores": {speech.split: _score_forms(texts, speech)},
-    }
-
-
-def _greedy(scores, tokenizer, blank):
-    ids = ctc_greedy_decode(scores.unsqueeze(0), torch.ones(1), blank)[0]
-    return " ".join(tokenizer.decode(ids).split())
-
-
-def _score_forms(texts, speech):
-    """Word error rates of each form, and how often it says the same."""
-    references = dict(enumerate(one.text for one in speech.test))
-    scores = {
-        form: score(references, dict(enumerate(said)))
-        for form, said in texts.items()
-    }
-    return {
-        "utterances": len(references),
-        "words": scores["pytorch"]["words"],
-        "wer": {form: figures["wer"] for form, figures in scores.items()},
-        "same": {
-            form: sum(map(str.__eq__, said, texts["pytorch"]))
-            for form, said in texts.items()
-            if form != "pytorch"
+        "stages": {
+            name: {"epochs": figures.get("epochs")}
+            | _pick(values, STAGE_SETTINGS.get(name, ()))
+            for name, figures in results.get("stages", {}).items()
         },
+        **_pick(values, SETTINGS),
+        **_pick(corpus, CORPUS_SETTINGS),
+        "versions": results.get("versions"),
     }
+
+
+def _pick(values, names):
+    return {name: values[name] for name in names if name in values}
 
 
 def _is_stock(model):

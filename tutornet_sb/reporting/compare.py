@@ -129,7 +129,7 @@ def table(folders):
             )
         one = len(group) == 1
         rows.append(row + [group[0]["folder"] if one else str(where)])
-    return _markdown(rows)
+    return markdown_table(rows)
 
 
 def _latency(run, split):
@@ -144,7 +144,26 @@ def _spread(values):
     return text
 
 
-def _markdown(rows):
+def markdown_table(rows):
+    """Lay rows out as a Markdown table.
+
+    Arguments
+    ---------
+    rows : list of list of str
+        The first is the head.
+
+    Returns
+    -------
+    str
+        The table.
+
+    Example
+    -------
+    >>> print(markdown_table([["a", "b"], ["1", "23"]]))
+    | a | b  |
+    |---|----|
+    | 1 | 23 |
+    """
     widths = [
         max(len(row[column]) for row in rows) for column in range(len(rows[0]))
     ]

@@ -1,0 +1,286 @@
+"""Other forms of an exported model, tried on the test set of its run."""
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import soundfile
+import torch
+from ruamel.yaml import YAML
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.decoders.ctc import ctc_greedy_decode
+from tqdm import tqdm
+
+from tutornet_sb import runs
+from tutornet_sb.corpora.librispeech import (
+    find_librispeech,
+    prepare_librispeech,
+)
+from tutornet_sb.publishing import runner
+from tutornet_sb.publishing.onnx import compare, quantize, write_onnx
+from tutornet_sb.publishing.runner import OnnxModel
+from tutornet_sb.publishing.sherpa import (
+    load_recogniser,
+    write_sherpa,
+    write_tokens,
+)
+from tutornet_sb.reporting.scores import score
+
+ONNX = "onnx/model.onnx"
+INT8 = "onnx/model.int8.onnx"
+SHERPA = "sherpa/model.onnx"
+TOKENS = "sherpa/tokens.txt"
+# Utterances by which the ranges of int8 are found, and of a padded batch
+CALIBRATION = 50
+BATCH = 8
+
+
+class Utterance(NamedTuple):
+    """One of the corpus that the run was scored on."""
+
+    path: str
+    text: str
+
+    def read(self):
+        """Read the waveform, ``(samples,)``."""
+        return torch.from_numpy(soundfile.read(self.path, dtype="float32")[0])
+
+
+class Speech(NamedTuple):
+    """What the other forms of a model are tried on.
+
+    Attributes
+    ----------
+    split : str
+        Name of the test split.
+    test : list of Utterance
+        All of it.
+    valid : list of Utterance
+        Some of the development set.
+    """
+
+    split: str
+    test: list
+    valid: list
+
+
+def find_speech(run, data, results, model, needed):
+    """Find the first test set that a run was scored on, and some of dev.
+
+    Arguments
+    ---------
+    run : pathlib.Path
+        Output folder of ``train.py``.
+    data : str or pathlib.Path or None
+        Where the corpus lies, by default where it lay then.
+    results : dict or None
+        As from ``reporting.compare.summarize``.
+    model : AcousticModel
+        That of the run.
+    needed : bool
+        Whether it is an error if there is none.
+
+    Returns
+    -------
+    Speech or None
+        What was found.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the corpus is named or needed and not there.
+    ValueError
+        If the run was scored on no such splits, and they are needed.
+    """
+    scored = (results or {"splits": {}})["splits"]
+    valid = [split for split in scored if split.startswith("dev")]
+    test = [split for split in scored if split not in valid]
+    if not (valid and test):
+        if needed:
+            raise ValueError(
+                f"{run} was scored on no dev and test split, and one of each "
+                "is needed"
+            )
+        return None
+    folders = [data] if data is not None else _known_data(run)
+    there = [folder for folder in folders if Path(folder).is_dir()]
+    if not there:
+        if data is None and not needed:
+            return None
+        raise FileNotFoundError(
+            f"the corpus of {run} is not in {' or '.join(map(str, folders))}: "
+            "say where it lies by --data"
+        )
+    read = {}
+    with tempfile.TemporaryDirectory() as manifests:
+        root = find_librispeech(there[0])
+        paths = prepare_librispeech(
+            root,
+            manifests,
+            splits=[valid[0], test[0]],
+            sample_rate=model.features.sample_rate,
+        )
+        for split, path in paths.items():
+            items = DynamicItemDataset.from_csv(
+                str(path), replacements={"data_root": str(root)}
+            ).data.values()
+            # Of like length side by side, as in any batch.
+            read[split] = [
+                Utterance(item["wav"], item["wrd"])
+                for item in sorted(
+                    items, key=lambda item: float(item["duration"])
+                )
+            ]
+    # Short and long ones
+    step = -(-len(read[valid[0]]) // CALIBRATION)
+    return Speech(test[0], read[test[0]], read[valid[0]][::step])
+
+
+def _known_data(run):
+    """Where the corpus lay when the run was made. No code is run."""
+    path = run / runs.HYPERPARAMS
+    content = YAML().load(path) if path.is_file() else {}
+    folder = Path(content.get("data_folder") or Path("data") / "MiniLibri")
+    places = [Path("."), Path(str(content.get("recipe_folder") or "."))]
+    return list(dict.fromkeys(place / folder for place in places))
+
+
+def add_onnx(to, model, tokenizer, config, speech, int8):
+    """Write ONNX graphs into an export, and compare them with the model.
+
+    Arguments
+    ---------
+    to : pathlib.Path
+        The export.
+    model : AcousticModel
+        In evaluation mode, on the CPU.
+    tokenizer : sentencepiece.SentencePieceProcessor
+        Its symbols.
+    config : dict
+        What is known of the export.
+    speech : Speech or None
+        What the graphs are tried on; noise alone if None.
+    int8 : bool
+        Whether a quantised graph is written too.
+
+    Returns
+    -------
+    dict
+        What ``config.json`` shall say of them.
+
+    Raises
+    ------
+    ValueError
+        If the network cannot be written, or a graph differs from it.
+    """
+    (to / ONNX).parent.mkdir()
+    names = "name", "sample_rate", "frame_period", "symbols", "blank_index"
+    about = {name: config[name] for name in names}
+    written = write_onnx(model, to / ONNX, about)
+    shutil.copyfile(runner.__file__, (to / ONNX).with_name("transcribe.py"))
+    known = {
+        "model": ONNX,
+        "max_difference": None,
+        "checked_on": None,
+        "int8": None,
+        "scores": {},
+    }
+    if speech is None:
+        return known
+    blank, differences = config["blank_index"], []
+    texts = {"pytorch": [], "onnx": []}
+    starts = range(0, len(speech.test), BATCH)
+    for start in tqdm(starts, desc="onnx", unit="batch"):
+        wavs = [one.read() for one in speech.test[start : start + BATCH]]
+        batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
+        lengths = torch.tensor([len(wav) for wav in wavs])
+        difference, *both = compare(model, written, batch, lengths)
+        differences.append(difference)
+        for form, rows in zip(texts, both, strict=True):
+            texts[form] += [_greedy(row, tokenizer, blank) for row in rows]
+    known["max_difference"] = max(differences)
+    known["checked_on"] = {
+        "split": speech.split,
+        "utterances": len(speech.test),
+    }
+    if int8:
+        quantize(to / ONNX, to / INT8, (one.read() for one in speech.valid))
+        known["int8"] = {"model": INT8}
+        small = OnnxModel(to / INT8)
+        texts["int8"] = [
+            small.transcribe(one.read().numpy())
+            for one in tqdm(speech.test, desc="int8", unit="utterance")
+        ]
+    known["scores"] = {speech.split: _score_forms(texts, speech)}
+    return known
+
+
+def add_sherpa(to, model, tokenizer, config, speech):
+    """Write what sherpa-onnx loads into an export, and try it.
+
+    Arguments
+    ---------
+    to : pathlib.Path
+        The export.
+    model : AcousticModel
+        In evaluation mode, on the CPU.
+    tokenizer : sentencepiece.SentencePieceProcessor
+        Its symbols.
+    config : dict
+        What is known of the export.
+    speech : Speech
+        What it is tried on.
+
+    Returns
+    -------
+    dict
+        What ``config.json`` shall say of it.
+
+    Raises
+    ------
+    ValueError
+        If sherpa-onnx has no recogniser for such a model, or is not installed.
+    """
+    (to / SHERPA).parent.mkdir()
+    blank = config["blank_index"]
+    constructor = write_sherpa(model, to / SHERPA)
+    write_tokens(to / TOKENS, config["symbols"], blank)
+    transcribe = load_recogniser(constructor, to / SHERPA, to / TOKENS)
+    texts = {"pytorch": [], "sherpa": []}
+    for one in tqdm(speech.test, desc="sherpa", unit="utterance"):
+        wav = one.read()
+        with torch.no_grad():
+            logits = model(wav.unsqueeze(0), torch.ones(1)).logits[0]
+        texts["pytorch"].append(_greedy(logits, tokenizer, blank))
+        texts["sherpa"].append(transcribe(wav.numpy()))
+    return {
+        "model": SHERPA,
+        "tokens": TOKENS,
+        "recognizer": constructor,
+        "scores": {speech.split: _score_forms(texts, speech)},
+    }
+
+
+def _greedy(scores, tokenizer, blank):
+    ids = ctc_greedy_decode(scores.unsqueeze(0), torch.ones(1), blank)[0]
+    return " ".join(tokenizer.decode(ids).split())
+
+
+def _score_forms(texts, speech):
+    """Word error rates of each form, and how often it says the same."""
+    references = dict(enumerate(one.text for one in speech.test))
+    scores = {
+        form: score(references, dict(enumerate(said)))
+        for form, said in texts.items()
+    }
+    return {
+        "utterances": len(references),
+        "words": scores["pytorch"]["words"],
+        "wer": {form: figures["wer"] for form, figures in scores.items()},
+        "same": {
+            form: sum(map(str.__eq__, said, texts["pytorch"]))
+            for form, said in texts.items()
+            if form != "pytorch"
+        },
+    }

@@ -1,0 +1,596 @@
+"""The model card of an exported folder, written from what its files say."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from huggingface_hub import EvalResult, ModelCardData
+
+from tutornet_sb.reporting.compare import markdown_table
+
+README = "README.md"
+UNKNOWN = "unknown"
+TASK = "automatic-speech-recognition"
+AUDIO = "speech.wav"
+
+
+class Corpus(NamedTuple):
+    """What the name of a corpus stands for.
+
+    Attributes
+    ----------
+    name : str
+        For people.
+    license : str
+        Licence of a model made of it, as the hub calls it.
+    language : str
+        As an ISO 639 code.
+    dataset : str or None
+        Id on the hub.
+    """
+
+    name: str
+    license: str
+    language: str
+    dataset: str | None = None
+
+
+LIBRISPEECH = Corpus(
+    "LibriSpeech", "cc-by-4.0", "en", "openslr/librispeech_asr"
+)
+# By the name in its YAML file. Of others, only who trains knows.
+CORPORA = {
+    "mini": Corpus("MiniLibri", "apache-2.0", "en"),
+    "librispeech100": LIBRISPEECH,
+    "librispeech960": LIBRISPEECH,
+}
+STAGES = {
+    "ctc": "CTC on the transcripts.",
+    "rkd": "Representation-level distillation (RKD): hidden states learn the "
+    "teacher's, frame by frame, through a projector that is dropped "
+    "afterwards.",
+    "skd": "Softmax-level distillation (SKD): posteriors learn the teacher's, "
+    "beside CTC on the transcripts where its weight is not 0.",
+    "pseudo": "CTC on the teacher's transcripts.",
+}
+FILES = {
+    "hyperparams.yaml": "what SpeechBrain loads",
+    "custom.py": "source of the network and its interface",
+    "model.ckpt": "weights, as SpeechBrain loads them",
+    "model.safetensors": "the same weights, in a file that cannot hold code",
+    "tokenizer.ckpt": "SentencePiece model, as SpeechBrain loads it",
+    "tokenizer.model": "the same SentencePiece model",
+    "config.json": "all about the model, as plain data",
+    "onnx/model.onnx": "the model from waveform to log-probabilities",
+    "onnx/model.int8.onnx": "the same in 8 bits",
+    "onnx/transcribe.py": "transcribes by it without torch",
+    "sherpa/model.onnx": "the model as sherpa-onnx loads it",
+    "sherpa/tokens.txt": "its symbols",
+}
+SHERPA_NOTES = {
+    "OfflineRecognizer.from_omnilingual_asr_ctc": " The recogniser takes the "
+    "mean off each utterance, which the model can only guess again.",
+    "OnlineRecognizer.from_t_one_ctc": " Give it the samples as if they were "
+    "at 8000 Hz, whatever the model's rate, and three pieces of 2400 zeros at "
+    "the end; times come out for that rate too.",
+}
+DEMONSTRATION = """\
+> **A demonstration.** This model has heard synthetic speech alone: MiniLibri,
+> some minutes of sentences of a small grammar that eSpeak NG reads out. It
+> shows the method at work. It is not made for human voices, and its error rates
+> say nothing about them."""
+UNTESTED = "This model comes without results: how well it does is not known."
+CITATION = """\
+```bibtex
+@article{tutornet,
+  title = {TutorNet: Towards Flexible Knowledge Distillation for End-to-End Speech Recognition},
+  author = {Yoon and Lee and Kim and Cho and Kim},
+  journal = {IEEE/ACM Transactions on Audio, Speech, and Language Processing},
+  year = {2021},
+  eprint = {2008.00671},
+  archivePrefix = {arXiv}
+}
+@misc{speechbrain,
+  title = {SpeechBrain: A General-Purpose Speech Toolkit},
+  author = {Ravanelli, Mirco and Parcollet, Titouan and Plantinga, Peter and others},
+  year = {2021},
+  eprint = {2106.04624},
+  archivePrefix = {arXiv}
+}
+```"""  # noqa: E501
+
+
+def model_card(
+    config,
+    folder,
+    source,
+    *,
+    license=None,
+    language=None,
+    revision=None,
+    private=False,
+):
+    """Write the model card of an exported folder.
+
+    Arguments
+    ---------
+    config : dict
+        What the folder's ``config.json`` holds.
+    folder : str or pathlib.Path
+        The folder, for the size of its files.
+    source : str
+        What the card says to load: an id on the hub, or a folder.
+    license : str, optional
+        Instead of the one in ``config``.
+    language : str, optional
+        Instead of the one in ``config``.
+    revision : str, optional
+        Branch on the hub, if not the main one.
+    private : bool
+        Whether only those who log in may load it from the hub.
+
+    Returns
+    -------
+    str
+        Markdown with the front matter that the Hugging Face hub reads.
+
+    Raises
+    ------
+    ValueError
+        If ``config`` lacks something.
+    """
+    try:
+        front = _front_matter(config, source, license, language)
+        sections = [
+            _introduction(config),
+            _use(config, source, revision, private),
+            _results(config),
+            _other_runtimes(config),
+            _training(config),
+            _files(folder),
+            _limits(config),
+            f"## Citation\n\n{CITATION}",
+        ]
+    except KeyError as error:
+        raise ValueError(
+            f"config.json in {folder} lacks {error}: export the run again"
+        ) from None
+    body = "\n\n".join(section for section in sections if section)
+    return f"---\n{front.to_yaml()}\n---\n\n{body}\n"
+
+
+def file_sizes(folder):
+    """Measure the files of a folder.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Any.
+
+    Returns
+    -------
+    dict
+        Bytes by path within the folder, with ``/``, in order.
+    """
+    folder = Path(folder)
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def license_of(config):
+    """Tell the licence of a model.
+
+    Arguments
+    ---------
+    config : dict
+        What ``config.json`` of an export holds.
+
+    Returns
+    -------
+    str
+        The one that the export was given, or that follows from the corpus;
+        ``unknown`` if neither tells.
+    """
+    return _given_or_of_corpus(config, "license") or UNKNOWN
+
+
+def loading_lines(config, source, revision=None, private=False):
+    """Give the lines of Python that load an export.
+
+    Arguments
+    ---------
+    config : dict
+        What ``config.json`` of an export holds.
+    source : str
+        Folder, or id on the hub.
+    revision : str, optional
+        Branch on the hub, if not the main one.
+    private : bool
+        Whether only those who log in may load it from the hub.
+
+    Returns
+    -------
+    list of str
+        Imports first.
+
+    Example
+    -------
+    >>> config = {"load_with": "speechbrain.inference.interfaces.foreign_class"}
+    >>> loading_lines(config, "lstm_mini")[0]
+    'from speechbrain.inference.interfaces import foreign_class'
+    >>> loading_lines(config, "lstm_mini")[1]
+    'model = foreign_class(source="lstm_mini")'
+    """
+    module, _, called = config["load_with"].rpartition(".")
+    imported = called
+    if called != "foreign_class":
+        # A method of a class
+        module, _, imported = module.rpartition(".")
+        called = f"{imported}.{called}"
+    lines = [f"from {module} import {imported}"]
+    arguments = [f"source={json.dumps(source)}"]
+    how = [f"revision={json.dumps(revision)}"] if revision else []
+    how += ["token=True"] if private else []
+    if how:
+        lines.append("from speechbrain.utils.fetching import FetchConfig")
+        arguments.append(f"fetch_config=FetchConfig({', '.join(how)})")
+    return [*lines, f"model = {called}({', '.join(arguments)})"]
+
+
+def _given_or_of_corpus(config, key):
+    if config.get(key):
+        return config[key]
+    return getattr(_corpus(config), key, None)
+
+
+def _corpus(config):
+    """What is known of the corpus by its name, None if nothing is."""
+    return CORPORA.get((config["results"] or {}).get("corpus"))
+
+
+def _corpus_name(config):
+    corpus = _corpus(config)
+    return corpus.name if corpus else config["results"]["corpus"]
+
+
+def _front_matter(config, source, license, language):
+    corpus, results = _corpus(config), config["results"]
+    tags = ["speechbrain", "pytorch", "ctc", "tutornet"]
+    if results and results["teacher"]:
+        tags.append("knowledge-distillation")
+    tags += [
+        tag
+        for tag, key in (("onnx", "onnx"), ("sherpa-onnx", "sherpa"))
+        if config.get(key)
+    ]
+    scores = _eval_results(config)
+    return ModelCardData(
+        language=language or _given_or_of_corpus(config, "language"),
+        license=license or license_of(config),
+        library_name="speechbrain",
+        pipeline_tag=TASK,
+        tags=tags,
+        datasets=[corpus.dataset] if corpus and corpus.dataset else None,
+        metrics=["wer", "cer"] if scores else None,
+        model_name=source.rpartition("/")[2],
+        eval_results=scores or None,
+    )
+
+
+def _eval_results(config):
+    if not config["results"]:
+        return []
+    corpus = _corpus(config)
+    name = _corpus_name(config)
+    dataset = corpus and corpus.dataset
+    return [
+        EvalResult(
+            task_type=TASK,
+            task_name="Speech recognition",
+            dataset_type=dataset or name.lower(),
+            dataset_name=f"{name} {split}",
+            dataset_split=split,
+            metric_type=rate,
+            metric_name=rate.upper(),
+            metric_value=round(scores[rate], 2),
+        )
+        for split, scores in config["results"]["splits"].items()
+        for rate in ("wer", "cer")
+    ]
+
+
+def _introduction(config):
+    results = config["results"]
+    rate = config["sample_rate"]
+    lines = [
+        f"A speech recogniser of {_millions(config)} parameters, network "
+        f"`{config['name']}` with CTC: speech at {rate} Hz in, text out. "
+    ]
+    if not results:
+        lines.append(UNTESTED)
+    elif results["teacher"]:
+        method = f"`{results['method']}`"
+        if "rkd" in results["method"]:
+            method += " after [TutorNet](https://arxiv.org/abs/2008.00671)"
+        lines.append(
+            f"It was taught by {_teacher(results['teacher'])}, by method "
+            f"{method}: see Training."
+        )
+    else:
+        lines.append(
+            "It was trained without a teacher, by method "
+            f"`{results['method']}`."
+        )
+    text = f"# {config['name']}\n\n" + "".join(lines)
+    if _is_demonstration(config):
+        text += f"\n\n{DEMONSTRATION}"
+    return text
+
+
+def _is_demonstration(config):
+    return bool(config["results"]) and config["results"]["corpus"] == "mini"
+
+
+def _millions(known):
+    return f"{known['parameters'] / 1e6:.2f} million"
+
+
+def _teacher(teacher):
+    """A teacher in words: a run of the recipe, or a model from elsewhere."""
+    name = f"`{teacher['name']}`"
+    if not _is_run(teacher):
+        name = f"a model of kind {name}"
+    if teacher.get("source"):
+        repository, _, _ = teacher["source"].partition("@")
+        link = f"https://huggingface.co/{repository}"
+        name += f", [{teacher['source']}]({link})"
+    if "parameters" in teacher:
+        name += f" ({_millions(teacher)} parameters)"
+    return name
+
+
+def _is_run(teacher):
+    return "method" in teacher
+
+
+def _use(config, source, revision, private):
+    lines = loading_lines(config, source, revision, private)
+    # Between the imports and the model, as anyone writes it
+    lines.insert(len(lines) - 1, "")
+    lines.append(f'print(model.transcribe_file("{AUDIO}"))')
+    code = "\n".join(lines)
+    needed = "speechbrain"
+    if "networks.huggingface" in json.dumps(config["student"]):
+        needed += " transformers"
+    run = "what `hyperparams.yaml` of this model says"
+    if _is_foreign(config):
+        run = "`custom.py` and what `hyperparams.yaml` of this model says"
+    return (
+        f"## Use\n\nAfter `pip install {needed}`:\n\n```python\n{code}\n```"
+        "\n\nAny sample rate and any number of channels will do. Loading runs "
+        f"{run}: look at them first."
+    )
+
+
+def _is_foreign(config):
+    return config["load_with"].endswith("foreign_class")
+
+
+def _results(config):
+    results = config["results"]
+    if not results:
+        return f"## Results\n\n{UNTESTED}"
+    teacher = results["teacher"] or {}
+    theirs = teacher.get("splits")
+    head = ["split", "WER (%)", "CER (%)"]
+    head += ["teacher's WER (%)", "teacher's CER (%)"] if theirs else []
+    latency = any("latency" in s for s in results["splits"].values())
+    head += ["latency (ms)"] if latency else []
+    rows = [head + ["utterances", "words"]]
+    for split, scores in results["splits"].items():
+        row = [split, _rate(scores, "wer"), _rate(scores, "cer")]
+        if theirs:
+            row += [_rate(theirs.get(split), r) for r in ("wer", "cer")]
+        if latency:
+            median = scores.get("latency", {}).get("median")
+            row.append("-" if median is None else f"{median:.0f}")
+        rows.append(
+            row + [str(scores.get(k, "-")) for k in ("utterances", "words")]
+        )
+    text = (
+        f"## Results\n\nOn {_corpus_name(config)}, greedy decoding without a "
+        f"language model, one training (seed {results['seed']}):\n\n"
+        + markdown_table(rows)
+    )
+    if latency:
+        text += (
+            "\n\nThe latency is the median time from the end of a word, as the "
+            "teacher hears it, until the model writes it."
+        )
+    rows = [
+        ["", "this model"] + (["teacher"] if teacher else []),
+        _row("parameters (million)", "parameters", 1e-6, results, teacher),
+        _row("real-time factor", "real_time_factor", 1, results, teacher),
+    ]
+    return text + (
+        f"\n\n{markdown_table(rows)}\n\nThe real-time factor is seconds of "
+        "computation for a second of speech, one utterance at a time, on the "
+        "machine of the training."
+    )
+
+
+def _rate(scores, name):
+    return f"{scores[name]:.2f}" if scores else "-"
+
+
+def _row(title, key, factor, results, teacher):
+    values = [results] + ([teacher] if teacher else [])
+    digits = 2 if factor < 1 else 4
+    return [title] + [
+        f"{known[key] * factor:.{digits}f}" if key in known else "-"
+        for known in values
+    ]
+
+
+def _other_runtimes(config):
+    parts = []
+    if config.get("onnx"):
+        parts.append(_onnx(config["onnx"]))
+    if config.get("sherpa"):
+        parts.append(_sherpa(config["sherpa"]))
+    return "\n\n".join(parts)
+
+
+def _onnx(onnx):
+    text = (
+        f"## ONNX\n\n`{onnx['model']}` goes from waveform to "
+        "log-probabilities; `onnx/transcribe.py` runs it with onnxruntime, "
+        "numpy and soundfile alone."
+    )
+    if onnx["checked_on"] is None:
+        text += " It was compared with PyTorch on noise only."
+    else:
+        text += (
+            " The log-probabilities differ from PyTorch's by at most "
+            f"{onnx['max_difference']:.1g} nats on the "
+            f"{onnx['checked_on']['utterances']} utterances of "
+            f"{onnx['checked_on']['split']}."
+        )
+    if onnx.get("int8"):
+        text += f" `{onnx['int8']['model']}` has weights of 8 bits."
+    return text + _runtime_scores(onnx)
+
+
+def _sherpa(sherpa):
+    return (
+        f"## sherpa-onnx\n\n`{sherpa['model']}` and `{sherpa['tokens']}` are "
+        f"for `{sherpa['recognizer']}` of sherpa-onnx."
+        + SHERPA_NOTES.get(sherpa["recognizer"], "")
+        + _runtime_scores(sherpa)
+    )
+
+
+def _runtime_scores(runtime):
+    """Word error rates by runtime, a row for each split."""
+    scores = runtime["scores"]
+    if not scores:
+        return ""
+    names, others = (
+        list(next(iter(scores.values()))[key]) for key in ("wer", "same")
+    )
+    rows = [["split"] + [f"{name} WER (%)" for name in names]]
+    rows[0] += [f"{name} says the same" for name in others]
+    rows[0] += ["utterances", "words"]
+    for split, found in scores.items():
+        rates = [f"{found['wer'][name]:.2f}" for name in names]
+        rows.append(
+            [
+                split,
+                *rates,
+                *(str(found["same"][name]) for name in others),
+                str(found["utterances"]),
+                str(found["words"]),
+            ]
+        )
+    return f"\n\n{markdown_table(rows)}"
+
+
+def _training(config):
+    results, training = config["results"], config.get("training") or {}
+    if not results:
+        return "## Training\n\nNothing is known of it."
+    hours = results["train_audio_seconds"] / 3600
+    data = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    text = f"## Training\n\nOn {data} of {_corpus_name(config)}"
+    text += _listed(" (", training.get("train_splits"), ")")
+    text += _listed(
+        " and, without transcripts, ", training.get("untranscribed_splits")
+    )
+    text += ". "
+    if results["teacher"]:
+        teacher = results["teacher"]
+        text += f"The teacher is {_teacher(teacher)}"
+        if _is_run(teacher):
+            text += (
+                f", trained by method `{teacher['method']}` for "
+                f"{teacher['epochs']} epochs"
+            )
+        text += ". "
+    minutes = results["train_seconds"] / 60
+    text += (
+        f"Method `{results['method']}`, {results['epochs']} epochs in "
+        f"{minutes:.0f} minutes:\n"
+    )
+    stages = training.get("stages") or {}
+    for number, (name, values) in enumerate(stages.items(), 1):
+        values = dict(values)
+        epochs = values.pop("epochs", None)
+        text += f"\n{number}. {STAGES.get(name, f'`{name}`.')}"
+        text += f" {epochs} epochs." if epochs else ""
+        text += _settings(values)
+    common = {
+        key: value
+        for key, value in training.items()
+        if key not in ("stages", "versions") and not key.endswith("_splits")
+    }
+    if common:
+        text += f"\n\nOf all stages:{_settings(common)}"
+    versions = training.get("versions")
+    if versions:
+        named = [f"{name} {version}" for name, version in versions.items()]
+        text += f"\n\nMade with {', '.join(named)}."
+    return text
+
+
+def _listed(before, names, after=""):
+    if not names:
+        return ""
+    return before + ", ".join(f"`{name}`" for name in names) + after
+
+
+def _settings(values):
+    """Values as in the YAML files, those that are off left out."""
+    shown = [
+        f"`{name}: {json.dumps(value)}`"
+        for name, value in values.items()
+        if value is not None
+    ]
+    return f" {', '.join(shown)}." if shown else ""
+
+
+def _files(folder):
+    rows = [["file", "MB", ""]]
+    for name, size in file_sizes(folder).items():
+        if name != README:
+            rows.append([f"`{name}`", f"{size / 1e6:.3g}", FILES.get(name, "")])
+    return f"## Files\n\n{markdown_table(rows)}"
+
+
+def _limits(config):
+    blank, symbols = config["blank_index"], config["symbols"]
+    # SentencePiece's sign for a blank
+    letters = {
+        letter
+        for index, piece in enumerate(symbols)
+        if index != blank
+        for letter in piece.replace("\u2581", "")
+    }
+    lines = [
+        f"It writes {' '.join(sorted(letters))} and blanks, and nothing else.",
+    ]
+    if config["results"]:
+        lines.append(
+            f"Its error rates hold for the splits of {_corpus_name(config)} "
+            "above. Other voices, microphones, rooms, accents and subjects are "
+            "likely to be heard worse, and were not measured."
+        )
+    if not _is_foreign(config):
+        lines.append(
+            "In a batch of several lengths its layers hear the padding as "
+            "silence, and the text of the shorter ones may differ from what it "
+            "is for each alone."
+        )
+    return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
