@@ -81,14 +81,15 @@ def delays():
     """A streaming student, from one teacher, with several delays."""
     student = ("--student_yaml", "hparams/models/lstm_streaming.yaml")
     runs = [Run("ctc_lstm_streaming", "ctc_lstm", student)]
+    # Not rkd_lstm_streaming.yaml, which says what came of this.
     for frames in DELAYS:
         delay = ("--delay", f"{frames * FRAME:.2f}")
         folder = f"rkd+skd_lstm_streaming_{frames}"
-        runs.append(Run(folder, "rkd_lstm_streaming", delay))
+        runs.append(Run(folder, "rkd_lstm", (*student, *delay)))
     for name, options in STREAMING.items():
         folder = f"rkd+skd_lstm_streaming_{name}"
-        options = ("--delay", "0.00", *options)
-        runs.append(Run(folder, "rkd_lstm_streaming", options))
+        options = (*student, "--delay", "0.00", *options)
+        runs.append(Run(folder, "rkd_lstm", options))
     return [teacher_run("jasper_dr")], runs
 
 
@@ -105,6 +106,9 @@ def main():
     parser.add_argument("corpus", help="file in hparams/corpora, no .yaml")
     parser.add_argument("--name", help="of the results and their table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument(
+        "--only", nargs="+", help="folders of the study's runs that are made"
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     arguments, rest = parser.parse_known_args()
     name = arguments.name or f"{arguments.study}_{arguments.corpus}"
@@ -133,6 +137,14 @@ def main():
         return code
 
     teachers, runs = STUDIES[arguments.study]()
+    if arguments.only is not None:
+        unknown = set(arguments.only) - {run.folder for run in runs}
+        if unknown:
+            parser.error(
+                f"--only: {', '.join(sorted(unknown))} is not among "
+                + ", ".join(run.folder for run in runs)
+            )
+        runs = [run for run in runs if run.folder in arguments.only]
     if {"--teacher_folder", "--teacher_source"} & set(rest):
         teachers = []
     first = [(run, TEACHER_SEED) for run in teachers]

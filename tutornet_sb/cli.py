@@ -13,11 +13,10 @@ from ruamel.yaml.error import YAMLError
 from tutornet_sb import runs
 from tutornet_sb.composition import include
 from tutornet_sb.distillation.taps import list_layers
-from tutornet_sb.files import write_atomically
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.publishing.export import FOREIGN_CLASS
 from tutornet_sb.publishing.export import export as export_run
-from tutornet_sb.reporting.compare import table
+from tutornet_sb.reporting.compare import insert, table
 
 app = typer.Typer(
     help="Tools around TutorNet runs; the recipe's train.py trains.",
@@ -52,7 +51,7 @@ def compare(
     try:
         text = table(folders)
         if into is not None:
-            _insert(into, name, text)
+            insert(into, name, text)
     except (OSError, ValueError) as error:
         typer.echo(f"tutornet compare: {error}", err=True)
         raise typer.Exit(1) from None
@@ -227,23 +226,6 @@ def _lay_out(layers):
 
 def _shape(shape):
     return f"({', '.join(map(str, shape))})"
-
-
-def _insert(path, name, text):
-    """Put a text between two marks of a file."""
-    content = path.read_text(encoding="utf-8")
-    first, last = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-    if first not in content or last not in content.partition(first)[2]:
-        raise ValueError(
-            f"{path} has no lines '{first.strip()}' and '{last}' to write "
-            "between"
-        )
-    before, _, rest = content.partition(first)
-    after = rest[rest.index(last) :]
-    content = f"{before}{first}{text}\n{after}"
-    write_atomically(
-        path, lambda file: file.write_text(content, encoding="utf-8")
-    )
 
 
 if __name__ == "__main__":

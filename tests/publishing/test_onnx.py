@@ -373,8 +373,8 @@ def test_int8_keeps_the_features_and_the_symbols(exported):
     }
     # The transform's basis stays, those of convolution, LSTM and head do not.
     assert (514, 1, 320) in shapes[np.float32]
-    assert {(6, 20, 7), (1, 6, 28), (14, 29)} <= shapes[np.int8]
-    assert not {(6, 20, 7), (1, 28, 6), (14, 29)} & shapes[np.float32]
+    assert {(6, 20, 11), (1, 7, 28), (14, 29)} <= shapes[np.int8]
+    assert not {(6, 20, 11), (1, 28, 7), (14, 29)} & shapes[np.float32]
 
 
 def test_int8_of_convolutions_is_near(tmp_path):

@@ -3,6 +3,7 @@
 import statistics
 from pathlib import Path
 
+from tutornet_sb.files import write_atomically
 from tutornet_sb.runs import read_results
 
 # Runs that agree in these are one row of a table.
@@ -130,6 +131,39 @@ def table(folders):
         one = len(group) == 1
         rows.append(row + [group[0]["folder"] if one else str(where)])
     return markdown_table(rows)
+
+
+def insert(path, name, text):
+    """Put a text between two marks of a file, instead of what is there.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The file; the marks are the lines ``<!-- NAME -->`` and
+        ``<!-- end NAME -->``.
+    name : str
+        Name of the marks.
+    text : str
+        What shall stand between them.
+
+    Raises
+    ------
+    ValueError
+        If the file has no such marks.
+    """
+    content = path.read_text(encoding="utf-8")
+    first, last = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    if first not in content or last not in content.partition(first)[2]:
+        raise ValueError(
+            f"{path} has no lines '{first.strip()}' and '{last}' to write "
+            "between"
+        )
+    before, _, rest = content.partition(first)
+    after = rest[rest.index(last) :]
+    content = f"{before}{first}{text}\n{after}"
+    write_atomically(
+        path, lambda file: file.write_text(content, encoding="utf-8")
+    )
 
 
 def _latency(run, split):
