@@ -1,6 +1,9 @@
 """The ``tutornet`` command."""
 
-from contextlib import contextmanager
+import json
+import shutil
+import sys
+from contextlib import ExitStack, contextmanager
 from io import StringIO
 from pathlib import Path
 from typing import Annotated
@@ -9,14 +12,17 @@ import typer
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from tqdm import tqdm
 
-from tutornet_sb import runs
+from tutornet_sb import runs, transcription
 from tutornet_sb.composition import include
 from tutornet_sb.distillation.taps import list_layers
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.publishing.export import FOREIGN_CLASS
 from tutornet_sb.publishing.export import export as export_run
+from tutornet_sb.publishing.loading import load_recogniser
 from tutornet_sb.reporting.compare import insert, table
+from tutornet_sb.reporting.scores import score as score_transcripts
 
 app = typer.Typer(
     help="Tools around TutorNet runs; the recipe's train.py trains.",
@@ -172,6 +178,222 @@ def _say_form(form, known):
         )
         yield f"    WER on {split}: {rates}"
         yield f"    the same transcript in {scores['utterances']}: {same}"
+
+
+@app.command()
+def transcribe(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A run (your own: it can run code), a folder by `tutornet "
+            "export`, an id on the Hugging Face hub (owner/name), or an ONNX "
+            "file.",
+        ),
+    ],
+    audio: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="AUDIO...",
+            help="Audio files, and folders of them with their subfolders.",
+        ),
+    ],
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Commit, tag or branch of a hub id."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Load a model that is described by a hyperparams.yaml, which "
+            "can run any code.",
+        ),
+    ] = False,
+    json_lines: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="Print a JSON object a line: file, text, duration (seconds), "
+            "confidence, and words with start, end and confidence.",
+        ),
+    ] = False,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream",
+            help="Listen as to a microphone, by a streaming student: what is "
+            "heard so far is shown in a terminal.",
+        ),
+    ] = False,
+    lm: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Decode by beam search with this KenLM file (.arpa or .bin).",
+        ),
+    ] = None,
+    beam_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Decode by beam search of this size (with --lm: 100)."
+        ),
+    ] = None,
+    score: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="REF",
+            help="Print WER and CER by these transcripts: a file of lines 'ID "
+            "TEXT', or a folder with *.trans.txt as LibriSpeech has. The id of "
+            "an audio file is its name without the ending.",
+        ),
+    ] = None,
+    batch_seconds: Annotated[
+        float, typer.Option(help="Audio encoded at a time (seconds).")
+    ] = 60.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write the transcripts into this file instead."
+        ),
+    ] = None,
+):
+    """Transcribe audio files: a line 'FILE TEXT' each, parted by a tab.
+
+    Any format that soundfile reads, any sample rate, any number of channels,
+    any length. A file that cannot be transcribed is named on standard error,
+    and the exit code is then 1; the others are done all the same.
+    """
+    with _failing_in_one_line("transcribe"), ExitStack() as stack:
+        files = transcription.find_audio(audio)
+        references = None
+        if score is not None:
+            references = transcription.read_references(score)
+            _check_ids(files)
+        recogniser = load_recogniser(model, revision, trust_remote_code, device)
+        searcher = None
+        if lm is not None or beam_size is not None:
+            searcher = transcription.make_searcher(
+                recogniser, beam_size or 100, lm
+            )
+        write = typer.echo
+        if output is not None:
+            if output.resolve() in [file.resolve() for file in files]:
+                raise ValueError(f"{output} is one of the audio files")
+            to = stack.enter_context(open(output, "w", encoding="utf-8"))
+
+            def write(line):
+                # Whoever looks on, or stops it, has what is done.
+                print(line, file=to, flush=True)
+
+        # Not in files and pipes; of a stream, it is what is heard so far.
+        bar = stack.enter_context(
+            tqdm(
+                total=None if stream else transcription.count_seconds(files),
+                unit="s",
+                bar_format="{desc}" if stream else _BAR,
+                disable=None,
+                leave=False,
+            )
+        )
+
+        def show(text):
+            # The last line of it
+            width = shutil.get_terminal_size().columns
+            bar.set_description_str(text[1 - width :])
+
+        texts, failed = {}, 0
+        for result in transcription.transcribe(
+            recogniser,
+            files,
+            batch_seconds,
+            searcher,
+            stream,
+            on_audio=bar.update,
+            on_partial=None if bar.disable else show,
+        ):
+            # The bar makes way, and what is said now need not stand there too.
+            if stream:
+                bar.set_description_str("")
+            with tqdm.external_write_mode(file=sys.stderr):
+                if isinstance(result, transcription.Failure):
+                    failed += 1
+                    typer.echo(
+                        f"tutornet transcribe: {result.file}: {result.reason}",
+                        err=True,
+                    )
+                    continue
+                texts[Path(result.file).stem] = result.text
+                write(
+                    _as_json(result)
+                    if json_lines
+                    else f"{result.file}\t{result.text}"
+                )
+        bar.close()
+        if references is not None:
+            _report(texts, references, score, json_lines)
+    if failed:
+        typer.echo(
+            f"tutornet transcribe: {failed} of {len(files)} files could not be "
+            "transcribed",
+            err=True,
+        )
+        raise typer.Exit(1)
+
+
+_BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s of audio, {remaining}"
+
+
+def _check_ids(files):
+    known = {}
+    for file in files:
+        other = known.setdefault(file.stem, file)
+        if other != file:
+            raise ValueError(
+                f"{other} and {file} have the same id, {file.stem}: score them "
+                "one by one"
+            )
+
+
+def _as_json(transcript):
+    content = transcript._asdict() | {
+        "duration": round(transcript.duration, 3),
+        "confidence": round(transcript.confidence, 4),
+        "words": [
+            {
+                "word": word.word,
+                "start": round(word.start, 3),
+                "end": round(word.end, 3),
+                "confidence": round(word.confidence, 4),
+            }
+            for word in transcript.words
+        ],
+    }
+    return json.dumps(content, ensure_ascii=False)
+
+
+def _report(texts, references, path, json_lines):
+    """Print the scores of what was transcribed and has a reference."""
+    scored = {key: texts[key] for key in texts if key in references}
+    if len(scored) < len(texts):
+        typer.echo(
+            f"tutornet transcribe: {len(texts) - len(scored)} of {len(texts)} "
+            f"transcripts have no reference in {path} and are not scored",
+            err=True,
+        )
+    if not scored:
+        raise ValueError(f"no file has a reference in {path}")
+    figures = score_transcripts(
+        {key: references[key] for key in scored}, scored
+    )
+    if json_lines:
+        typer.echo(json.dumps(figures))
+        return
+    typer.echo(
+        f"WER {figures['wer']:.2f} %, CER {figures['cer']:.2f} % "
+        f"({figures['utterances']} utterances, {figures['words']} words)"
+    )
 
 
 @contextmanager

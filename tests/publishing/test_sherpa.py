@@ -14,7 +14,7 @@ from tutornet_sb.networks.streaming import Stream
 from tutornet_sb.publishing.sherpa import (
     PIECE,
     OnlineGraph,
-    load_recogniser,
+    load_sherpa,
     write_sherpa,
     write_tokens,
 )
@@ -177,7 +177,7 @@ def test_sherpa_says_the_same(network, tmp_path):
     constructor = write_sherpa(model, tmp_path / "m.onnx")
     symbols = pieces(tokenizer)
     write_tokens(tmp_path / "tokens.txt", symbols, 0)
-    transcribe = load_recogniser(
+    transcribe = load_sherpa(
         constructor, tmp_path / "m.onnx", tmp_path / "tokens.txt"
     )
     is_online = constructor == ONLINE
@@ -209,4 +209,4 @@ def test_sherpa_says_the_same(network, tmp_path):
 def test_without_sherpa_it_is_asked_for(monkeypatch):
     monkeypatch.setitem(sys.modules, "sherpa_onnx", None)
     with pytest.raises(ValueError, match="pip install sherpa-onnx"):
-        load_recogniser(ONLINE, "m.onnx", "tokens.txt")
+        load_sherpa(ONLINE, "m.onnx", "tokens.txt")

@@ -295,8 +295,20 @@ def _scan_chapter(root, sample_rate, untranscribed, chapter, listing):
     if untranscribed:
         texts, skips = _check_names(audio, f"{speaker}-{chapter.name}-", folder)
     else:
-        transcript = f"{speaker}-{chapter.name}.trans.txt"
-        texts, skips = _read_transcript(chapter / transcript, folder)
+        prefix = f"{speaker}-{chapter.name}"
+        file = f"{folder}/{prefix}.trans.txt"
+        try:
+            texts, faults = read_transcript(
+                chapter / f"{prefix}.trans.txt", f"{prefix}-"
+            )
+        except FileNotFoundError:
+            texts, faults = {}, {}
+        except OSError:
+            texts, faults = (
+                {},
+                {pathlib.Path(file).stem: "unreadable transcript file"},
+            )
+        skips = [Skip(name, file, reason) for name, reason in faults.items()]
     rows = []
     for name in sorted(audio | texts.keys()):
         file = f"{folder}/{name}.flac"
@@ -318,23 +330,35 @@ def _scan_chapter(root, sample_rate, untranscribed, chapter, listing):
     return rows, skips
 
 
-def _read_transcript(path, folder):
-    """Transcripts by utterance id, and skips for the lines at fault."""
-    texts, skips = {}, []
-    file = f"{folder}/{path.name}"
-    try:
-        lines = path.read_bytes().splitlines()
-    except FileNotFoundError:
-        return texts, skips
-    except OSError:
-        return texts, [Skip(path.stem, file, "unreadable transcript file")]
+def read_transcript(path, prefix=""):
+    """Read a file of lines ``ID TRANSCRIPT``.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The file.
+    prefix : str
+        What all ids must begin with.
+
+    Returns
+    -------
+    texts : dict
+        Transcript by id, of the sound lines.
+    faults : dict
+        What is wrong with the others, by id.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    """
+    texts, faults = {}, {}
     seen = collections.Counter()
-    faults = {}
-    for line in filter(None, map(bytes.strip, lines)):
+    for line in filter(None, map(bytes.strip, path.read_bytes().splitlines())):
         words = line.decode(errors="replace").split()
         name, text = words[0], " ".join(words[1:])
         seen[name] += 1
-        if not name.startswith(path.name.removesuffix(".trans.txt") + "-"):
+        if not name.startswith(prefix):
             faults[name] = "id of another chapter"
         elif "\N{REPLACEMENT CHARACTER}" in name + text:
             faults[name] = "transcript not UTF-8"
@@ -345,10 +369,9 @@ def _read_transcript(path, folder):
         texts[name] = text
     # Which of two transcripts is right cannot be known.
     faults.update({name: "duplicate id" for name in seen if seen[name] > 1})
-    for name, reason in faults.items():
+    for name in faults:
         del texts[name]
-        skips.append(Skip(name, file, reason))
-    return texts, skips
+    return texts, faults
 
 
 def _check_names(audio, prefix, folder):

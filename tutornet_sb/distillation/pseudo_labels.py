@@ -103,25 +103,76 @@ def transcribe(source, wavs, wav_lens):
     # SpeechBrain rounds relative lengths to frames again.
     relative = lengths / log_probs.shape[1]
     symbols = ctc_greedy_decode(log_probs, relative, blank_id=blank)
-    counts = torch.tensor([len(ids) for ids in symbols])
-    costs = torch.nn.functional.ctc_loss(
-        log_probs.transpose(0, 1),
-        torch.tensor(sum(symbols, []), dtype=torch.long).to(log_probs.device),
-        lengths,
-        counts.to(lengths.device),
-        blank=blank,
-        reduction="none",
-    )
-    confidences = torch.exp(-costs.cpu() / counts.clamp(min=1)).tolist()
+    costs = surprise(log_probs, lengths, symbols, blank)
+    confidences = [
+        mean_probability(cost, len(ids))
+        for cost, ids in zip(costs, symbols, strict=True)
+    ]
     if not all(map(math.isfinite, confidences)):
         raise ValueError(
             f"the output of {source.name} is not finite for an utterance: are "
             "its weights sound, and is the audio at its sample rate?"
         )
     return [
-        Hypothesis(source.decode(ids), min(confidence, 1.0))
+        Hypothesis(source.decode(ids), confidence)
         for ids, confidence in zip(symbols, confidences, strict=True)
     ]
+
+
+def surprise(log_probs, lengths, symbols, blank_index=0):
+    """Compute ``-log P(y|x)`` of transcripts, over all their alignments.
+
+    Arguments
+    ---------
+    log_probs : torch.Tensor
+        ``(batch, frames, symbols)``.
+    lengths : torch.Tensor
+        Valid frames, integers of shape ``(batch,)``.
+    symbols : list of list of int
+        The transcripts, without blanks.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    list of float
+        Nats, one for each transcript.
+
+    Example
+    -------
+    >>> log_probs = torch.full((1, 2, 2), 0.5).log()
+    >>> costs = surprise(log_probs, torch.tensor([2]), [[1]])
+    >>> round(mean_probability(costs[0], 1), 4)  # three of the four paths
+    0.75
+    """
+    counts = torch.tensor([len(ids) for ids in symbols])
+    costs = torch.nn.functional.ctc_loss(
+        log_probs.transpose(0, 1),
+        torch.tensor(sum(symbols, []), dtype=torch.long).to(log_probs.device),
+        lengths,
+        counts.to(lengths.device),
+        blank=blank_index,
+        reduction="none",
+    )
+    return costs.tolist()
+
+
+def mean_probability(cost, count):
+    """Confidence in a transcript, as :func:`transcribe` defines it.
+
+    Arguments
+    ---------
+    cost : float
+        From :func:`surprise` (nats).
+    count : int
+        Symbols of the transcript.
+
+    Returns
+    -------
+    float
+        0 to 1.
+    """
+    return min(math.exp(-cost / max(count, 1)), 1.0)
 
 
 def normalise(text, letters):

@@ -21,7 +21,7 @@ from tutornet_sb.publishing import runner
 from tutornet_sb.publishing.onnx import compare, quantize, write_onnx
 from tutornet_sb.publishing.runner import OnnxModel
 from tutornet_sb.publishing.sherpa import (
-    load_recogniser,
+    load_sherpa,
     write_sherpa,
     write_tokens,
 )
@@ -246,7 +246,7 @@ def add_sherpa(to, model, tokenizer, config, speech):
     blank = config["blank_index"]
     constructor = write_sherpa(model, to / SHERPA)
     write_tokens(to / TOKENS, config["symbols"], blank)
-    transcribe = load_recogniser(constructor, to / SHERPA, to / TOKENS)
+    transcribe = load_sherpa(constructor, to / SHERPA, to / TOKENS)
     texts = {"pytorch": [], "sherpa": []}
     for one in tqdm(speech.test, desc="sherpa", unit="utterance"):
         wav = one.read()

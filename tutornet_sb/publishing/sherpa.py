@@ -309,7 +309,7 @@ def write_tokens(path, symbols, blank_index):
     path.write_text("".join(lines), encoding="utf-8")
 
 
-def load_recogniser(constructor, model, tokens):
+def load_sherpa(constructor, model, tokens):
     """Load what was written by the package sherpa-onnx itself.
 
     Arguments

@@ -54,13 +54,78 @@ def split_words(symbols, pieces):
     return words
 
 
-def _onsets(path, blank_index):
-    """Symbols of a path of one label a frame, and the frames they start at."""
+def symbol_runs(path, blank_index=0):
+    """Find the symbols in a path of one label a frame.
+
+    Arguments
+    ---------
+    path : torch.Tensor
+        Labels, integers of shape ``(frames,)``.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    list of tuple
+        ``(symbol, first, last)``: the symbol, and the first and last frame of
+        its run.
+
+    Example
+    -------
+    >>> symbol_runs(torch.tensor([0, 1, 1, 0, 1, 2]))
+    [(1, 1, 2), (1, 4, 4), (2, 5, 5)]
+    """
     path = path.cpu()
     starts = torch.ones_like(path, dtype=torch.bool)
     starts[1:] = path[1:] != path[:-1]
-    frames = (starts & (path != blank_index)).nonzero().flatten()
-    return path[frames].tolist(), frames.tolist()
+    frames = starts.nonzero().flatten()
+    symbols = path[frames].tolist()
+    frames = [*frames.tolist(), len(path)]
+    return [
+        (symbol, first, following - 1)
+        for symbol, first, following in zip(
+            symbols, frames, frames[1:], strict=False
+        )
+        if symbol != blank_index
+    ]
+
+
+def align_symbols(log_probs, symbols, blank_index=0):
+    """Find the frames of given symbols by CTC's most probable path.
+
+    Arguments
+    ---------
+    log_probs : torch.Tensor
+        ``(frames, symbols)``.
+    symbols : list of int
+        Indices, without blanks.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    list of tuple or None
+        First and last frame of each symbol; None if the frames are too few.
+
+    Example
+    -------
+    >>> probs = torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6]])
+    >>> align_symbols(probs.log(), [1, 1])
+    [(0, 0), (2, 2)]
+    """
+    repeated = sum(a == b for a, b in zip(symbols, symbols[1:], strict=False))
+    if len(symbols) + repeated > len(log_probs):
+        return None
+    if not symbols:
+        return []
+    path, _ = forced_align(
+        log_probs.unsqueeze(0),
+        torch.tensor([symbols], device=log_probs.device),
+        blank=blank_index,
+    )
+    return [
+        (first, last) for _, first, last in symbol_runs(path[0], blank_index)
+    ]
 
 
 @torch.no_grad()
@@ -141,16 +206,12 @@ def word_ends(
 def _align(log_probs, tokens, words, pieces, blank_index):
     """First and last symbol's frame of each word, or None."""
     spelled = split_words(tokens.tolist(), pieces)
-    needed = len(tokens) + int((tokens[1:] == tokens[:-1]).sum())
-    if [word for word, _, _ in spelled] != words or needed > len(log_probs):
+    if [word for word, _, _ in spelled] != words:
         return None
-    if not words:
-        return []
-    path, _ = forced_align(
-        log_probs.unsqueeze(0), tokens.unsqueeze(0), blank=blank_index
-    )
-    _, frames = _onsets(path[0], blank_index)
-    return [(frames[first], frames[last]) for _, first, last in spelled]
+    frames = align_symbols(log_probs, tokens.tolist(), blank_index)
+    if frames is None:
+        return None
+    return [(frames[first][0], frames[last][0]) for _, first, last in spelled]
 
 
 def _is_speech(wav, sample_rate, threshold):
@@ -235,13 +296,13 @@ def emission_latency(
                     f"{key}: {len(reference)} words are spoken, and "
                     f"{len(ends.get(key, ()))} word ends are given"
                 )
-            symbols, frames = _onsets(best[i, : lengths[i]], blank_index)
-            written = split_words(symbols, pieces)
+            runs = symbol_runs(best[i, : lengths[i]], blank_index)
+            written = split_words([symbol for symbol, _, _ in runs], pieces)
             reference_words += len(reference)
             for theirs, ours in _hits(reference, [w for w, _, _ in written]):
                 hits += 1
                 if ends[key][theirs] is not None:
-                    frame = frames[written[ours][2]]
+                    _, frame, _ = runs[written[ours][2]]
                     time = frame * model.frame_period + look_ahead
                     latencies.append(1000 * (time - ends[key][theirs]))
     figures = dict.fromkeys(("mean", "median", "p95"))
