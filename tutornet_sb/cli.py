@@ -298,6 +298,10 @@ def transcribe(
             )
         )
 
+        def advance(seconds):
+            # Headers may promise too little, and a bar ends at its total.
+            bar.update(min(seconds, bar.total - bar.n))
+
         def show(text):
             # The last line of it
             width = shutil.get_terminal_size().columns
@@ -310,7 +314,7 @@ def transcribe(
             batch_seconds,
             searcher,
             stream,
-            on_audio=bar.update,
+            on_audio=None if bar.disable or stream else advance,
             on_partial=None if bar.disable else show,
         ):
             # The bar makes way, and what is said now need not stand there too.

@@ -187,8 +187,9 @@ def read_audio(path, sample_rate):
     """Read an audio file block by block.
 
     Channels are averaged. The result is that of resampling the whole by
-    ``torchaudio.transforms.Resample``; ratios of sample rates that need more
-    than 640 filters are rounded, by less than three in a million.
+    ``torchaudio.transforms.Resample``, its filters in double precision. Ratios
+    of sample rates that need more than 640 filters are rounded, by less than
+    three in a million.
 
     Arguments
     ---------
@@ -248,7 +249,9 @@ def _read_blocks(file):
 
 @functools.lru_cache(maxsize=16)
 def _resampler(ratio):
-    return Resample(ratio.numerator, ratio.denominator)
+    # Made in single precision, the filters are off by up to 1e-4.
+    filters = Resample(ratio.numerator, ratio.denominator, dtype=torch.float64)
+    return filters.float()
 
 
 def _resample(blocks, ratio):
@@ -436,8 +439,8 @@ class Hearing:
     def __init__(self, recogniser, searcher=None):
         self._recogniser, self._searcher = recogniser, searcher
         self._most = round(_SEGMENT / recogniser.frame_period)
-        # Of each symbol: index, first and last frame, log-probability
-        self._symbols = []
+        # For each symbol: index, first and last frame, log-probability
+        self._greedy, self._searched = [], []
         self._cost = 0.0
         self._held, self._held_count, self._done = [], 0, 0
         self._label = recogniser.blank_index
@@ -459,15 +462,14 @@ class Hearing:
             raise ValueError("the model's output is not finite for it")
         if not len(log_probs):
             return
-        if self._searcher is None:
-            self._follow(log_probs)
+        self._follow(log_probs)
         self._held.append(log_probs)
         self._held_count += len(log_probs)
         while self._held_count > self._most:
             held = torch.cat(self._held)
             # Within the second half, the first two thirds of it
             first, last = self._most // 2, self._most * 5 // 6
-            cut = first + find_pause(self._is_blank(held[first:last]))
+            cut = first + find_pause(self.is_blank(held[first:last]))
             self._close(held[:cut])
             self._held = [held[cut:].clone()]
             self._held_count = len(held) - cut
@@ -490,11 +492,12 @@ class Hearing:
         if self._held_count:
             self._close(torch.cat(self._held))
             self._held, self._held_count = [], 0
-        ids = [symbol for symbol, *_ in self._symbols]
+        found = self._greedy if self._searcher is None else self._searched
+        ids = [symbol for symbol, *_ in found]
         decode, period = self._recogniser.decode, self._recogniser.frame_period
         words = []
         for _, first, last in split_words(ids, self._recogniser.pieces):
-            symbols = self._symbols[first : last + 1]
+            symbols = found[first : last + 1]
             word = _tidy(decode([symbol for symbol, *_ in symbols]))
             if word:
                 mean = sum(log for *_, log in symbols) / len(symbols)
@@ -512,7 +515,7 @@ class Hearing:
         return Transcript(file, _tidy(decode(ids)), duration, confidence, words)
 
     def latest(self, most=200):
-        """Decode what was read greedily so far.
+        """Decode greedily what was heard so far.
 
         Arguments
         ---------
@@ -524,10 +527,22 @@ class Hearing:
         str
             The text.
         """
-        ids = [symbol for symbol, *_ in self._symbols[-most:]]
+        ids = [symbol for symbol, *_ in self._greedy[-most:]]
         return _tidy(self._recogniser.decode(ids))
 
-    def _is_blank(self, log_probs):
+    def is_blank(self, log_probs):
+        """Tell which frames have no symbol.
+
+        Arguments
+        ---------
+        log_probs : torch.Tensor
+            ``(frames, symbols)``.
+
+        Returns
+        -------
+        torch.Tensor
+            True where the blank is the most probable, ``(frames,)``.
+        """
         return log_probs.argmax(-1) == self._recogniser.blank_index
 
     def _follow(self, log_probs):
@@ -539,31 +554,48 @@ class Hearing:
             log = float(best[first : last + 1].max())
             if first == 0 and symbol == self._label:
                 # It began in the frames before.
-                _, start, _, earlier = self._symbols.pop()
+                _, start, _, earlier = self._greedy.pop()
                 first, log = start - before, max(log, earlier)
-            self._symbols.append((symbol, before + first, before + last, log))
+            self._greedy.append((symbol, before + first, before + last, log))
         self._label = int(path[-1])
 
     def _close(self, log_probs):
         """Decode a segment if that is not done, and tell how likely it is."""
-        blank = self._recogniser.blank_index
         if self._searcher is None:
-            runs = symbol_runs(log_probs.argmax(-1), blank)
+            runs = symbol_runs(
+                log_probs.argmax(-1), self._recogniser.blank_index
+            )
             ids = [symbol for symbol, _, _ in runs]
+            cost = self._surprise(log_probs, ids)
         else:
-            # Not by relative lengths, which it rounds down.
-            (hypotheses,) = self._searcher(log_probs.unsqueeze(0))
-            ids = spell(hypotheses[0].text, self._recogniser.pieces)
-            spans = align_symbols(log_probs, ids, blank)
-            if spans is None:
-                raise ValueError("it has more symbols than frames")
+            ids, cost = self._search(log_probs)
+            spans = align_symbols(log_probs, ids, self._recogniser.blank_index)
             for symbol, (first, last) in zip(ids, spans, strict=True):
                 log = float(log_probs[first : last + 1, symbol].max())
                 first, last = self._done + first, self._done + last
-                self._symbols.append((symbol, first, last, log))
-        lengths = torch.tensor([len(log_probs)])
-        self._cost += surprise(log_probs.unsqueeze(0), lengths, [ids], blank)[0]
+                self._searched.append((symbol, first, last, log))
+        self._cost += cost
         self._done += len(log_probs)
+
+    def _search(self, log_probs):
+        """Symbols of the best hypothesis, and how unlikely they are."""
+        pieces = self._recogniser.pieces
+        # Not by relative lengths, which it rounds down.
+        (hypotheses,) = self._searcher(log_probs.unsqueeze(0))
+        ids = spell(hypotheses[0].text, pieces)
+        ways = [ids]
+        if ids and pieces[ids[0]] == "▁":
+            # The first word needs no sign of its beginning.
+            ways.append(ids[1:])
+        cost, ids = min((self._surprise(log_probs, way), way) for way in ways)
+        if math.isinf(cost):
+            raise ValueError("it has more symbols than frames")
+        return ids, cost
+
+    def _surprise(self, log_probs, ids):
+        lengths = torch.tensor([len(log_probs)])
+        blank = self._recogniser.blank_index
+        return surprise(log_probs.unsqueeze(0), lengths, [ids], blank)[0]
 
 
 def _tidy(text):
@@ -575,12 +607,12 @@ def _tidy(text):
 
 
 class _Part(NamedTuple):
-    """A window of a file, and how much of it is new (seconds)."""
+    """A window of a file, and how many of its samples are new."""
 
     job: object
     wav: torch.Tensor
     is_last: bool
-    seconds: float
+    samples: int
 
 
 class _Job:
@@ -590,8 +622,8 @@ class _Job:
         self.file = str(file)
         self.hearing = Hearing(recogniser, searcher)
         self.result = None
-        self.seconds = 0.0
-        self._blank_index = recogniser.blank_index
+        self.samples = 0
+        self._recogniser = recogniser
         self._hop_frames = hop_frames
         # Frames of the last window from _offset on
         self._pending, self._offset = None, 0
@@ -607,10 +639,9 @@ class _Job:
             shared = min(len(self._pending) - start, len(log_probs))
             quarter = shared // 4
             middle = slice(quarter, shared - quarter)
-            is_blank = (log_probs[middle].argmax(-1) == self._blank_index) & (
-                self._pending[start:][middle].argmax(-1) == self._blank_index
-            )
-            self._offset = quarter + find_pause(is_blank)
+            both = log_probs[middle], self._pending[start:][middle]
+            ours, theirs = map(self.hearing.is_blank, both)
+            self._offset = quarter + find_pause(ours & theirs)
             self.hearing.accept(self._pending[: start + self._offset])
             log_probs = log_probs[self._offset :]
         self._pending = log_probs
@@ -619,7 +650,8 @@ class _Job:
             self.finish()
 
     def finish(self):
-        self.result = self.hearing.finish(self.file, self.seconds)
+        duration = self.samples / self._recogniser.sample_rate
+        self.result = self.hearing.finish(self.file, duration)
 
     def fail(self, error):
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -697,7 +729,7 @@ def transcribe(
                     # Again from its beginning
                     break
                 new = len(wav) if is_last else hop_samples
-                yield _Part(job, wav, is_last, new / rate)
+                yield _Part(job, wav, is_last, new)
             else:
                 return
         _stream(job, recogniser, on_audio, on_partial)
@@ -708,7 +740,7 @@ def transcribe(
         jobs.append(job)
         try:
             for part in listen(job):
-                job.seconds += part.seconds
+                job.samples += part.samples
                 pool.append(part)
                 waiting += len(part.wav)
                 if waiting >= _POOL * batch_seconds * rate:
@@ -749,7 +781,7 @@ def _stream(job, recogniser, on_audio, on_partial):
 
     for block in read_audio(job.file, rate):
         for samples in block.split(chunk):
-            job.seconds += len(samples) / rate
+            job.samples += len(samples)
             hear(stream.accept(samples.unsqueeze(0)))
             on_audio(len(samples) / rate)
     hear(stream.finish())
@@ -770,7 +802,7 @@ def _encode(recogniser, pool, batch_seconds, on_audio):
         found = _encode_batch(recogniser, [pool[i].wav for i in batch])
         for i, log_probs in zip(batch, found, strict=True):
             encoded[i] = log_probs
-        on_audio(sum(pool[i].seconds for i in batch))
+        on_audio(sum(pool[i].samples for i in batch) / recogniser.sample_rate)
     for part, found in zip(pool, encoded, strict=True):
         job = part.job
         if job.result is not None:
