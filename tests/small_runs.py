@@ -35,6 +35,24 @@ WAV2VEC2 |= {"conv_dim": [4] * 7, "num_conv_pos_embedding_groups": 2}
 # Training had started from published weights, which lay somewhere.
 WAV2VEC2["source"] = "/somewhere/else"
 
+# Put before a program, a machine on which this package is not installed
+ELSEWHERE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "tutornet_sb":
+            raise ModuleNotFoundError(f"{name} is not installed here")
+
+sys.meta_path.insert(0, Blocked())
+try:
+    import tutornet_sb
+except ModuleNotFoundError:
+    pass
+else:
+    sys.exit("tutornet_sb can be imported")
+"""
+
 
 def write_run(folder, name, values, sample_rate=RATE):
     """A finished run of a small network with random weights."""

@@ -18,9 +18,10 @@ from tutornet_sb import runs, transcription
 from tutornet_sb.composition import include
 from tutornet_sb.distillation.taps import list_layers
 from tutornet_sb.networks.acoustic_model import AcousticModel
-from tutornet_sb.publishing.export import FOREIGN_CLASS
+from tutornet_sb.publishing import hub
 from tutornet_sb.publishing.export import export as export_run
 from tutornet_sb.publishing.loading import load_recogniser
+from tutornet_sb.publishing.model_card import loading_lines
 from tutornet_sb.reporting.compare import insert, table
 from tutornet_sb.reporting.scores import score as score_transcripts
 
@@ -29,6 +30,23 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+License = Annotated[
+    str | None,
+    typer.Option(
+        help="Licence of the model as the hub calls it, such as cc-by-4.0. It "
+        "follows from the corpus for LibriSpeech (cc-by-4.0) and MiniLibri "
+        "(apache-2.0)."
+    ),
+]
+Language = Annotated[
+    str | None,
+    typer.Option(
+        help="Language of the speech, such as en. It follows from the corpus "
+        "for LibriSpeech and MiniLibri."
+    ),
+]
 
 
 @app.callback()
@@ -142,6 +160,8 @@ def export(
             "by default that of the run."
         ),
     ] = None,
+    license: License = None,
+    language: Language = None,
 ):
     """Write a run as a model that SpeechBrain loads without this package.
 
@@ -149,16 +169,20 @@ def export(
     EncoderASR; other networks take their source with them, for foreign_class.
     """
     with _failing_in_one_line("export"):
-        config = export_run(run, folder, foreign, onnx, int8, sherpa, data)
-    name = config["load_with"]
-    module, _, called = name.rpartition(".")
-    if name != FOREIGN_CLASS:
-        # A method
-        module, _, cls = module.rpartition(".")
-        called = f"{cls}.{called}"
+        config = export_run(
+            run,
+            folder,
+            foreign=foreign,
+            onnx=onnx,
+            int8=int8,
+            sherpa=sherpa,
+            data=data,
+            license=license,
+            language=language,
+        )
     typer.echo(f"{folder} holds {config['name']}. To load it:")
-    typer.echo(f"    from {module} import {called.partition('.')[0]}")
-    typer.echo(f"    model = {called}(source={str(folder)!r})")
+    for line in loading_lines(config, str(folder)):
+        typer.echo(f"    {line}")
     for form in ("onnx", "sherpa"):
         if form in config:
             typer.echo("\n".join(_say_form(form, config[form])))
@@ -400,6 +424,67 @@ def _report(texts, references, path, json_lines):
     )
 
 
+@app.command()
+def publish(
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="DIR", help="Written by tutornet export."),
+    ],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Repository on the hub, OWNER/MODEL; made if there is none.",
+        ),
+    ],
+    private: Annotated[
+        bool,
+        typer.Option("--private", help="Make it for its owner alone."),
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BRANCH",
+            help="Branch instead of the main one; made if there is none.",
+        ),
+    ] = None,
+    license: License = None,
+    language: Language = None,
+    message: Annotated[
+        str | None, typer.Option(help="Message of the commit.")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="List what would go; send nothing."),
+    ] = False,
+):
+    """Put an exported model on the Hugging Face hub, in one commit.
+
+    README.md, the model card, is written from config.json each time. The token
+    is the one that `hf auth login` or HF_TOKEN has set. HF_ENDPOINT names
+    another hub.
+    """
+    with _failing_in_one_line("publish"):
+        if dry_run:
+            upload = hub.prepare(
+                folder, name, private, revision, license, language
+            )
+        else:
+            upload, commit, changed = hub.publish(
+                folder, name, private, revision, license, language, message
+            )
+    sizes = upload.sizes
+    if dry_run:
+        typer.echo(f"To {upload.url}, branch {upload.branch}, would go:")
+        width = len(f"{sum(sizes.values()):,}")
+        for path, size in sizes.items():
+            typer.echo(f"    {size:{width},}  {path}")
+    else:
+        state = "holds now" if changed else "held all this already"
+        typer.echo(f"{upload.url} {state}, commit {commit}:")
+    typer.echo(f"{len(sizes)} files, {sum(sizes.values()):,} bytes")
+
+
 @contextmanager
 def _failing_in_one_line(command):
     """Name what is wrong with a model instead of showing a traceback."""
@@ -413,6 +498,7 @@ def _failing_in_one_line(command):
         ImportError,
         TypeError,
         RuntimeError,
+        hub.HubError,
     ) as error:
         reason = " ".join(str(error).split())
         typer.echo(f"tutornet {command}: {reason}", err=True)

@@ -16,6 +16,7 @@ from small_runs import (
     BLOCKS,
     CONFORMER,
     DEEPSPEECH2,
+    ELSEWHERE,
     RATE,
     RECURRENT,
     WAV2VEC2,
@@ -55,24 +56,12 @@ FOREIGN = {
     "gru_foreign": ("gru", {**RECURRENT, "normalize": "sentence"}),
 }
 NETWORKS = STOCK | FOREIGN
-# What a user does, where this package is not
-USER = """
-import importlib.util, json, sys
+# What a user does there
+USER = (
+    ELSEWHERE
+    + """
+import json
 import torch
-
-class Blocked:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "tutornet_sb":
-            raise ModuleNotFoundError(f"{name} is not installed here")
-
-sys.meta_path.insert(0, Blocked())
-try:
-    import tutornet_sb
-except ModuleNotFoundError:
-    pass
-else:
-    sys.exit("tutornet_sb can be imported")
-
 from speechbrain.inference.ASR import EncoderASR
 from speechbrain.inference.interfaces import foreign_class
 
@@ -92,6 +81,7 @@ for name, (folder, is_stock) in task["exports"].items():
 assert not [name for name in sys.modules if name.startswith("tutornet_sb")]
 torch.save(found, task["found"])
 """
+)
 
 
 def transcribe(tokenizer, logits, lengths):

@@ -1,0 +1,693 @@
+"""The real client of the Hugging Face hub, against a hub on loopback."""
+
+import json
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import traceback
+
+import huggingface_hub
+import pytest
+import soundfile
+from huggingface_hub import ModelCard, constants
+from small_runs import (
+    BLOCKS,
+    ELSEWHERE,
+    RATE,
+    RECURRENT,
+    make_speech,
+    write_run,
+)
+from typer.testing import CliRunner
+
+from tutornet_sb import files
+from tutornet_sb.cli import app
+from tutornet_sb.publishing import hub as publishing
+from tutornet_sb.publishing.export import export
+
+CANARY = "hf_CanaryCanaryCanaryCanary"
+READER = "hf_ReaderReaderReaderReader"
+NAME = "me/lstm_mini"
+FILES = {
+    ".gitattributes",
+    "README.md",
+    "config.json",
+    "hyperparams.yaml",
+    "model.ckpt",
+    "model.safetensors",
+    "tokenizer.ckpt",
+    "tokenizer.model",
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Exports of a network of stock parts and of one with its source."""
+    folder = tmp_path_factory.mktemp("exported")
+    jasper = {"blocks": BLOCKS, "encoder_size": 8}
+    for name, network, values in (
+        ("stock", "lstm", RECURRENT),
+        ("foreign", "jasper_mini", jasper),
+    ):
+        write_run(folder / "runs" / name, network, values)
+        export(folder / "runs" / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def folder(exported, tmp_path):
+    """An export that a test may change."""
+    return shutil.copytree(exported / "stock", tmp_path / "lstm_mini")
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """Seconds waited, in no time."""
+    waited = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def hub(hub, monkeypatch, waits, tmp_path):
+    """The hub, where one may write and another may not."""
+    hub.users = {CANARY: ("me", True), READER: ("me", False)}
+    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    return hub
+
+
+def publish(*arguments):
+    return CliRunner().invoke(app, ["publish", *map(str, arguments)])
+
+
+def published(*arguments):
+    """What is said of a success."""
+    result = publish(*arguments)
+    assert result.exit_code == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def refused(*arguments):
+    """The only line of standard error."""
+    result = publish(*arguments)
+    assert result.exit_code == 1, result.stdout
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("tutornet publish: ")
+    assert result.stdout == ""
+    return line
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+# ---------------------------------------------------------------------- success
+
+
+def test_all_files_come_in_one_commit(hub, folder):
+    before = contents(folder)
+    said = published(folder, NAME)
+    assert contents(folder) == before
+    there = hub.files(NAME)
+    assert there.keys() == FILES
+    for name in FILES - {".gitattributes", "README.md"}:
+        assert there[name] == before[name]
+    assert hub.history(NAME) == ["initial commit", "Publish lstm_mini"]
+    assert not hub.repositories[NAME].private
+    sha = hub.repositories[NAME].branches["main"]
+    size = sum(map(len, there.values())) - len(there[".gitattributes"])
+    assert said.splitlines() == [
+        f"{hub.url}/{NAME} holds now, commit {sha}:",
+        f"{len(FILES) - 1} files, {size:,} bytes",
+    ]
+
+
+def test_the_card_says_to_load_it_from_the_hub(hub, folder):
+    published(folder, NAME, "--license", "mit", "--language", "de")
+    card = ModelCard(hub.files(NAME)["README.md"].decode())
+    assert (card.data.license, card.data.language) == ("mit", "de")
+    assert f'from_hparams(source="{NAME}")' in card.text
+    assert 'from_hparams(source="stock")' in (folder / "README.md").read_text()
+
+
+def test_large_files_go_to_the_store_without_the_token(hub, folder):
+    published(folder, NAME)
+    stored = [
+        authorized
+        for request, authorized in zip(
+            hub.requests, hub.authorized, strict=True
+        )
+        if request.startswith("PUT /store/")
+    ]
+    assert stored == [False] * 4
+    assert set(hub.stored.values()) == {
+        (folder / name).read_bytes()
+        for name in ("model.ckpt", "model.safetensors", "tokenizer.model")
+    }
+
+
+def test_nothing_new_makes_no_commit(hub, folder):
+    published(folder, NAME)
+    sha = hub.repositories[NAME].branches["main"]
+    said = published(folder, NAME, "--message", "again")
+    assert f"held all this already, commit {sha}" in said
+    assert len(hub.history(NAME)) == 2
+
+
+def test_what_changed_comes_in_one_commit(hub, folder, exported):
+    published(folder, NAME)
+    hub.requests.clear()
+    config = files.read_json(folder / "config.json")
+    files.write_json(folder / "config.json", config | {"name": "better"})
+    said = published(folder, NAME, "--message", "Say it better")
+    assert "holds now" in said
+    assert hub.history(NAME)[2:] == ["Say it better"]
+    assert b"# better" in hub.files(NAME)["README.md"]
+    assert not [r for r in hub.requests if r.startswith("PUT")]
+
+
+def test_files_of_an_earlier_model_go_and_those_of_others_stay(hub, exported):
+    published(exported / "foreign", NAME)
+    repository = hub.repositories[NAME]
+    there = repository.at("main").files
+    others = {
+        "photo.png": there["README.md"],
+        "onnx/m.onnx": there["custom.py"],
+    }
+    repository.commit("main", "By hand", there | others)
+    published(exported / "stock", NAME)
+    assert hub.files(NAME).keys() == FILES | {"photo.png"}
+    assert len(hub.history(NAME)) == 4
+
+
+def test_a_private_repository_is_made_and_its_card_knows(hub, folder):
+    published(folder, NAME, "--private")
+    assert hub.repositories[NAME].private
+    text = hub.files(NAME)["README.md"].decode()
+    assert "fetch_config=FetchConfig(token=True)" in text
+    # Once made, it need not be said.
+    assert "held all this already" in published(folder, NAME)
+
+
+def test_private_is_not_for_what_is_public(hub, folder):
+    hub.create(NAME)
+    line = refused(folder, NAME, "--private")
+    assert f"{NAME} is there and public" in line
+    assert hub.history(NAME) == ["initial commit"]
+
+
+def test_a_branch_is_made_and_the_main_one_left_alone(hub, folder):
+    published(folder, NAME)
+    main = hub.repositories[NAME].branches["main"]
+    (folder / "custom.py").write_text("# new\n")
+    published(folder, NAME, "--revision", "try/1")
+    assert hub.repositories[NAME].branches["main"] == main
+    there = hub.files(NAME, "try/1")
+    assert there["custom.py"] == b"# new\n"
+    assert b'FetchConfig(revision="try/1")' in there["README.md"]
+    # At once where there is nothing
+    published(folder, "me/other", "--revision", "first")
+    assert hub.files("me/other").keys() == {".gitattributes"}
+    assert hub.files("me/other", "first").keys() == FILES | {"custom.py"}
+    # The main branch by its name is no other one.
+    published(folder, NAME, "--revision", "main")
+    assert b"FetchConfig" not in hub.files(NAME)["README.md"]
+
+
+def test_other_runtimes_come_along(hub, folder):
+    for name in ("onnx/model.onnx", "sherpa/tokens.txt"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text(name)
+    published(folder, NAME)
+    there = hub.files(NAME)
+    assert there["onnx/model.onnx"] == b"onnx/model.onnx"
+    assert there["sherpa/tokens.txt"] == b"sherpa/tokens.txt"
+
+
+def test_a_dry_run_lists_what_then_goes(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    said = published(folder, NAME, "--dry-run", "--revision", "dev")
+    assert hub.requests == []
+    first, *rows, last = said.splitlines()
+    assert first == f"To {hub.url}/{NAME}, branch dev, would go:"
+    listed = {
+        name: int(size.replace(",", ""))
+        for size, name in (row.split() for row in rows)
+    }
+    assert last == f"{len(rows)} files, {sum(listed.values()):,} bytes"
+    monkeypatch.setenv("HF_TOKEN", CANARY)
+    published(folder, NAME, "--revision", "dev")
+    there = hub.files(NAME, "dev")
+    del there[".gitattributes"]
+    assert listed == {name: len(content) for name, content in there.items()}
+
+
+# ----------------------------------------------------------------- what is sent
+
+
+def test_what_is_no_export_is_refused(hub, tmp_path, folder):
+    assert "is no exported model" in refused(tmp_path, NAME)
+    (folder / "config.json").write_text('{"model_type": "wav2vec2"}')
+    assert "is no exported model" in refused(folder, NAME)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["token", ".cache/huggingface/x", "onnx.bak"])
+def test_stray_files_are_named(hub, folder, name):
+    (folder / name).parent.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(CANARY)
+    line = refused(folder, NAME)
+    assert f"lstm_mini holds what no export writes: {name}" in line
+    assert CANARY not in line
+    assert refused(folder, NAME, "--dry-run") == line
+    assert hub.requests == []
+
+
+def test_links_are_refused(hub, folder, tmp_path):
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key.onnx").write_text("key")
+    (folder / "onnx").symlink_to(tmp_path / "secret")
+    assert "onnx is a link" in refused(folder, NAME)
+    (folder / "onnx").unlink()
+    (folder / "custom.py").symlink_to(tmp_path / "secret" / "key.onnx")
+    assert "custom.py is a link" in refused(folder, NAME)
+    (folder / "custom.py").unlink()
+    (folder / "custom.py").symlink_to(tmp_path / "nothing")
+    assert "custom.py is a link" in refused(folder, NAME)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "hyperparams.yaml"])
+def test_a_missing_file_is_named(hub, folder, name):
+    (folder / name).unlink()
+    assert f"lstm_mini lacks {name}" in refused(folder, NAME)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    "name, said",
+    [
+        ("lstm", "say OWNER/lstm"),
+        ("me/l/stm", "me/l/stm"),
+        ("me/-lstm", "-lstm"),
+        ("../lstm", "../lstm"),
+    ],
+)
+def test_names_that_will_not_do(hub, folder, name, said):
+    assert said in refused(folder, name)
+    assert hub.requests == []
+
+
+def test_a_commit_is_no_branch(hub, folder):
+    line = refused(folder, NAME, "--revision", "a" * 40)
+    assert "is a commit: name a branch" in line
+    assert hub.requests == []
+
+
+def test_the_licence_of_another_corpus_must_be_given(hub, folder):
+    config = files.read_json(folder / "config.json")
+    config["results"]["corpus"] = "small"
+    files.write_json(folder / "config.json", config)
+    assert "say --license" in refused(folder, NAME)
+    assert hub.requests == []
+    published(folder, NAME, "--license", "unknown")
+    card = ModelCard(hub.files(NAME)["README.md"].decode())
+    assert card.data.license == "unknown"
+
+
+def test_a_licence_that_the_hub_does_not_know_makes_nothing(hub, folder):
+    line = refused(folder, NAME, "--license", "apache2")
+    assert '"license" must be one of' in line
+    assert "Nothing was changed there" in line
+    assert hub.repositories == {}
+    hub.create(NAME)
+    assert "must be one of" in refused(folder, NAME, "--license", "apache2")
+    assert hub.history(NAME) == ["initial commit"]
+
+
+# --------------------------------------------------------------------- failures
+
+INFO = "GET /api/models/me/lstm_mini/revision"
+MAKE = "POST /api/repos/create"
+BRANCH = "POST /api/models/me/lstm_mini/branch"
+PREUPLOAD = "POST /api/models/me/lstm_mini/preupload"
+BATCH = "POST /me/lstm_mini.git/info/lfs/objects/batch"
+STORE = "PUT /store/"
+VERIFY = "POST /me/lstm_mini/verify"
+VALIDATE = "POST /api/validate-yaml"
+COMMIT = "POST /api/models/me/lstm_mini/commit"
+STEPS = [INFO, MAKE, BRANCH, PREUPLOAD, BATCH, STORE, VERIFY, VALIDATE, COMMIT]
+MEANT = {
+    401: "does not accept the token (401): log in again by `hf auth login`",
+    403: "the token may not do this (403)",
+    404: "the hub has no me/lstm_mini (404)",
+    409: "was changed by somebody else at the same time",
+    429: "in trouble or too busy (429)",
+    500: "in trouble or too busy (500)",
+    503: "in trouble or too busy (503)",
+    "cut": "was cut or gave no answer",
+    "page": "is not that of a hub: is HF_ENDPOINT right?",
+}
+# What the client tries again itself, 5 times
+BY_CLIENT = (PREUPLOAD, BATCH, STORE, VERIFY)
+
+
+@pytest.mark.parametrize("how", [401, 403, 404, 409, 500, "cut"])
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_fails_for_good(hub, folder, waits, caplog, step, how):
+    if step == INFO and how == 404:
+        pytest.skip("a missing repository is made")
+    line = refused_without_the_token(
+        hub, caplog, [(step, how)], folder, "--revision", "dev"
+    )
+    assert MEANT[how] in line
+    # Nothing half-way
+    if NAME in hub.repositories:
+        assert hub.history(NAME) == ["initial commit"]
+    if step == COMMIT and how in (500, "cut"):
+        assert "Whether the commit has come about is not known" in line
+    elif STEPS.index(step) <= STEPS.index(MAKE) or step == VALIDATE:
+        assert line.endswith("Nothing was changed there")
+        assert hub.repositories == {}
+    elif step == BRANCH:
+        assert line.endswith(
+            "For it, the repository was made, and nothing put there yet"
+        )
+    else:
+        assert "the repository and the branch dev was made" in line
+    tries = len([r for r in hub.requests if r.startswith(step)])
+    if how not in (500, "cut"):
+        assert waits == [] or step in BY_CLIENT
+    elif step in (STORE, VERIFY):
+        # Four files at a time
+        assert 6 <= tries <= 24
+    else:
+        assert tries == (6 if step in BY_CLIENT else 5)
+
+
+def refused_without_the_token(hub, caplog, faults, folder, *arguments):
+    """The only line of a failure, in which no way shows the token."""
+    caplog.set_level(logging.DEBUG)
+    before = contents(folder)
+    for pattern, how in faults:
+        hub.fail(pattern, how)
+    line = refused(folder, NAME, *arguments)
+    found = [line, *(record.getMessage() for record in caplog.records)]
+    assert not [text for text in found if CANARY in text]
+    assert contents(folder) == before
+    return line
+
+
+def test_nobody_sees_the_token(hub, folder, caplog, capfd, tmp_path):
+    for how in (401, 403, 409, 500, "cut", "page"):
+        for step in (INFO, MAKE, PREUPLOAD, STORE, COMMIT):
+            hub.faults.clear()
+            hub.repositories.clear()
+            hub.stored.clear()
+            hub.fail(step, how, said=f"Not with {CANARY}, no")
+            with pytest.raises(publishing.HubError) as caught:
+                publishing.publish(folder, NAME)
+            error = caught.value
+            shown = [str(error), repr(error)]
+            shown += traceback.format_exception(error)
+            assert not [text for text in shown if CANARY in text]
+            if how == 403:
+                assert "Not with <token>, no" in str(error)
+    out, err = capfd.readouterr()
+    assert CANARY not in out + err
+    assert not [r for r in caplog.records if CANARY in r.getMessage()]
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert CANARY.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("how", [429, 500, 502, 503, 504, "cut"])
+@pytest.mark.parametrize("step", STEPS)
+def test_what_passes_is_tried_again(hub, folder, waits, step, how):
+    hub.fail(step, how, times=2)
+    published(folder, NAME, "--revision", "dev")
+    assert hub.files(NAME, "dev").keys() == FILES
+    assert hub.history(NAME) == ["initial commit", "Publish lstm_mini"]
+    assert waits
+
+
+def test_the_hub_says_how_long_to_wait(hub, folder, waits, monkeypatch):
+    hub.fail(INFO, 429, times=1)
+    send = hub.http.RequestHandlerClass.send
+
+    def send_wait(self, content, headers, status):
+        if status == 429:
+            headers = headers | {"Retry-After": "30"}
+        send(self, content, headers, status)
+
+    monkeypatch.setattr(hub.http.RequestHandlerClass, "send", send_wait)
+    published(folder, NAME)
+    assert waits == [30]
+
+
+@pytest.mark.parametrize("step", [MAKE, BRANCH, COMMIT])
+def test_what_was_done_is_not_done_twice(hub, folder, step):
+    hub.fail(step, "cut after", times=1)
+    said = published(folder, NAME, "--revision", "dev")
+    assert "holds now" in said
+    assert hub.files(NAME, "dev").keys() == FILES
+    assert hub.history(NAME) == ["initial commit", "Publish lstm_mini"]
+
+
+def test_a_commit_of_which_nothing_is_heard(hub, folder, caplog):
+    hub.fail(INFO, "cut", times=0)
+    line = refused_without_the_token(
+        hub, caplog, [(COMMIT, "cut after"), ("GET", after(hub))], folder
+    )
+    assert "Whether the commit has come about is not known" in line
+    hub.faults.clear()
+    assert "held all this already" in published(folder, NAME)
+    assert len(hub.history(NAME)) == 2
+
+
+def after(hub):
+    """Cut all that comes after the commit."""
+
+    def how():
+        came = any(request.startswith(COMMIT) for request in hub.requests)
+        return "cut" if came else None
+
+    return how
+
+
+def test_somebody_else_was_faster(hub, folder, caplog):
+    hub.create(NAME)
+
+    def commit():
+        repository = hub.repositories[NAME]
+        there = repository.at("main").files
+        theirs = {"theirs.txt": there[".gitattributes"]}
+        repository.commit("main", "Theirs", there | theirs)
+
+    line = refused_without_the_token(hub, caplog, [(COMMIT, commit)], folder)
+    assert "was changed by somebody else at the same time" in line
+    assert "A commit has happened since" in line
+    assert line.endswith("Nothing was changed there")
+    assert hub.history(NAME) == ["initial commit", "Theirs"]
+
+
+def test_a_commit_that_arrives_late(hub, folder, monkeypatch):
+    """The first try is done after the second has looked."""
+    published(folder, NAME)
+    (folder / "custom.py").write_text("# new\n")
+    kept = []
+    make_commit = hub.make_commit
+
+    def late(*arguments, **named):
+        if not kept:
+            kept.append((arguments, named))
+            hub.fail(COMMIT, "cut", times=0)
+            raise RuntimeError
+        make_commit(*kept[0][0], **kept[0][1])
+        monkeypatch.setattr(hub, "make_commit", make_commit)
+        return make_commit(*arguments, **named)
+
+    monkeypatch.setattr(hub, "make_commit", late)
+    monkeypatch.setattr(hub.http, "handle_error", lambda *_: None)
+    assert "holds now" in published(folder, NAME)
+    assert hub.files(NAME)["custom.py"] == b"# new\n"
+    assert len(hub.history(NAME)) == 3
+
+
+def test_no_repository_is_made_by_who_may_not(hub, folder, monkeypatch):
+    assert "(403)" in refused(folder, "they/lstm_mini")
+    monkeypatch.setenv("HF_TOKEN", READER)
+    assert "(403)" in refused(folder, NAME)
+    assert hub.repositories == {}
+    monkeypatch.setenv("HF_TOKEN", "hf_old")
+    line = refused(folder, NAME)
+    assert "(401)" in line and "hf_old" not in line
+
+
+@pytest.mark.parametrize("token", ["hf_Ca\x0bnary", "hf_Ca nary", "hf_Canäry"])
+def test_a_token_that_is_none_is_not_shown(hub, folder, monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    line = refused(folder, NAME)
+    assert "characters that no token has" in line
+    assert "hf_" not in line.replace("hf auth", "")
+    assert hub.requests == []
+
+
+def test_without_a_token_nothing_is_asked(hub, folder, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    line = refused(folder, NAME)
+    assert "log in by `hf auth login`, or set HF_TOKEN" in line
+    assert hub.requests == []
+
+
+def test_offline(hub, folder, monkeypatch, waits):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE is set" in refused(folder, NAME)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    for endpoint in (f"http://127.0.0.1:{port}", "hub.example", "http://[::"):
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        line = refused(folder, NAME)
+        assert f"{endpoint} cannot be reached" in line
+    assert hub.requests == waits == []
+
+
+def test_a_hub_that_does_not_answer(hub, folder, monkeypatch, waits):
+    monkeypatch.setattr(publishing, "TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        assert "gave no answer" in refused(folder, NAME)
+    assert waits == list(publishing.WAITS)
+
+
+def test_a_web_page_is_no_hub(hub, folder):
+    hub.fail("GET", "page")
+    assert "is not that of a hub" in refused(folder, NAME)
+
+
+# ------------------------------------------------------------------- round trip
+
+USER = """
+import json, sys, torch
+
+task = json.load(open(sys.argv[1]))
+torch.set_num_threads(1)
+if task["is_stock"]:
+    from speechbrain.inference.ASR import EncoderASR
+    load = EncoderASR.from_hparams
+else:
+    from speechbrain.inference.interfaces import foreign_class as load
+model = load(source=task["source"])
+print(json.dumps([model.transcribe_file(path) for path in task["paths"]]))
+"""
+
+
+def environment(hub, home, **named):
+    return os.environ | {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home),
+        "HF_HUB_DISABLE_XET": "1",
+        **named,
+    }
+
+
+def last_line(code, cwd, env, *arguments):
+    (cwd / "user.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "user.py", *arguments],
+        cwd=cwd,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert CANARY not in done.stdout + done.stderr
+    return done.stdout.splitlines()[-1]
+
+
+@pytest.mark.parametrize("kind", ["stock", "foreign"])
+def test_a_model_comes_back_from_the_hub(
+    hub, exported, tmp_path, monkeypatch, kind
+):
+    paths = []
+    for seed, seconds in enumerate((0.7, 1.1)):
+        paths.append(str(tmp_path / f"{seed}.wav"))
+        wav = make_speech(seed, seconds).numpy()
+        soundfile.write(paths[-1], wav, RATE, subtype="FLOAT")
+    shutil.copy(paths[1], tmp_path / "speech.wav")
+    home, name = tmp_path / "home", f"me/{kind}"
+    env = environment(hub, home, HF_TOKEN=CANARY)
+    # The command in a process of its own, as from a shell
+    for extra in ([], ["--dry-run"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "tutornet_sb.cli", "publish"]
+            + [str(exported / kind), name, "--private", *extra],
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"{hub.url}/{name}" in done.stdout
+        assert CANARY not in done.stdout + done.stderr
+    texts = {}
+    published(exported / kind, "me/public")
+    for source in (str(exported / kind), "me/public"):
+        task = {"source": source, "paths": paths, "is_stock": kind == "stock"}
+        (tmp_path / "task.json").write_text(json.dumps(task))
+        texts[source] = json.loads(
+            last_line(ELSEWHERE + USER, tmp_path, env, "task.json")
+        )
+    here, there = texts.values()
+    assert here == there
+    assert all(len(set(text)) > 2 for text in here)
+    # What the cards say, in a folder that has none of the files
+    for repository in (name, "me/public"):
+        code = snippet(hub.files(repository)["README.md"].decode())
+        assert (repository == name) == ("token=True" in code)
+        assert last_line(ELSEWHERE + code, tmp_path, env) == there[1]
+    monkeypatch.setenv("HF_HOME", str(home))
+    snapshot = huggingface_hub.snapshot_download(
+        "me/public", cache_dir=tmp_path / "cache", endpoint=hub.url
+    )
+    back = {
+        os.path.relpath(os.path.join(where, file), snapshot)
+        for where, _, names in os.walk(snapshot)
+        for file in names
+    }
+    expected = FILES | ({"custom.py"} if kind == "foreign" else set())
+    assert back == expected
+
+
+def snippet(card):
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    return code
+
+
+@pytest.mark.parametrize("how", [401, 403, 500, "cut"])
+def test_xet_fails_in_one_line(hub, folder, tmp_path, how):
+    """By the real client of the hub's other store."""
+    hub.fail("GET /api/models/me/lstm_mini/xet-write-token", how)
+    env = environment(hub, tmp_path, HF_TOKEN=CANARY, HF_HUB_DISABLE_XET="0")
+    done = subprocess.run(
+        [sys.executable, "-m", "tutornet_sb.cli", "publish", folder, NAME],
+        env=env,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("tutornet publish: ")
+    assert CANARY not in done.stdout + done.stderr
+    assert "the repository was made, and nothing put there yet" in line
+    assert hub.history(NAME) == ["initial commit"]
