@@ -489,10 +489,11 @@ def test_files_are_found_in_folders_and_each_once(tmp_path):
 # ----------------------------------------------------------------- long files
 
 
-def loudness_recogniser(log, is_garbled=True, max_seconds=math.inf):
+def loudness_recogniser(log, jitter=False, max_seconds=math.inf):
     """Hears the symbol k where the samples of a frame are k / 32.
 
-    What it hears at both edges of a window is garbled, unless that is silent.
+    It hears nothing at both edges of a window. With jitter, it hears a frame
+    late in every other window or so.
     """
     pieces = ["<b>", "▁", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
 
@@ -503,9 +504,10 @@ def loudness_recogniser(log, is_garbled=True, max_seconds=math.inf):
         levels = levels.reshape(len(wavs), -1, 320).mean(-1)
         symbols = (32 * levels).round().long()
         for row, count in zip(symbols, frames, strict=True):
-            for edge in (row[:5], row[max(0, count - 5) : count]):
-                if is_garbled and edge.all():
-                    edge[:] = 27
+            if jitter and row.sum() % 2:
+                row[1:] = row[:-1].clone()
+            row[:5] = 0
+            row[max(0, count - 5) :] = 0
         hot = torch.nn.functional.one_hot(symbols, len(pieces))
         return (20.0 * hot).log_softmax(-1), frames
 
@@ -525,22 +527,28 @@ def silence(seconds):
     return np.zeros(round(seconds * RATE))
 
 
-@pytest.mark.parametrize("window", [2.0, 2.5, 3.99])
-def test_a_long_file_of_known_utterances_is_their_transcripts(window, tmp_path):
+@pytest.mark.parametrize(
+    "window, jitter", [(2.0, False), (2.5, False), (3.99, False), (6.0, True)]
+)
+def test_a_long_file_of_known_utterances_is_their_transcripts(
+    window, jitter, tmp_path
+):
     heard = []
-    recogniser, pieces = loudness_recogniser(heard)
+    recogniser, pieces = loudness_recogniser(heard, jitter)
     generator = np.random.default_rng(0)
     texts, parts, files = [], [silence(0.2)], []
     for index in range(40):
         letters = generator.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXY"), 9)
         text = "".join(letters[:4]) + " " + "".join(letters[4:])
-        wav = say(text, pieces)
-        # Also without a pause
-        gap = [0.4, 0.02, 0.12][index % 3]
+        # Of one frame, a late symbol would be lost or heard twice at a cut.
+        frames = 1 if jitter else 2
+        wav = say(text, pieces, frames)
+        # Also with hardly a pause
+        gap = [0.4, 0.12 if jitter else 0.02, 0.12][index % 3]
         alone = np.concatenate([silence(0.2), wav, silence(0.2)])
         files.append(write(tmp_path / f"{index}.wav", alone))
         texts.append(text)
-        parts += [wav, say(" ", pieces), silence(gap)]
+        parts += [wav, say(" ", pieces, frames), silence(gap)]
     path = write(tmp_path / "long.wav", np.concatenate([*parts, silence(0.2)]))
     alone = [result.text for result in transcribe(recogniser, files)]
     assert alone == texts
@@ -549,7 +557,7 @@ def test_a_long_file_of_known_utterances_is_their_transcripts(window, tmp_path):
     assert found.text == " ".join(alone)
     assert found.duration == pytest.approx(soundfile.info(path).duration)
     assert max(longest for _, longest in heard) <= window * RATE
-    # Where the words are: of the first symbol, and of the last of two frames
+    # Where the words begin
     whole = np.concatenate([*parts, silence(0.2)])
     levels = np.round(32 * whole.reshape(-1, 320).mean(1)).astype(int)
     labels = [0, *levels, 0]
@@ -558,7 +566,9 @@ def test_a_long_file_of_known_utterances_is_their_transcripts(window, tmp_path):
         for frame in range(len(levels))
         if levels[frame] > 1 and first_of_word(labels, frame + 1)
     ]
-    assert [round(word.start / 0.02) for word in found.words] == starts
+    assert len(starts) == 80
+    for word, start in zip(found.words, starts, strict=True):
+        assert 0 <= round(word.start / 0.02) - start <= jitter
 
 
 def first_of_word(labels, frame):
@@ -679,12 +689,11 @@ def test_an_hour_does_not_fill_the_memory(tmp_path):
 def test_batches_are_of_like_length_and_bounded(tmp_path):
     heard = []
     recogniser, pieces = loudness_recogniser(heard)
-    seconds = [0.2, 3.0, 0.3, 2.9, 0.2, 0.3, 3.1, 0.2]
+    seconds = [0.4, 3.0, 0.6, 2.9, 0.4, 0.6, 3.1, 0.4]
     files = []
     for index, length in enumerate(seconds):
         wav = silence(length)
-        wav[3200:] = 0
-        wav[:320] = (index + 2) / 32
+        wav[2240:2560] = (index + 2) / 32
         files.append(write(tmp_path / f"{index}.wav", wav))
     results = transcribe(recogniser, files, batch_seconds=4.0)
     assert [result.text for result in results] == list("ABCDEFGH")
@@ -719,7 +728,7 @@ def test_what_the_model_cannot_encode_is_told_apart(tmp_path):
 
     recogniser = good._replace(encode=encode)
     files = [
-        write(tmp_path / f"{level}.wav", np.full(3200, level))
+        write(tmp_path / f"{level}.wav", np.full(6400, level))
         for level in (2 / 32, 0.75, 3 / 32, 0.5, 4 / 32)
     ]
     results = list(transcribe(recogniser, files))
@@ -796,7 +805,10 @@ def test_a_long_file_that_breaks_late_leaves_no_half_transcript(
     wav[-100] = math.nan
     files = [
         write(tmp_path / "long.wav", wav),
-        write(tmp_path / "next.wav", np.append(say("A", pieces), silence(1))),
+        write(
+            tmp_path / "next.wav",
+            np.concatenate([silence(0.2), say("A", pieces), silence(0.2)]),
+        ),
     ]
     for pool in (0.001, 4):
         monkeypatch.setattr(transcription, "_POOL", pool)
