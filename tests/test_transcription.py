@@ -291,15 +291,15 @@ ngram 1=5
 ngram 2=2
 
 \\1-grams:
--1.0 <unk>
--99 <s> 0
--1.0 </s>
--1.0 AB 0
--1.0 BA 0
+-1.0\t<unk>\t0
+-99\t<s>\t0
+-1.0\t</s>
+-1.0\tAB\t0
+-1.0\tBA\t0
 
 \\2-grams:
--0.1 BA AB
--3.0 BA BA
+-0.1\tBA AB
+-3.0\tBA BA
 
 \\end\\
 """

@@ -167,9 +167,13 @@ def test_an_onnx_file_and_its_folder(tmp_path):
         torch.testing.assert_close(
             log_probs, expected.transpose(1, 2).log_softmax(-1)
         )
-    write_onnx(tmp_path / "other.onnx", SYMBOLS)
-    with pytest.raises(ValueError, match="model.onnx, other.onnx: name one"):
+    write_onnx(tmp_path / "a.onnx", [*SYMBOLS, "C"])
+    assert load_recogniser(tmp_path).pieces == SYMBOLS
+    (tmp_path / "model.onnx").rename(tmp_path / "b.onnx")
+    with pytest.raises(ValueError, match=r"a\.onnx, b\.onnx: name one"):
         load_recogniser(tmp_path)
+    (tmp_path / "a.onnx").unlink()
+    assert load_recogniser(tmp_path).pieces == SYMBOLS
 
 
 def test_the_export_goes_before_the_onnx_file_beside_it(to):

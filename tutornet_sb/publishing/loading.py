@@ -25,6 +25,8 @@ from tutornet_sb.publishing.export import (
 )
 from tutornet_sb.reporting.latency import split_words
 
+# The one of several in a folder that is meant, where it is not named
+ONNX_FILE = "model.onnx"
 # In an ONNX file's metadata: the key, and what it says there
 ONNX_KEY = "tutornet"
 ONNX_FORMAT = "tutornet_sb onnx 1"
@@ -128,7 +130,8 @@ def load_recogniser(
       ``config.json`` and ``model.safetensors`` are read (and downloaded); no
       code that comes with them runs.
     - ``onnx``: a file that says in its metadata what it is, as ``tutornet
-      export --onnx`` writes it, or a folder with one such file.
+      export --onnx`` writes it, or a folder with ``model.onnx`` or one other
+      such file.
     - ``encoder_asr``: what SpeechBrain's ``EncoderASR`` loads, by a
       ``hyperparams.yaml``, which can run any code.
     - ``ctc``: folder or hub id of a ``Wav2Vec2ForCTC``, ``HubertForCTC`` or
@@ -182,10 +185,11 @@ def load_recogniser(
     elif _says_export(path):
         recogniser = _load_export(path, name, device)
     elif files := sorted(path.glob("*.onnx")):
-        if len(files) > 1:
+        named = [file for file in files if file.name == ONNX_FILE] or files
+        if len(named) > 1:
             names = ", ".join(file.name for file in files)
             raise ValueError(f"{source} holds {names}: name one of the files")
-        recogniser = _load_onnx(files[0], device)
+        recogniser = _load_onnx(named[0], device)
     else:
         recogniser = _load_other(source, None, trust_remote_code, device)
     _try_out(recogniser)
