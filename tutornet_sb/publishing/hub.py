@@ -71,6 +71,8 @@ FAILURES = (
 )
 
 
+# How the client of the hub's store (hf_xet) words an answer
+STORE_STATUS = re.compile(r"HTTP status \w+ error \((\d{3})")
 UNREACHABLE = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
@@ -488,8 +490,9 @@ def _explain(error, name, endpoint, progress):
     if type(error) is RuntimeError and error.__cause__ is not None:
         # The client's "error while uploading"
         return _explain(error.__cause__, name, endpoint, progress)
-    response = getattr(error, "response", None)
-    status = getattr(response, "status_code", None)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return _Problem("HF_HUB_OFFLINE is set: unset it to publish")
+    status = _status(error)
     is_transient = status == 429 or (status or 0) >= 500 or _is_cut(error)
     # The commit begins with a question to which some errors are unreadable.
     is_transient |= _is_unreadable(error) and progress.is_committing
@@ -497,8 +500,6 @@ def _explain(error, name, endpoint, progress):
         # It may have been done for all we know.
         progress.is_uncertain |= _may_be_of_commit(error)
     is_transient &= not progress.is_tried_by_client
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return _Problem("HF_HUB_OFFLINE is set: unset it to publish")
     if isinstance(error, UNREACHABLE):
         return _Problem(
             f"{endpoint} cannot be reached: look after the connection (and "
@@ -532,7 +533,7 @@ def _explain(error, name, endpoint, progress):
             f"the hub is in trouble or too busy ({status}): run the same "
             "command again later",
             is_transient,
-            _asked_wait(response),
+            _asked_wait(error),
         )
     return _Problem(
         REFUSALS.get(status, "the hub refuses this, {status}{said}").format(
@@ -541,9 +542,19 @@ def _explain(error, name, endpoint, progress):
     )
 
 
+def _status(error):
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code
+    found = STORE_STATUS.search(str(error))
+    return int(found[1]) if found else None
+
+
 def _is_cut(error):
-    return isinstance(error, httpx2.TransportError) and not isinstance(
-        error, UNREACHABLE
+    return (
+        isinstance(error, (httpx2.TransportError, ConnectionError))
+        and not isinstance(error, UNREACHABLE)
+        and _status(error) is None
     )
 
 
@@ -560,8 +571,9 @@ def _may_be_of_commit(error):
         return True
 
 
-def _asked_wait(response):
-    asked = response.headers.get("retry-after", "")
+def _asked_wait(error):
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    asked = headers.get("retry-after", "")
     return min(int(asked), LONGEST_WAIT) if asked.isdigit() else 0.0
 
 
