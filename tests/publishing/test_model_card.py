@@ -6,9 +6,9 @@ import re
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
+from small_runs import RECURRENT, WAV2VEC2, write_run
 from typer.testing import CliRunner
 
-from tests.publishing.test_export import RECURRENT, WAV2VEC2, write_run
 from tutornet_sb import files, runs
 from tutornet_sb.cli import app
 from tutornet_sb.publishing.export import export
