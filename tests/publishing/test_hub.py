@@ -384,10 +384,10 @@ def test_a_step_that_fails_for_good(hub, folder, waits, caplog, step, how):
         assert hub.repositories == {}
     elif step == BRANCH:
         assert line.endswith(
-            "For it, the repository was made, and nothing put there yet"
+            "Made for it so far: the repository; nothing was put there yet"
         )
     else:
-        assert "the repository and the branch dev was made" in line
+        assert "so far: the repository and the branch dev; nothing" in line
     tries = len([r for r in hub.requests if r.startswith(step)])
     if how not in (500, "cut"):
         assert waits == [] or step in BY_CLIENT
@@ -688,5 +688,5 @@ def test_xet_fails_in_one_line(hub, folder, how):
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("tutornet publish: ")
     assert MEANT[how] in line
-    assert "the repository was made, and nothing put there yet" in line
+    assert "so far: the repository; nothing was put there yet" in line
     assert hub.history(NAME) == ["initial commit"]

@@ -585,5 +585,5 @@ def _what_is_left(progress):
         )
     if progress.made:
         made = " and ".join(progress.made)
-        return f"For it, {made} was made, and nothing put there yet"
+        return f"Made for it so far: {made}; nothing was put there yet"
     return "Nothing was changed there"
