@@ -287,26 +287,37 @@ def test_other_runtimes_are_shown(config, tmp_path):
         "scores": {
             "test-clean": scored
             | {"wer": {"pytorch": 30.09, "onnx": 30.09, "int8": 30.26}}
+            | {"same": {"onnx": 56, "int8": 54}}
         },
     }
     config["sherpa"] = {
         "model": "sherpa/model.onnx",
         "tokens": "sherpa/tokens.txt",
-        "recognizer": "OfflineRecognizer.from_nemo_ctc",
+        "recognizer": "OnlineRecognizer.from_t_one_ctc",
         "scores": {
             "test-clean": scored
-            | {"wer": {"pytorch": 30.09, "sherpa": 30.6}, "same": 55}
+            | {"wer": {"pytorch": 30.09, "sherpa": 30.6}}
+            | {"same": {"sherpa": 55}}
         },
     }
     card = ModelCard(model_card(config, folder, "me/model"))
     assert {"onnx", "sherpa-onnx"} <= set(card.data.tags)
     assert "at most 2e-05 nats on the 50 utterances of test-clean" in card.text
     assert "`onnx/model.int8.onnx` has weights of 8 bits" in card.text
-    assert "`OfflineRecognizer.from_nemo_ctc`" in card.text
-    assert "55 of 56 transcripts of test-clean" in card.text
+    assert "`OnlineRecognizer.from_t_one_ctc`" in card.text
+    assert "at 8000 Hz" in card.text
     table = rows(card.text)
-    assert ["test-clean", "30.09", "30.09", "30.26", "56", "585"] in table
-    assert ["test-clean", "30.09", "30.60", "56", "585"] in table
+    assert [
+        "test-clean",
+        "30.09",
+        "30.09",
+        "30.26",
+        "56",
+        "54",
+        "56",
+        "585",
+    ] in table
+    assert ["test-clean", "30.09", "30.60", "55", "56", "585"] in table
     # As the exporter may leave them out
     config["onnx"] |= {"int8": None, "scores": {}}
     del config["sherpa"]
