@@ -209,7 +209,7 @@ class StageBrain(sb.Brain):
         Arguments
         ---------
         batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``.
+            With ``sig``, or ``targets`` from a store.
         encoding : Encoding
             The student's own.
 
@@ -219,7 +219,7 @@ class StageBrain(sb.Brain):
             Shapes as in ``encoding``.
         """
         return align(
-            self.modules.teacher(*batch.sig),
+            self.modules.teacher.teach(batch),
             encoding.lengths,
             self.student.frame_period,
             frames=encoding.hidden.shape[1],

@@ -12,10 +12,9 @@ def _collect(student, teacher, batches, frames, delay, blank_index):
     hidden, posteriors, found = [], [], 0
     device = next(student.parameters()).device
     for batch in batches:
-        wavs, wav_lens = batch.to(device).sig
-        encoding = student(wavs, wav_lens)
+        encoding = student(*batch.to(device).sig)
         targets = align(
-            teacher(wavs, wav_lens),
+            teacher.teach(batch),
             encoding.lengths,
             student.frame_period,
             blank_index,
@@ -58,10 +57,11 @@ def fit_head(
     ---------
     student : AcousticModel
         Its head is fitted in place.
-    teacher : Teacher
+    teacher : Teacher or StoredTeacher
         With a CTC head, and the student's symbols.
     batches : iterable of speechbrain.dataio.batch.PaddedBatch
-        With ``sig``, in an order that any part of is a fair sample.
+        With ``sig``, and ``targets`` if they come from a store, in an order
+        that any part of is a fair sample.
     frames : int
         Frames to take at the most.
     delay : float

@@ -300,7 +300,7 @@ def write_pseudo_labels(
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():
             writer.writerow(HEADER)
-        for batch in _batches(rest, batch_seconds, num_workers):
+        for batch in longest_first(rest, batch_seconds, num_workers):
             heard = transcribe(source, *batch.to(device).sig)
             for key, hypothesis in zip(batch.id, heard, strict=True):
                 text, lost = normalise(hypothesis.text, letters)
@@ -420,8 +420,23 @@ def _read(path):
     return rows
 
 
-def _batches(data, batch_seconds, num_workers):
-    """Utterances of like length together, the longest first."""
+def longest_first(data, batch_seconds, num_workers=0):
+    """Batch utterances of like length, the longest first.
+
+    Arguments
+    ---------
+    data : speechbrain.dataio.dataset.DynamicItemDataset
+        Has ``duration`` (seconds).
+    batch_seconds : float
+        Audio of a batch, padding included (seconds).
+    num_workers : int
+        Processes that read audio.
+
+    Returns
+    -------
+    torch.utils.data.DataLoader
+        Of ``PaddedBatch``.
+    """
     sampler = DynamicBatchSampler(
         data,
         max_batch_length=batch_seconds,

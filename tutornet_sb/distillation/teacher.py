@@ -138,6 +138,21 @@ class Teacher(torch.nn.Module):
             self.frame_period,
         )
 
+    def teach(self, batch):
+        """Teach a batch, as a ``StoredTeacher`` does too.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``sig``.
+
+        Returns
+        -------
+        TeacherTargets
+            Hidden states and posteriors in float32.
+        """
+        return self(*batch.sig)
+
 
 def _some(items, most=3):
     items = list(items)

@@ -1,0 +1,425 @@
+"""Targets into a store and out of it, against the teacher itself."""
+
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataloader import make_dataloader
+from speechbrain.dataio.dataset import DynamicItemDataset
+from torch.utils.data import DataLoader
+
+from tutornet_sb.distillation import extraction
+from tutornet_sb.distillation.alignment import align
+from tutornet_sb.distillation.extraction import (
+    StoredTeacher,
+    describe,
+    fill_store,
+    weights_hash,
+)
+from tutornet_sb.distillation.head import fit_head
+from tutornet_sb.distillation.pairs import make_projectors
+from tutornet_sb.distillation.projector import Projector
+from tutornet_sb.distillation.store import TargetStore
+from tutornet_sb.distillation.teacher import Teacher
+from tutornet_sb.distillation.vocabulary import VocabularyMap
+from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
+from tutornet_sb.networks.recurrent import RecurrentEncoder
+
+PIECES = ["<b>", "a", "b", "c", "d", "e"]
+EXACT = {"posteriors": "fp16", "top_k": 4, "hidden": "fp16", "pq_bytes": 4}
+SMALL = {"posteriors": "topk", "top_k": 2, "hidden": "pq", "pq_bytes": 4}
+TAPS = ["encoder.conv", "encoder"]
+
+
+def make_model(seed=0, size=12, stride=2):
+    torch.manual_seed(seed)
+    encoder = RecurrentEncoder(16, 8, size, 1, stride=stride)
+    head = torch.nn.Linear(encoder.output_size, len(PIECES))
+    head.weight.data *= 15
+    return AcousticModel(LogMelFeatures(n_mels=16), encoder, head)
+
+
+def make_data(count=12, first=0):
+    generator = torch.Generator().manual_seed(1)
+    items = {}
+    for index in range(count):
+        samples = 3200 + 1111 * ((5 * index) % count)
+        wave = 0.1 * torch.randn(samples, generator=generator)
+        items[f"u{first + index}"] = {"sig": wave, "duration": samples / 16000}
+    return DynamicItemDataset(items, output_keys=["id", "sig"])
+
+
+@pytest.fixture
+def teacher():
+    return Teacher(make_model(), TAPS)
+
+
+def fill(folder, teacher, data, encodings=EXACT, **options):
+    what = describe(teacher, PIECES, 0, encodings)
+    options = {"batch_seconds": 3.0, "progressbar": False} | options
+    return fill_store(folder, what, teacher, data, **options)
+
+
+def taught_data(data, stored):
+    taught = DynamicItemDataset(data.data)
+    taught.add_dynamic_item(
+        lambda key, sig: stored.read(key, len(sig)),
+        takes=["id", "sig"],
+        provides="targets",
+    )
+    taught.set_output_keys(["id", "sig", "targets"])
+    return taught
+
+
+# ------------------------------------------------- as if the teacher were there
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_store_says_what_the_teacher_says(teacher, tmp_path, workers):
+    data = make_data()
+    stored = StoredTeacher(fill(tmp_path / "s", teacher, data), TAPS)
+    assert stored.taps.keys() == teacher.taps.keys()
+    assert stored.hidden_sizes == teacher.hidden_sizes == [8, 24]
+    assert stored.symbols == teacher.symbols == len(PIECES)
+    assert stored.frame_period == teacher.frame_period
+    loader = make_dataloader(
+        taught_data(data, stored), batch_size=5, num_workers=workers
+    )
+    seen = 0
+    for batch in loader:
+        ours, theirs = stored.teach(batch), teacher.teach(batch)
+        assert torch.equal(ours.lengths, theirs.lengths)
+        assert len(set(ours.lengths.tolist())) > 1
+        # On the frames of a student that is slower, and pads more
+        frames = theirs.hidden.shape[1] // 2 + 4
+        lengths = (theirs.lengths + 1) // 2
+        pair = [align(t, lengths, 0.04, frames=frames) for t in (ours, theirs)]
+        for a, b in ((ours, theirs), pair):
+            for row, length in enumerate(b.lengths.tolist()):
+                for name in ("hidden", "posteriors"):
+                    torch.testing.assert_close(
+                        getattr(a, name)[row, :length],
+                        getattr(b, name)[row, :length],
+                        rtol=2e-3,
+                        atol=2e-4,
+                    )
+        seen += len(batch.id)
+    assert seen == len(data)
+
+
+def test_small_encodings_are_near(teacher, tmp_path):
+    data = make_data(40)
+    stored = StoredTeacher(fill(tmp_path / "s", teacher, data, SMALL), TAPS)
+    batch = PaddedBatch([taught_data(data, stored)[i] for i in range(8)])
+    ours, theirs = stored.teach(batch), teacher.teach(batch)
+    for row, length in enumerate(theirs.lengths.tolist()):
+        a, b = (t.hidden[row, :length, 8:] for t in (ours, theirs))
+        cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1)
+        assert cosine.mean() > 0.8
+        a, b = (t.posteriors[row, :length] for t in (ours, theirs))
+        assert (a - b).abs().max() < 0.15
+        assert (a - b).abs().mean() < 0.03
+
+
+def test_fewer_layers_can_be_wanted_than_there_are(teacher, tmp_path):
+    data = make_data()
+    store = fill(tmp_path / "s", teacher, data)
+    both = StoredTeacher(store, TAPS)
+    batches = {
+        name: PaddedBatch([taught_data(data, t)[i] for i in range(4)])
+        for name, t in (
+            ("both", both),
+            ("last", StoredTeacher(store, ["encoder"])),
+            ("none", StoredTeacher(store)),
+        )
+    }
+    hidden = both.teach(batches["both"]).hidden
+    last = StoredTeacher(store, ["encoder"]).teach(batches["last"])
+    none = StoredTeacher(store).teach(batches["none"])
+    assert torch.equal(last.hidden, hidden[..., 8:])
+    assert none.hidden.shape[-1] == 0
+    assert torch.equal(none.posteriors, last.posteriors)
+    # The hidden states are not even read.
+    assert batches["none"].targets.data.shape[-1] == 2 + 2 * 5
+
+
+def test_a_teacher_of_other_symbols(tmp_path):
+    mapping = VocabularyMap([1, 0, None, 2, 3, 3], 4, 1)
+    teacher = Teacher(make_model(), [], mapping)
+    what = describe(teacher, ["a", "<b>", "c", "d"], 1, EXACT)
+    assert what["vocabulary"]["map"] == [1, 0, 4, 2, 3, 3]
+    data = make_data()
+    stored = StoredTeacher(
+        fill_store(tmp_path / "s", what, teacher, data, progressbar=False)
+    )
+    batch = PaddedBatch([taught_data(data, stored)[i] for i in range(3)])
+    ours, theirs = stored.teach(batch), teacher.teach(batch)
+    length = int(theirs.lengths[0])
+    torch.testing.assert_close(
+        ours.posteriors[0, :length],
+        theirs.posteriors[0, :length],
+        rtol=2e-3,
+        atol=2e-4,
+    )
+
+
+def test_the_head_of_a_student_is_fitted_from_a_store(teacher, tmp_path):
+    data = make_data()
+    stored = StoredTeacher(fill(tmp_path / "s", teacher, data))
+    losses, heads = [], []
+    for source in (teacher, stored):
+        student = make_model(seed=5, size=7)
+        batches = make_dataloader(taught_data(data, stored), batch_size=4)
+        losses.append(fit_head(student, source, batches, steps=30))
+        heads.append(student.head.weight.detach())
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+    torch.testing.assert_close(*heads, rtol=0.05, atol=0.02)
+
+
+def test_projectors_fit_a_stored_teacher(teacher, tmp_path):
+    stored = StoredTeacher(fill(tmp_path / "s", teacher, make_data()), TAPS)
+    pairs = [{"teacher": path, "student": "encoder"} for path in TAPS]
+    student = make_model(seed=5, size=7)
+    ours = make_projectors(Projector, pairs, stored, student)
+    theirs = make_projectors(Projector, pairs, teacher, student)
+    assert ours.parts == theirs.parts
+    assert [p.map.out_features for p in ours] == [8, 24]
+    with pytest.raises(ValueError, match="not tapped at encoder.conv"):
+        make_projectors(
+            Projector, pairs, StoredTeacher(stored.store, ["encoder"]), student
+        )
+
+
+# ---------------------------------------------------------------------- filling
+
+
+def count_heard(teacher, monkeypatch):
+    """Utterances the teacher hears, once for each time."""
+    heard = []
+    teach = Teacher.teach
+
+    def count(self, batch):
+        heard.extend(batch.id)
+        return teach(self, batch)
+
+    monkeypatch.setattr(Teacher, "teach", count)
+    return heard
+
+
+def test_only_what_is_missing_is_heard(teacher, tmp_path, monkeypatch):
+    heard = count_heard(teacher, monkeypatch)
+    fill(tmp_path / "s", teacher, make_data(5))
+    assert sorted(heard) == [f"u{i}" for i in range(5)]
+    heard.clear()
+    fill(tmp_path / "s", teacher, make_data(5))
+    assert heard == []
+    store = fill(tmp_path / "s", teacher, make_data(4, first=3))
+    assert sorted(heard) == ["u5", "u6"] and len(store) == 7
+
+
+def test_an_interrupted_filling_goes_on(teacher, tmp_path, monkeypatch):
+    heard = count_heard(teacher, monkeypatch)
+    write, batches = extraction._write, []
+
+    def stop(writer, codec, batch, targets):
+        write(writer, codec, batch, targets)
+        writer.finish()
+        batches.append(batch.id)
+        if len(batches) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(extraction, "_write", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fill(tmp_path / "s", teacher, make_data())
+    done = set(sum(batches, []))
+    assert 0 < len(done) < 12 and len(TargetStore(tmp_path / "s")) == len(done)
+    heard.clear()
+    monkeypatch.setattr(extraction, "_write", write)
+    store = fill(tmp_path / "s", teacher, make_data())
+    assert set(heard) == {f"u{i}" for i in range(12)} - done
+    assert len(store) == 12 and store.check() == []
+
+
+def test_the_rest_of_a_store_with_more_layers(teacher, tmp_path):
+    """A run that taps no layer adds what a run that does will want."""
+    fill(tmp_path / "s", teacher, make_data(5))
+    fill(tmp_path / "s", Teacher(teacher.model, []), make_data(9))
+    data = make_data(9)
+    stored = StoredTeacher(fill(tmp_path / "s", teacher, data), TAPS)
+    batch = PaddedBatch([taught_data(data, stored)[8]])
+    torch.testing.assert_close(
+        stored.teach(batch).hidden,
+        teacher.teach(batch).hidden,
+        rtol=2e-3,
+        atol=2e-4,
+    )
+
+
+def test_filling_leaves_the_random_numbers_as_they_were(teacher, tmp_path):
+    torch.manual_seed(7)
+    wanted = torch.rand(3)
+    torch.manual_seed(7)
+    fill(tmp_path / "s", teacher, make_data(), SMALL)
+    assert torch.equal(torch.rand(3), wanted)
+
+
+def test_codebooks_are_made_once(teacher, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        first = fill(tmp_path / "s", teacher, make_data(6), SMALL)
+        assert "Codebooks are trained on" in caplog.text
+        caplog.clear()
+        second = fill(tmp_path / "s", teacher, make_data(8), SMALL)
+    assert "Codebooks" not in caplog.text
+    books = [s.codec.states["encoder"].codebook for s in (first, second)]
+    assert torch.equal(*books)
+
+
+def test_half_precision_of_the_teacher(teacher, tmp_path):
+    data = make_data(4)
+    fine = fill(tmp_path / "fine", teacher, data)
+    half = fill(tmp_path / "half", teacher, data, precision="bf16")
+    assert half.made["precision"] == "bf16"
+    pair = []
+    for store in (fine, half):
+        stored = StoredTeacher(store, TAPS)
+        batch = PaddedBatch([taught_data(data, stored)[0]])
+        pair.append(stored.teach(batch).hidden)
+    assert not torch.equal(*pair)
+    torch.testing.assert_close(*pair, rtol=0.1, atol=0.05)
+
+
+def test_a_teacher_that_breaks_is_named_with_its_utterance(teacher, tmp_path):
+    data = make_data(6)
+    data.data["u4"]["sig"][100] = torch.nan
+    with pytest.raises(ValueError, match="utterance u4: .* not finite"):
+        fill(tmp_path / "s", teacher, data)
+
+
+def test_the_progress_bar_shows_audio_hours_per_hour(teacher, tmp_path, capsys):
+    fill(tmp_path / "s", teacher, make_data(), progressbar=True)
+    error = capsys.readouterr().err
+    assert "hours of audio" in error and "audio hours per hour" in error
+
+
+# --------------------------------------------------------------- fingerprints
+
+
+def test_any_weight_changes_the_hash():
+    model = make_model()
+    before = weights_hash(model)
+    assert weights_hash(make_model()) == before
+    assert weights_hash(make_model().train()) == before
+    with torch.no_grad():
+        model.head.bias[0] += 1e-6
+    changed = weights_hash(model)
+    assert changed != before
+    model.encoder.norm.running_mean[0] += 1
+    assert weights_hash(model) not in (before, changed)
+
+
+def test_another_teacher_is_refused(teacher, tmp_path):
+    fill(tmp_path / "s", teacher, make_data(3))
+    other = Teacher(make_model(seed=1), TAPS)
+    hashes = [weights_hash(t.model) for t in (teacher, other)]
+    with pytest.raises(
+        ValueError, match=f"weights is {hashes[0]}, and now it is {hashes[1]}"
+    ):
+        fill(tmp_path / "s", other, make_data(3))
+
+
+def test_other_features_are_refused(teacher, tmp_path):
+    fill(tmp_path / "s", teacher, make_data(3))
+    model = make_model()
+    model.features = LogMelFeatures(n_mels=16, win_length=25)
+    with pytest.raises(
+        ValueError, match="win_length is 320, and now it is 400"
+    ):
+        fill(tmp_path / "s", Teacher(model, TAPS), make_data(3))
+
+
+def test_hearing_changes_no_fingerprint(teacher):
+    before = describe(teacher, PIECES, 0, EXACT)
+    teacher(torch.randn(2, 9000), torch.tensor([1.0, 0.5]))
+    assert describe(teacher, PIECES, 0, EXACT) == before
+
+
+def test_a_teacher_with_nothing_to_say():
+    model = make_model()
+    model.head = torch.nn.Linear(24, 0)
+    with pytest.raises(ValueError, match="no layer is tapped"):
+        describe(Teacher(model, []), PIECES, 0, EXACT)
+
+
+# ------------------------------------------------------------ several processes
+
+FILL = """
+import sys
+import speechbrain as sb, torch
+sys.path.insert(0, {tests!r})
+torch.set_num_threads(1)
+import test_extraction as t
+from tutornet_sb.distillation.teacher import Teacher
+run_opts = {{"distributed_backend": "gloo"}}
+sb.utils.distributed.ddp_init_group(run_opts)
+teacher = Teacher(t.make_model(), t.TAPS)
+write = t.extraction._write
+def slowly(*args):
+    write(*args)
+    if {kill}:
+        args[0].finish()
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+t.extraction._write = slowly
+store = t.fill({folder!r}, teacher, t.make_data(), t.SMALL)
+sys.stdout.write(f"FILLED {{len(store)}} ")
+"""
+
+
+def run_fill(folder, ranks=1, kill=False):
+    tests = os.path.dirname(__file__)
+    script = folder.parent / "fill.py"
+    script.write_text(FILL.format(tests=tests, folder=str(folder), kill=kill))
+    start = [sys.executable]
+    if ranks > 1:
+        start += ["-m", "torch.distributed.run", "--standalone"]
+        start += [f"--nproc_per_node={ranks}"]
+    return subprocess.run(
+        [*start, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+def test_two_ranks_share_the_work_and_a_killed_filling_goes_on(tmp_path):
+    folder = tmp_path / "s"
+    killed = run_fill(folder, kill=True)
+    assert killed.returncode == -9
+    first = len(TargetStore(folder))
+    assert 0 < first < 12
+    done = run_fill(folder, ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("FILLED 12") == 2
+    store = TargetStore(folder)
+    assert len(store) == 12 and store.check() == []
+    # Nothing twice, and a shard of each rank
+    shards = sorted((folder / "shards").iterdir())
+    assert len(shards) == 3
+    found = [len(store._shard_of[store._shard_of == i]) for i in range(3)]
+    assert sum(found) == 12 and min(found) > 0
+    data, teacher = make_data(), Teacher(make_model(), TAPS)
+    stored = StoredTeacher(store, TAPS)
+    loader = DataLoader(
+        taught_data(data, stored), batch_size=4, collate_fn=PaddedBatch
+    )
+    for batch in loader:
+        ours, theirs = stored.teach(batch), teacher.teach(batch)
+        assert torch.equal(ours.lengths, theirs.lengths)
+        agree = ours.posteriors.argmax(-1) == theirs.posteriors.argmax(-1)
+        assert agree.float().mean() > 0.9

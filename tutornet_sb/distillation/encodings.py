@@ -1,0 +1,540 @@
+"""Teacher's targets as bytes, so many for each frame.
+
+What weights a frame is always kept as the teacher said it, whatever the rest is
+rounded to: the probability of the blank, and the root mean square of the hidden
+states.
+"""
+
+import math
+
+import torch
+
+from tutornet_sb.distillation.targets import TeacherTargets
+
+POSTERIORS = ("fp16", "uint8", "topk")
+HIDDEN = ("fp16", "int8", "pq")
+CENTROIDS = 256
+# Frames whose distances to all centroids are held at a time
+CHUNK = 4096
+
+
+def _tiny(x):
+    return torch.finfo(x.dtype).tiny
+
+
+def _to_bytes(x):
+    return x.contiguous().view(torch.uint8)
+
+
+def _from_bytes(raw, dtype):
+    return raw.contiguous().view(dtype)
+
+
+def _to_half(x, what):
+    half = x.to(torch.float16)
+    if not half.isfinite().all():
+        raise ValueError(
+            f"{what} reach {x.abs().max().item():.3g}, which is more than "
+            "fp16 holds: choose another encoding"
+        )
+    return half
+
+
+def _to_root(share):
+    """Probabilities on a scale that is fine where they are small."""
+    return (255 * share.clamp(0, 1).sqrt()).round().to(torch.uint8)
+
+
+def _from_root(codes):
+    return (codes.to(torch.float32) / 255).square()
+
+
+class HalfShares:
+    """Each symbol's share in fp16.
+
+    Arguments
+    ---------
+    symbols : int
+        Symbols besides the blank.
+    """
+
+    def __init__(self, symbols):
+        self.frame_bytes = 2 * symbols
+
+    def encode(self, shares):
+        """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
+        return _to_bytes(shares.to(torch.float16))
+
+    def decode(self, raw):
+        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``."""
+        return _from_bytes(raw, torch.float16).to(torch.float32)
+
+
+class ByteShares:
+    """The root of each symbol's share in a byte, off by 1/510 at the most.
+
+    Arguments
+    ---------
+    symbols : int
+        Symbols besides the blank.
+    """
+
+    def __init__(self, symbols):
+        self.frame_bytes = symbols
+
+    def encode(self, shares):
+        """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
+        return _to_root(shares)
+
+    def decode(self, raw):
+        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``."""
+        return _from_root(raw)
+
+
+class TopShares:
+    """The k greatest shares, their roots in a byte each.
+
+    What is left goes to the other symbols in equal parts, so that the shares
+    still sum to 1.
+
+    Arguments
+    ---------
+    symbols : int
+        Symbols besides the blank.
+    k : int
+        Symbols to keep; all if there are no more.
+    """
+
+    def __init__(self, symbols, k):
+        self.symbols = symbols
+        self.k = min(k, symbols)
+        self.index = torch.uint8 if symbols <= 256 else torch.int32
+        if 256 < symbols <= 2**15:
+            self.index = torch.int16
+        self.index_bytes = self.k * self.index.itemsize
+        self.frame_bytes = self.index_bytes + self.k
+
+    def encode(self, shares):
+        """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
+        kept, index = shares.topk(self.k, dim=-1)
+        index = _to_bytes(index.to(self.index))
+        return torch.cat([index, _to_root(kept)], dim=-1)
+
+    def decode(self, raw):
+        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``."""
+        index = _from_bytes(raw[..., : self.index_bytes], self.index).long()
+        # A damaged index must not lead out of the row.
+        index = index.clamp(0, self.symbols - 1)
+        kept = _from_root(raw[..., self.index_bytes :])
+        total = kept.sum(-1, keepdim=True)
+        kept = kept / total.clamp(min=1)
+        others = max(self.symbols - self.k, 1)
+        left = (1 - total).clamp(min=0) / others
+        shares = left.expand(*left.shape[:-1], self.symbols).clone()
+        return shares.scatter_(-1, index, kept)
+
+
+class HalfStates:
+    """Hidden states in fp16.
+
+    Arguments
+    ---------
+    size : int
+        Dimension of a frame.
+    """
+
+    def __init__(self, size):
+        self.frame_bytes = 2 * size
+
+    def encode(self, states):
+        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
+        return _to_bytes(_to_half(states, "hidden states"))
+
+    def decode(self, raw):
+        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
+        return _from_bytes(raw, torch.float16).to(torch.float32)
+
+
+class ByteStates:
+    """Hidden states in a byte each, times a scale of the frame in float32.
+
+    Off by about 1/254 of the frame's greatest at the most. The scale is the one
+    that gives the frame its root mean square back.
+
+    Arguments
+    ---------
+    size : int
+        Dimension of a frame.
+    """
+
+    def __init__(self, size):
+        self.frame_bytes = 4 + size
+
+    def encode(self, states):
+        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
+        step = states.abs().amax(-1, keepdim=True) / 127
+        codes = (states / step.clamp(min=_tiny(step))).round().clamp(-127, 127)
+        rounded = _rms(codes)
+        scale = _rms(states) / rounded.clamp(min=_tiny(rounded))
+        codes = codes.to(torch.int8)
+        return torch.cat([_to_bytes(scale), _to_bytes(codes)], dim=-1)
+
+    def decode(self, raw):
+        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
+        scale = _from_bytes(raw[..., :4], torch.float32)
+        return _from_bytes(raw[..., 4:], torch.int8) * scale
+
+
+class QuantisedStates(torch.nn.Module):
+    """Product quantisation: the nearest of 256 centroids for each part.
+
+    A frame is divided by its root mean square, which is kept in fp16 and given
+    back to what is decoded.
+
+    Arguments
+    ---------
+    size : int
+        Dimension of a frame.
+    codebook : torch.Tensor
+        Centroids, ``(parts, 256, size of a part)``; zeros pad the last part.
+    """
+
+    def __init__(self, size, codebook):
+        super().__init__()
+        self.size = size
+        self.parts, _, self.part = codebook.shape
+        self.frame_bytes = 2 + self.parts
+        # In the store, and so in no checkpoint.
+        self.register_buffer("codebook", codebook, persistent=False)
+        self.register_buffer(
+            "first", CENTROIDS * torch.arange(self.parts), persistent=False
+        )
+
+    def encode(self, states):
+        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
+        rms = _rms(states)
+        unit = _pad(states / rms.clamp(min=_tiny(rms)), self.parts)
+        unit = unit.unflatten(-1, (self.parts, self.part))
+        codes = [
+            self._nearest(chunk.transpose(0, 1))
+            for chunk in unit.flatten(0, -3).split(CHUNK)
+        ]
+        codes = torch.cat(codes, dim=1).transpose(0, 1)
+        codes = codes.to(torch.uint8).reshape(*unit.shape[:-1])
+        half = _to_bytes(_to_half(rms, "root mean squares of hidden states"))
+        return torch.cat([half, codes], dim=-1)
+
+    def _nearest(self, unit):
+        """Codes ``(parts, frames)`` of ``(parts, frames, size of a part)``."""
+        squares = self.codebook.square().sum(-1).unsqueeze(1)
+        return torch.baddbmm(
+            squares, unit, self.codebook.transpose(1, 2), alpha=-2
+        ).argmin(-1)
+
+    def decode(self, raw):
+        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
+        rms = _from_bytes(raw[..., :2], torch.float16).to(torch.float32)
+        index = raw[..., 2:].long() + self.first
+        table = self.codebook.flatten(0, 1)
+        states = torch.nn.functional.embedding(index, table)
+        squares = torch.nn.functional.embedding(
+            index, table.square().sum(-1, keepdim=True)
+        )
+        squares = squares.sum((-2, -1)).unsqueeze(-1) / self.size
+        states = states.flatten(-2)[..., : self.size]
+        return states * (rms * squares.clamp(min=_tiny(squares)).rsqrt())
+
+
+def _rms(states):
+    return states.square().mean(-1, keepdim=True).sqrt()
+
+
+def _pad(states, parts):
+    """Zeros at the end, so that all parts are alike."""
+    size = states.shape[-1]
+    return torch.nn.functional.pad(states, (0, -size % parts))
+
+
+def train_codebook(states, parts, seed=0):
+    """Find the centroids of a product quantiser by k-means.
+
+    Arguments
+    ---------
+    states : torch.Tensor
+        Hidden states of a sample of frames, ``(frames, size)``.
+    parts : int
+        Bytes of a frame.
+    seed : int
+        Of the k-means.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(parts, 256, size of a part)``.
+
+    Raises
+    ------
+    ValueError
+        If there are more bytes than dimensions.
+
+    Example
+    -------
+    >>> train_codebook(torch.randn(500, 6), parts=2).shape
+    torch.Size([2, 256, 3])
+    """
+    import faiss
+
+    if not 0 < parts <= states.shape[-1]:
+        raise ValueError(
+            f"product quantisation of {states.shape[-1]} dimensions needs as "
+            f"many bytes at the most, and at least 1: got {parts}"
+        )
+    rms = _rms(states)
+    unit = _pad(states / rms.clamp(min=_tiny(rms)), parts)
+    # k-means wants a point for each centroid.
+    repeats = -(-CENTROIDS // len(unit))
+    unit = unit.repeat(repeats, 1).float().cpu().contiguous()
+    quantiser = faiss.ProductQuantizer(unit.shape[1], parts, 8)
+    quantiser.cp.seed = seed
+    # It would print a warning about small samples.
+    quantiser.cp.min_points_per_centroid = 1
+    quantiser.train(unit.numpy())
+    centroids = torch.from_numpy(faiss.vector_to_array(quantiser.centroids))
+    return centroids.view(parts, CENTROIDS, -1)
+
+
+class TargetCodec(torch.nn.Module):
+    """Targets of a teacher to bytes and back.
+
+    Each frame has two strings of bytes, one of its posteriors and one of its
+    hidden states, since softmax-level distillation needs the first alone. The
+    posteriors begin with ``p(blank)`` or, where that is smaller,
+    ``1 - p(blank)`` in fp16; each other symbol has its share of the latter. So
+    the blank is never rounded away, and posteriors sum to 1 whatever the
+    encoding.
+
+    Arguments
+    ---------
+    symbols : int
+        Symbols of the posteriors; 0 for a teacher without a CTC head.
+    blank_index : int
+        Index of the blank.
+    taps : dict
+        Dimension of each tapped layer by its path, in the order of the hidden
+        states.
+    frame_period : float
+        Distance between two frames (seconds).
+    posteriors : str
+        ``fp16``, ``uint8`` or ``topk``.
+    top_k : int
+        For ``topk``: symbols kept besides the blank.
+    hidden : str
+        ``fp16``, ``int8`` or ``pq``.
+    pq_bytes : int
+        For ``pq``: bytes of a frame of each layer, besides the two of its root
+        mean square.
+    codebooks : dict, optional
+        For ``pq``: centroids of each layer by its path.
+
+    Raises
+    ------
+    ValueError
+        If an encoding is unknown or its numbers are out of range.
+
+    Example
+    -------
+    >>> codec = TargetCodec(29, 0, {"encoder": 8}, 0.02, hidden="fp16")
+    >>> hidden = torch.randn(1, 3, 8)
+    >>> posteriors = torch.softmax(torch.randn(1, 3, 29), dim=-1)
+    >>> lengths = torch.tensor([3])
+    >>> targets = TeacherTargets(hidden, posteriors, lengths, 0.02)
+    >>> parts = codec.encode(targets)
+    >>> [tuple(part.shape) for part in parts]
+    [(1, 3, 10), (1, 3, 16)]
+    >>> decoded = codec.decode(torch.cat(parts, dim=-1), lengths, ["encoder"])
+    >>> torch.allclose(decoded.hidden, hidden, rtol=1e-3)
+    True
+    """
+
+    def __init__(
+        self,
+        symbols,
+        blank_index,
+        taps,
+        frame_period,
+        posteriors="topk",
+        top_k=4,
+        hidden="pq",
+        pq_bytes=8,
+        codebooks=None,
+    ):
+        super().__init__()
+        if symbols and posteriors not in POSTERIORS:
+            raise ValueError(
+                f"no encoding of posteriors {posteriors!r}; choose from: "
+                + ", ".join(POSTERIORS)
+            )
+        if taps and hidden not in HIDDEN:
+            raise ValueError(
+                f"no encoding of hidden states {hidden!r}; choose from: "
+                + ", ".join(HIDDEN)
+            )
+        if symbols == 1 or (symbols and not 0 <= blank_index < symbols):
+            raise ValueError(
+                f"blank {blank_index} of {symbols} symbols leaves no others, "
+                "or is none of them"
+            )
+        if symbols and posteriors == "topk" and top_k < 1:
+            raise ValueError(f"top_k must be at least 1, got {top_k}")
+        self.symbols = symbols
+        self.blank_index = blank_index
+        self.taps = dict(taps)
+        self.frame_period = frame_period
+        self.shares = None
+        if symbols:
+            self.shares = {
+                "fp16": lambda: HalfShares(symbols - 1),
+                "uint8": lambda: ByteShares(symbols - 1),
+                "topk": lambda: TopShares(symbols - 1, top_k),
+            }[posteriors]()
+        if taps and hidden == "pq":
+            self._check_codebooks(pq_bytes, codebooks or {})
+        make = {
+            "fp16": lambda path, size: HalfStates(size),
+            "int8": lambda path, size: ByteStates(size),
+            "pq": lambda path, size: QuantisedStates(size, codebooks[path]),
+        }
+        states = [make[hidden](*tap) for tap in self.taps.items()]
+        self.states = dict(zip(self.taps, states, strict=True))
+        # So that codebooks follow the module to its device.
+        self.quantised = torch.nn.ModuleList(
+            s for s in states if isinstance(s, torch.nn.Module)
+        )
+        self.posterior_bytes = 2 + self.shares.frame_bytes if self.shares else 0
+        self.hidden_bytes = sum(s.frame_bytes for s in states)
+
+    def _check_codebooks(self, pq_bytes, codebooks):
+        for path, size in self.taps.items():
+            if not 0 < pq_bytes <= size:
+                raise ValueError(
+                    f"pq_bytes: layer {path} of {size} dimensions needs 1 to "
+                    f"{size} bytes a frame, got {pq_bytes}"
+                )
+            wanted = codebook_shape(size, pq_bytes)
+            found = tuple(getattr(codebooks.get(path), "shape", ()))
+            if found != wanted:
+                raise ValueError(
+                    f"the codebook of layer {path} must be {wanted}, and is "
+                    f"{found}"
+                )
+
+    def encode(self, targets):
+        """Turn targets into bytes.
+
+        Arguments
+        ---------
+        targets : TeacherTargets
+            Of one utterance or several, finite on all frames.
+
+        Returns
+        -------
+        posteriors : torch.Tensor
+            ``(batch, frames, posterior_bytes)``, uint8.
+        hidden : torch.Tensor
+            ``(batch, frames, hidden_bytes)``, uint8.
+
+        Raises
+        ------
+        ValueError
+            If targets are not finite, or too large for their encoding.
+        """
+        hidden, posteriors = targets.hidden.float(), targets.posteriors.float()
+        if not (hidden.isfinite().all() and posteriors.isfinite().all()):
+            raise ValueError("targets are not finite")
+        encoded = [hidden.new_empty(*hidden.shape[:2], 0, dtype=torch.uint8)]
+        sizes = list(self.taps.values())
+        for states, part in zip(
+            self.states.values(), hidden.split(sizes, dim=-1), strict=True
+        ):
+            encoded.append(states.encode(part))
+        hidden = torch.cat(encoded, dim=-1)
+        if not self.shares:
+            return hidden[..., :0], hidden
+        blank = self.blank_index
+        others = [posteriors[..., :blank], posteriors[..., blank + 1 :]]
+        others = torch.cat(others, dim=-1)
+        # Not 1 - p(blank), which loses what is next to nothing.
+        nonblank = others.sum(-1, keepdim=True)
+        shares = others / nonblank.clamp(min=_tiny(nonblank))
+        # The smaller of the two, since fp16 is fine near 0 alone; the sign says
+        # which.
+        likely = posteriors[..., blank : blank + 1]
+        half = torch.where(nonblank <= 0.5, nonblank, -likely)
+        half = _to_bytes(half.to(torch.float16))
+        return torch.cat([half, self.shares.encode(shares)], dim=-1), hidden
+
+    def decode(self, raw, lengths, taps=()):
+        """Turn bytes into targets.
+
+        Arguments
+        ---------
+        raw : torch.Tensor
+            Posteriors and, if any layer is wanted, hidden states, one after
+            another along dim, ``(batch, frames, bytes)``, uint8.
+        lengths : torch.Tensor
+            Valid frames of each utterance, integers of shape ``(batch,)``.
+        taps : list of str
+            Layers wanted, in their order.
+
+        Returns
+        -------
+        TeacherTargets
+            In float32.
+        """
+        at, parts = self.posterior_bytes, {}
+        for path, states in self.states.items():
+            if path in taps:
+                end = at + states.frame_bytes
+                parts[path] = states.decode(raw[..., at:end])
+            at += states.frame_bytes
+        nothing = raw.new_empty(*raw.shape[:2], 0, dtype=torch.float32)
+        hidden = [parts[path] for path in taps]
+        if len(hidden) != 1:
+            hidden = [torch.cat([nothing, *hidden], dim=-1)]
+        posteriors = nothing
+        if self.shares:
+            half = _from_bytes(raw[..., :2], torch.float16).float()
+            nonblank = torch.where(half.signbit(), 1 + half, half)
+            likely = torch.where(half.signbit(), -half, 1 - half)
+            shares = self.shares.decode(raw[..., 2 : self.posterior_bytes])
+            total = shares.sum(-1, keepdim=True)
+            others = shares * (nonblank / total.clamp(min=_tiny(total)))
+            blank = self.blank_index
+            posteriors = torch.cat(
+                [others[..., :blank], likely, others[..., blank:]],
+                dim=-1,
+            )
+        return TeacherTargets(hidden[0], posteriors, lengths, self.frame_period)
+
+
+def codebook_shape(size, pq_bytes):
+    """Shape of the codebook of a layer.
+
+    Arguments
+    ---------
+    size : int
+        Dimension of the layer.
+    pq_bytes : int
+        Bytes of a frame.
+
+    Returns
+    -------
+    tuple of int
+        Parts, centroids, size of a part.
+
+    Example
+    -------
+    >>> codebook_shape(250, 8)
+    (8, 256, 32)
+    """
+    return pq_bytes, CENTROIDS, math.ceil(size / pq_bytes)
