@@ -1,5 +1,6 @@
 """The ``tutornet`` command."""
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -12,10 +13,13 @@ import typer
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from tqdm import tqdm
 
 from tutornet_sb import runs, transcription
 from tutornet_sb.composition import include
+from tutornet_sb.distillation.extraction import repair_store
+from tutornet_sb.distillation.store import TargetStore
 from tutornet_sb.distillation.taps import list_layers
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.publishing import hub
@@ -483,6 +487,92 @@ def publish(
         state = "holds now" if changed else "held all this already"
         typer.echo(f"{upload.url} {state}, commit {commit}:")
     typer.echo(f"{len(sizes)} files, {sum(sizes.values()):,} bytes")
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True}
+)
+def targets(
+    context: typer.Context,
+    to: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="The target store.")
+    ],
+    hparams: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="HPARAMS",
+            help="Main YAML file of a recipe, followed by options as for its "
+            "train.py. Both can run code: give only what you trust.",
+        ),
+    ] = None,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Read all of the store, and fill nothing."
+        ),
+    ] = False,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Fill again what is damaged or missing."),
+    ] = False,
+):
+    """Keep what a teacher says about a corpus, for runs with --targets store.
+
+    What is in the store already is left alone; a call after a stopped one goes
+    on. Under torchrun each process takes a part.
+    """
+    with _failing_in_one_line("targets"):
+        if check and repair:
+            raise ValueError("give --check or --repair, not both")
+        if check:
+            _check_store(to)
+            return
+        if hparams is None:
+            raise ValueError("HPARAMS is missing: it says who the teacher is")
+        recipe = _load_recipe(hparams)
+        file, options, overrides = recipe.parse([str(hparams), *context.args])
+        if repair:
+            _show_damage(run_on_main(repair_store, [to]) or [])
+        store = recipe.fill(
+            file, options, overrides | {"store_folder": str(to)}
+        )
+    if if_main_process():
+        size = sum(path.stat().st_size for path in to.rglob("*"))
+        typer.echo(f"{to} holds {len(store)} utterances, {size / 1e6:.1f} MB")
+
+
+def _check_store(folder):
+    store = TargetStore(folder, partial=True)
+    damaged = store.check()
+    _show_damage(damaged)
+    if damaged:
+        raise ValueError(
+            f"{len(damaged)} shards of {folder} are damaged: the same command "
+            "with HPARAMS and --repair fills them again"
+        )
+    typer.echo(f"{folder} holds {len(store)} utterances, all sound")
+
+
+def _show_damage(damaged):
+    for damage in damaged:
+        typer.echo(str(damage))
+        for key in damage.keys:
+            typer.echo(f"    {key}")
+
+
+def _load_recipe(hparams):
+    """Load the train.py that a main YAML file belongs to."""
+    for folder in (hparams.parent, hparams.resolve().parent.parent):
+        if (folder / "train.py").is_file():
+            break
+    else:
+        raise FileNotFoundError(
+            f"there is no train.py beside {hparams} or above it"
+        )
+    spec = importlib.util.spec_from_file_location("recipe", folder / "train.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
 
 
 @contextmanager

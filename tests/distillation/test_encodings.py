@@ -7,7 +7,11 @@ import numpy
 import pytest
 import torch
 
-from tutornet_sb.distillation.encodings import TargetCodec, train_codebook
+from tutornet_sb.distillation.encodings import (
+    QUANTISERS,
+    TargetCodec,
+    train_codebooks,
+)
 from tutornet_sb.distillation.frame_weighting import energy, nonblank
 from tutornet_sb.distillation.targets import TeacherTargets
 
@@ -34,18 +38,19 @@ def targets():
 
 
 @functools.cache
-def codebooks(pq_bytes):
+def codebooks(kind, code_bytes):
     parts = draw(50, 60).hidden.flatten(0, 1).split(list(TAPS.values()), -1)
     return {
-        path: train_codebook(part, pq_bytes)
+        path: train_codebooks(kind, part, code_bytes)
         for path, part in zip(TAPS, parts, strict=True)
     }
 
 
 def make_codec(targets, taps=TAPS, symbols=SYMBOLS, **encodings):
     books = None
-    if taps and encodings.get("hidden", "pq") == "pq":
-        books = codebooks(encodings.setdefault("pq_bytes", 4))
+    kind = encodings.get("hidden", "rq")
+    if taps and kind in QUANTISERS:
+        books = codebooks(kind, encodings.setdefault("code_bytes", 4))
     return TargetCodec(symbols, BLANK, taps, 0.02, codebooks=books, **encodings)
 
 
@@ -205,11 +210,11 @@ def test_int8_states_are_within_half_a_step(targets):
 def test_product_quantisation_against_faiss(targets, parts):
     given = targets._replace(hidden=targets.hidden[..., 10:])
     taps = {"encoder": 24}
-    codec = make_codec(given, taps, hidden="pq", pq_bytes=parts)
+    codec = make_codec(given, taps, hidden="pq", code_bytes=parts)
     assert codec.hidden_bytes == 2 + parts
     found = there_and_back(codec, given, ("encoder",)).hidden
 
-    book = codec.states["encoder"].codebook
+    book = codec.states["encoder"].codebooks
     size = parts * book.shape[-1]
     reference = faiss.ProductQuantizer(size, parts, 8)
     faiss.copy_array_to_vector(book.numpy().ravel(), reference.centroids)
@@ -229,18 +234,54 @@ def test_product_quantisation_against_faiss(targets, parts):
     )
 
 
-def test_more_bytes_are_nearer(targets):
-    errors = []
-    for parts in (1, 2, 6):
-        codec = make_codec(targets, hidden="pq", pq_bytes=parts)
-        found = there_and_back(codec, targets).hidden
-        normal = torch.nn.functional.layer_norm
-        pair = normal(found, (34,)), normal(targets.hidden, (34,))
-        errors.append((pair[0] - pair[1]).square().mean().item())
+@pytest.mark.parametrize("steps", [1, 3, 6])
+def test_residual_quantisation_against_faiss(targets, steps):
+    given = targets._replace(hidden=targets.hidden[..., 10:])
+    taps = {"encoder": 24}
+    codec = make_codec(given, taps, hidden="rq", code_bytes=steps)
+    assert codec.hidden_bytes == 2 + steps
+    found = there_and_back(codec, given, ("encoder",)).hidden
+
+    book = codec.states["encoder"].codebooks
+    reference = faiss.ResidualQuantizer(24, steps, 8)
+    faiss.copy_array_to_vector(book.numpy().ravel(), reference.codebooks)
+    reference.is_trained = True
+    reference.max_beam_size = 8
+    rms = given.hidden.square().mean(-1, keepdim=True).sqrt()
+    unit = (given.hidden / rms.clamp(min=1e-30)).flatten(0, 1)
+    own = codec.encode(given)[1][..., 2:].flatten(0, 1)
+    wanted = torch.from_numpy(reference.decode(own.numpy().copy()))
+    # Its length is the true one.
+    scale = rms.flatten(0, 1) / wanted.square().mean(-1, keepdim=True).sqrt()
+    torch.testing.assert_close(
+        found.flatten(0, 1), wanted * scale, rtol=2e-3, atol=1e-5
+    )
+    # The search is as good as its own.
+    codes = reference.compute_codes(unit.numpy())
+    theirs = torch.from_numpy(reference.decode(codes)) - unit
+    ours = wanted - unit
+    assert ours.square().sum() <= 1.001 * theirs.square().sum()
+    assert (own.numpy() == codes).mean() > 0.95
+
+
+def distance(kind, targets, code_bytes):
+    codec = make_codec(targets, hidden=kind, code_bytes=code_bytes)
+    found = there_and_back(codec, targets).hidden
+    normal = torch.nn.functional.layer_norm
+    pair = normal(found, (34,)), normal(targets.hidden, (34,))
+    return (pair[0] - pair[1]).square().mean().item()
+
+
+def test_more_bytes_are_nearer_and_sums_nearer_than_parts():
+    fresh = draw(20, 40)
+    errors = [distance("pq", fresh, n) for n in (1, 2, 6)]
     assert errors[0] > errors[1] > errors[2] > 0
+    sums = [distance("rq", fresh, n) for n in (1, 2, 6)]
+    assert sums[0] > sums[1] > sums[2] > 0
+    assert sums[2] < errors[2]
 
 
-@pytest.mark.parametrize("hidden", ["fp16", "int8", "pq"])
+@pytest.mark.parametrize("hidden", ["fp16", "int8", "pq", "rq"])
 @pytest.mark.parametrize("posteriors", ["fp16", "uint8", "topk"])
 def test_frames_weigh_what_the_true_teacher_says(targets, posteriors, hidden):
     codec = make_codec(targets, posteriors=posteriors, hidden=hidden)
@@ -255,7 +296,7 @@ def test_frames_weigh_what_the_true_teacher_says(targets, posteriors, hidden):
     torch.testing.assert_close(*pair, rtol=2e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("hidden", ["fp16", "int8", "pq"])
+@pytest.mark.parametrize("hidden", ["fp16", "int8", "pq", "rq"])
 def test_layers_are_given_as_asked_for(targets, hidden):
     codec = make_codec(targets, hidden=hidden)
     raw = torch.cat(codec.encode(targets), -1)
@@ -273,7 +314,7 @@ def test_layers_are_given_as_asked_for(targets, hidden):
 
 def test_silent_frames(targets):
     still = targets._replace(hidden=torch.zeros_like(targets.hidden))
-    for hidden in ("fp16", "int8", "pq"):
+    for hidden in ("fp16", "int8", "pq", "rq"):
         codec = make_codec(targets, hidden=hidden)
         assert torch.equal(there_and_back(codec, still).hidden, still.hidden)
 
@@ -286,16 +327,19 @@ def test_a_teacher_without_a_head(targets):
     assert found.posteriors.shape == (3, 40, 0)
 
 
-def test_few_frames_make_a_codebook():
+@pytest.mark.parametrize("kind", ["pq", "rq"])
+def test_few_frames_make_codebooks(kind):
     states = torch.randn(7, 6)
-    book = train_codebook(states, 2)
-    assert book.shape == (2, 256, 3) and book.isfinite().all()
+    books = train_codebooks(kind, states, 2)
+    assert books.isfinite().all()
     given = TeacherTargets(
         states.unsqueeze(0), torch.zeros(1, 7, 0), torch.tensor([7]), 0.02
     )
-    codec = TargetCodec(0, 0, {"x": 6}, 0.02, pq_bytes=2, codebooks={"x": book})
+    codec = TargetCodec(
+        0, 0, {"x": 6}, 0.02, hidden=kind, code_bytes=2, codebooks={"x": books}
+    )
     found = there_and_back(codec, given, ("x",)).hidden
-    torch.testing.assert_close(found[0], states, rtol=2e-3, atol=1e-3)
+    torch.testing.assert_close(found[0], states, rtol=3e-3, atol=1e-3)
 
 
 # ----------------------------------------------------------------- what fails
@@ -305,10 +349,10 @@ def test_few_frames_make_a_codebook():
     "options, message",
     [
         ({"posteriors": "fp8"}, "'fp8'; choose from: fp16, uint8, topk"),
-        ({"hidden": "fp8"}, "'fp8'; choose from: fp16, int8, pq"),
+        ({"hidden": "fp8"}, "'fp8'; choose from: fp16, int8, pq, rq"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
-        ({"pq_bytes": 11}, "encoder.conv of 10 dim.* 1 to 10 .*, got 11"),
-        ({"pq_bytes": 4}, r"codebook .* must be \(4, 256, 3\), and is \(\)"),
+        ({"code_bytes": 11}, "encoder.conv of 10 dim.* 1 to 10 .*, got 11"),
+        ({"code_bytes": 4}, r"codebooks .* be \(4, 256, 10\), and is \(\)"),
     ],
 )
 def test_encodings_that_make_no_sense(options, message):
@@ -332,7 +376,7 @@ def test_targets_that_are_not_finite(targets, field):
 
 def test_states_too_large_for_fp16(targets):
     huge = targets._replace(hidden=1e6 * targets.hidden)
-    for hidden in ("fp16", "pq"):
+    for hidden in ("fp16", "pq", "rq"):
         codec = make_codec(targets, hidden=hidden)
         with pytest.raises(ValueError, match="more than fp16 holds"):
             codec.encode(huge)

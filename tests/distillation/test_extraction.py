@@ -26,12 +26,16 @@ from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.store import TargetStore
 from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.distillation.vocabulary import VocabularyMap
-from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
+from tutornet_sb.networks.acoustic_model import (
+    AcousticModel,
+    LogMelFeatures,
+    frame_mask,
+)
 from tutornet_sb.networks.recurrent import RecurrentEncoder
 
 PIECES = ["<b>", "a", "b", "c", "d", "e"]
-EXACT = {"posteriors": "fp16", "top_k": 4, "hidden": "fp16", "pq_bytes": 4}
-SMALL = {"posteriors": "topk", "top_k": 2, "hidden": "pq", "pq_bytes": 4}
+EXACT = {"posteriors": "fp16", "top_k": 4, "hidden": "fp16", "code_bytes": 4}
+SMALL = {"posteriors": "topk", "top_k": 2, "hidden": "rq", "code_bytes": 4}
 TAPS = ["encoder.conv", "encoder"]
 
 
@@ -274,7 +278,7 @@ def test_codebooks_are_made_once(teacher, tmp_path, caplog):
         caplog.clear()
         second = fill(tmp_path / "s", teacher, make_data(8), SMALL)
     assert "Codebooks" not in caplog.text
-    books = [s.codec.states["encoder"].codebook for s in (first, second)]
+    books = [s.codec.states["encoder"].codebooks for s in (first, second)]
     assert torch.equal(*books)
 
 
@@ -421,5 +425,6 @@ def test_two_ranks_share_the_work_and_a_killed_filling_goes_on(tmp_path):
     for batch in loader:
         ours, theirs = stored.teach(batch), teacher.teach(batch)
         assert torch.equal(ours.lengths, theirs.lengths)
-        agree = ours.posteriors.argmax(-1) == theirs.posteriors.argmax(-1)
-        assert agree.float().mean() > 0.9
+        mask = frame_mask(theirs.lengths, theirs.hidden.shape[1])
+        error = ours.posteriors[mask] - theirs.posteriors[mask]
+        assert error.abs().max() < 0.15

@@ -20,7 +20,7 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.distillation import store as store_module
-from tutornet_sb.distillation.encodings import train_codebook
+from tutornet_sb.distillation.encodings import train_codebooks
 from tutornet_sb.distillation.store import (
     FOOTER,
     RECORD,
@@ -54,8 +54,8 @@ def describe(**changes):
         "encodings": {
             "posteriors": "topk",
             "top_k": 4,
-            "hidden": "pq",
-            "pq_bytes": 4,
+            "hidden": "rq",
+            "code_bytes": 4,
         },
     }
     for path, value in changes.items():
@@ -67,7 +67,7 @@ def describe(**changes):
     return what
 
 
-CODEBOOKS = {"encoder": train_codebook(torch.randn(300, 6), 4)}
+CODEBOOKS = {"encoder": train_codebooks("rq", torch.randn(300, 6), 4)}
 
 
 def content(index):
@@ -129,7 +129,7 @@ def test_every_utterance_is_read_as_it_was_written(folder):
     assert store.what == describe()
     assert store.made["teacher"] == "run"
     assert torch.equal(
-        store.codec.states["encoder"].codebook, CODEBOOKS["encoder"]
+        store.codec.states["encoder"].codebooks, CODEBOOKS["encoder"]
     )
 
 
@@ -402,7 +402,7 @@ def test_a_full_disk_is_a_clear_error_and_the_store_goes_on(
         ({"vocabulary__symbols": ["a"]}, "list of 29 .* at 0", r"\['a'\]"),
         ({"encodings__posteriors": "fp16"}, "posteriors is topk", "fp16"),
         ({"encodings__top_k": 5}, "top_k is 4", "5"),
-        ({"encodings__pq_bytes": 8}, "pq_bytes is 4", "8"),
+        ({"encodings__code_bytes": 8}, "code_bytes is 4", "8"),
         ({"library": "tutornet_sb 9"}, "library is tutornet_sb 0.1.0", "9"),
         ({"format": 2}, "format is 1", "2"),
     ],

@@ -18,9 +18,12 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
     Wav2Vec2ForCTC,
 )
+from typer.testing import CliRunner
 
 from tutornet_sb import runs
+from tutornet_sb.cli import app
 from tutornet_sb.corpora.minilibri import make_minilibri
+from tutornet_sb.distillation.store import TargetStore, _read_index
 from tutornet_sb.files import read_json
 from tutornet_sb.networks.acoustic_model import (
     AcousticModel,
@@ -449,6 +452,275 @@ def test_a_streaming_student_is_timed(finished):
     assert "latency" not in results["stages"]["rkd"]["splits"]["test-clean"]
     assert results["teacher"]["folder"] == str(TEACHER)
     assert done.returncode == 0
+
+
+# --------------------------------------------------------- targets from a store
+
+STORE = {
+    "targets": "store",
+    "store_folder": "a store",
+    "output_folder": "stored",
+    "posterior_encoding": "fp16",
+    "hidden_encoding": "fp16",
+}
+
+
+def losses_of(stage):
+    """The losses in a stage's log, by name."""
+    text = (stage / "train_log.txt").read_text()
+    pairs = re.findall(r"(\w+ (?:loss|rkd|skd|ctc)): ([\d.e+-]+)", text)
+    return {name: float(value) for name, value in pairs}
+
+
+def command_line(folder, *words, ranks=1, **options):
+    """Run `tutornet targets` in a folder."""
+    start = [sys.executable]
+    if ranks > 1:
+        start += ["-m", "torch.distributed.run", "--standalone"]
+        start += [f"--nproc_per_node={ranks}"]
+        words = (*words, "--distributed_backend", "gloo")
+    start += ["-m", "tutornet_sb.cli", "targets"]
+    return subprocess.run(
+        [*start, *command(**options), *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def filled(work):
+    """A folder in which the experiment has run again, from a store."""
+    folder = work.parent / "filled"
+    shutil.copytree(work, folder)
+    done = succeed(folder, **STORE)
+    assert done.stdout.count("The teacher fills") == 2  # training, development
+    return folder
+
+
+@pytest.fixture
+def taught(filled, tmp_path):
+    """A copy of that folder to spoil."""
+    folder = tmp_path / "copy"
+    shutil.copytree(filled, folder)
+    return folder
+
+
+def test_a_store_takes_the_place_of_the_teacher(filled):
+    found = runs.read_results(filled / "stored")
+    online = runs.read_results(filled / STUDENT)
+    for stage in ("rkd", "skd"):
+        ours = losses_of(filled / "stored" / "stages" / stage)
+        wanted = losses_of(filled / STUDENT / "stages" / stage)
+        assert len(wanted) >= 4 and ours == pytest.approx(wanted, rel=0.03)
+        for split in SPLITS:
+            pair = [
+                run["stages"][stage]["splits"][split] for run in (found, online)
+            ]
+            assert pair[0]["cer"] == pytest.approx(pair[1]["cer"], abs=15)
+
+
+def test_a_filled_store_makes_the_same_run(taught):
+    again = succeed(taught, **STORE | {"output_folder": "again"})
+    assert "The teacher fills" not in again.stdout
+    paths = [taught / name / runs.WEIGHTS for name in ("stored", "again")]
+    first, second = map(torch.load, paths)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_each_speed_has_its_own_targets_in_the_default_store(finished):
+    corpus = finished / "results" / "small"
+    succeed(
+        finished,
+        speed_perturb="[90, 100]",
+        num_workers=2,
+        targets="store",
+        output_folder="stored",
+    )
+    for stage in runs.read_results(finished / "stored")["stages"].values():
+        assert 0 < stage["best"] < float("inf")
+    (folder,) = corpus.glob("targets_*")
+    store = TargetStore(folder)
+    assert store.check() == []
+    manifests = corpus / "manifests"
+    with open(manifests / "train-clean-100.csv", newline="") as file:
+        keys = [row["ID"] for row in csv.DictReader(file)]
+    for key in keys:
+        plain, slow = store.read(key), store.read(f"{key}@90")
+        assert len(slow) == pytest.approx(len(plain) / 0.9, abs=2)
+    # Those of the development set are heard as they are.
+    with open(manifests / "dev-clean.csv", newline="") as file:
+        dev = list(csv.DictReader(file))
+    assert keys and len(store) == 2 * len(keys) + len(dev)
+
+
+KILL_WHILE_FILLING = """
+import os, signal
+from tutornet_sb.distillation import extraction
+write, written = extraction._write, []
+def kill(writer, *args):
+    write(writer, *args)
+    written.append(1)
+    if len(written) == 2:
+        writer.finish()
+    if len(written) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+extraction._write = kill
+"""
+
+
+def test_a_run_killed_while_it_fills_its_store_goes_on(finished):
+    options = STORE | {"batch_seconds": 8, "hidden_encoding": "rq"}
+    assert train(finished, KILL_WHILE_FILLING, **options).returncode == -9
+    folder = finished / "a store"
+    before = content(folder, "*.shard")
+    assert len(TargetStore(folder)) > 0
+    done = succeed(finished, **options)
+    assert "Codebooks" not in done.stdout
+    after = content(folder, "*.shard")
+    assert before.items() < after.items()
+    store = TargetStore(folder)
+    assert store.check() == [] and not content(folder, "*unfinished*")
+    # Nothing is there twice.
+    records = [_read_index(path, store._store)[0] for path in store._shards]
+    assert sum(map(len, records)) == len(store)
+
+
+@pytest.mark.parametrize(
+    "change, there, now",
+    [
+        ({"posterior_encoding": "topk"}, "posteriors is fp16", "topk"),
+        (
+            {"pairs": "[{teacher: head, student: encoder}]"},
+            "taps is {'encoder': ",
+            "{'head': 29}",
+        ),
+    ],
+    ids=["encoding", "layer"],
+)
+def test_a_store_of_other_targets_shows_both_sides(taught, change, there, now):
+    options = STORE | change | {"output_folder": "other"}
+    error = error_of(train(taught, **options))
+    assert "a store holds other targets than this run wants: there" in error
+    assert there in error and f"now it is {now}" in error
+
+
+def test_posteriors_alone_are_taken_from_a_store_with_more(taught):
+    options = STORE | {"output_folder": "skd", "hidden_encoding": "int8"}
+    done = succeed(taught, file="skd_lstm.yaml", **options)
+    assert "The teacher fills" not in done.stdout
+
+
+def test_audio_that_has_changed_is_named(taught):
+    audio = sorted((taught / "mini libri" / "train-clean-100").rglob("*.flac"))
+    samples, rate = soundfile.read(audio[0])
+    soundfile.write(audio[0], samples[:-160], rate)
+    error = error_of(train(taught, **STORE | {"output_folder": "later"}))
+    assert f"utterance {audio[0].stem}: the teacher heard {len(samples)}" in (
+        error
+    )
+
+
+def test_targets_that_are_neither_online_nor_stored(recipe, monkeypatch):
+    words = command(targets="stored", data_folder="x")
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    with pytest.raises(ValueError, match="'stored'; choose from: online, st"):
+        recipe.main()
+
+
+def check_store(folder):
+    words = ["targets", "--to", str(folder), "--check"]
+    return CliRunner().invoke(app, words)
+
+
+def test_the_command_fills_checks_and_repairs(taught):
+    folder = taught / "another"
+    options = {
+        key: STORE[key] for key in ("posterior_encoding", "hidden_encoding")
+    }
+    done = command_line(taught, "--to", "another", **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert re.search(r"another holds \d+ utterances, [\d.]+ MB", done.stdout)
+    store, run = TargetStore(folder), TargetStore(taught / "a store")
+    assert store.what == run.what
+    # All that a run needed
+    assert set(run._hashes.tolist()) <= set(store._hashes.tolist())
+    assert check_store(folder).exit_code == 0
+
+    spoilt = bytearray(store._shards[0].read_bytes())
+    spoilt[100] ^= 1
+    store._shards[0].write_bytes(spoilt)
+    checked = check_store(folder)
+    assert checked.exit_code == 1
+    assert "1 shards of" in checked.stderr and "--repair" in checked.stderr
+    (lost,) = re.findall(r"^    (.+)$", checked.stdout, re.MULTILINE)
+    assert lost in store
+
+    done = command_line(taught, "--to", "another", "--repair", **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"    {lost}\n" in done.stdout
+    checked = check_store(folder)
+    assert checked.exit_code == 0
+    assert f"{len(store)} utterances, all sound" in checked.stdout
+    parts = [s.read(lost) for s in (TargetStore(folder), run)]
+    torch.testing.assert_close(
+        *(part.view(torch.float16) for part in parts), rtol=2e-3, atol=2e-4
+    )
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--to", "x", "--check"], "x holds no target store"),
+        (["--to", "x"], "HPARAMS is missing"),
+        (["--to", "x", "--check", "--repair"], "not both"),
+        (["nowhere.yaml", "--to", "x"], "no train.py beside nowhere.yaml"),
+        ([str(RECIPE / "hparams" / "no.yaml"), "--to", "x"], "no.yaml"),
+        (
+            [str(RECIPE / "hparams" / "ctc_lstm.yaml"), "--to", "x"],
+            "method ctc asks no teacher",
+        ),
+        (
+            [str(RECIPE / "hparams" / "skd_lstm.yaml"), "--to=x", "--repair"],
+            "x holds no target store",
+        ),
+    ],
+)
+def test_the_command_fails_in_one_line(words, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["targets", *words])
+    assert result.exit_code == 1
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("tutornet targets: ") and message in line
+
+
+@pytest.mark.slow
+def test_two_processes_fill_a_store_and_train_from_it(finished):
+    done = command_line(finished, "--to", "a store", ranks=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("a store holds") == 1
+    store = TargetStore(finished / "a store")
+    # Two for the training set, two for the development set
+    assert len(store._shards) == 4 and store.check() == []
+    options = {"targets": "store", "store_folder": "a store"}
+    options["output_folder"] = "two"
+    # Without BatchNorm, which several processes train on GPUs only
+    options["student_yaml"] = "hparams/models/transformer.yaml"
+    options["student_overrides"] = "{normalize: sentence}"
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    words += ["--nproc_per_node=2", str(RECIPE / "train.py")]
+    words += [*command(**options), "--distributed_backend", "gloo"]
+    done = subprocess.run(
+        words,
+        cwd=finished,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, (done.stderr + done.stdout)[-3000:]
 
 
 # ------------------------------------------------------------- kill -9, go on

@@ -1,11 +1,13 @@
 """A teacher's targets into a store, and out of it into the training."""
 
 import hashlib
+import json
 import logging
 import platform
 import time
 from contextlib import ExitStack
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
@@ -18,7 +20,7 @@ from speechbrain.utils.distributed import (
 )
 from tqdm import tqdm
 
-from tutornet_sb.distillation.encodings import train_codebook
+from tutornet_sb.distillation.encodings import QUANTISERS, train_codebooks
 from tutornet_sb.distillation.pseudo_labels import longest_first
 from tutornet_sb.distillation.store import (
     FORMAT,
@@ -35,8 +37,8 @@ from tutornet_sb.networks.acoustic_model import frame_mask
 
 logger = logging.getLogger(__name__)
 
-# Frames that codebooks are trained on, 256 for each centroid
-SAMPLE_FRAMES = 65_536
+# Frames that codebooks are trained on, 192 for each centroid
+SAMPLE_FRAMES = 49_152
 
 
 def weights_hash(model):
@@ -98,7 +100,7 @@ def describe(teacher, pieces, blank_index, encodings):
     blank_index : int
         Index of their blank.
     encodings : dict
-        ``posteriors``, ``top_k``, ``hidden`` and ``pq_bytes``, as for
+        ``posteriors``, ``top_k``, ``hidden`` and ``code_bytes``, as for
         ``TargetCodec``.
 
     Returns
@@ -124,8 +126,8 @@ def describe(teacher, pieces, blank_index, encodings):
             used["top_k"] = encodings["top_k"]
     if taps:
         used["hidden"] = encodings["hidden"]
-        if encodings["hidden"] == "pq":
-            used["pq_bytes"] = encodings["pq_bytes"]
+        if encodings["hidden"] in QUANTISERS:
+            used["code_bytes"] = encodings["code_bytes"]
     vocabulary = None
     if teacher.symbols:
         mapping = teacher.vocabulary
@@ -147,6 +149,30 @@ def describe(teacher, pieces, blank_index, encodings):
         "vocabulary": vocabulary,
         "encodings": used,
     }
+
+
+def default_folder(folder, what):
+    """Name a store by what its targets are.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Where it is to lie.
+    what : dict
+        From :func:`describe`.
+
+    Returns
+    -------
+    pathlib.Path
+        Another for any other targets.
+
+    Example
+    -------
+    >>> default_folder("results", {"teacher": "me"}).name
+    'targets_9e1655ba2330'
+    """
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    return Path(folder) / f"targets_{digest.hexdigest()[:12]}"
 
 
 class StoredTeacher(torch.nn.Module):
@@ -213,6 +239,33 @@ class StoredTeacher(torch.nn.Module):
         return self.codec.decode(raw, lengths, list(self.taps))
 
 
+def repair_store(folder):
+    """Throw away what is damaged in a store, to be filled again.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The store.
+
+    Returns
+    -------
+    list of Damage
+        What was found.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no store.
+    """
+    read_header(folder)
+    with filling(folder):
+        store = TargetStore(folder, partial=True)
+        damaged = store.check()
+        for damage in damaged:
+            store.drop(damage)
+    return damaged
+
+
 def fill_store(
     folder,
     what,
@@ -265,6 +318,8 @@ def fill_store(
         If the disk is full.
     """
     device = next(teacher.parameters()).device
+    # Its vocabulary has not been there yet.
+    teacher.to(device)
     listen = _Listener(teacher, batch_seconds, num_workers, precision)
     with ExitStack() as stack:
         cuda = [device] if device.type == "cuda" else []
@@ -341,13 +396,13 @@ def _train_codebooks(what, listen, data):
             frames += len(found[-1])
         if frames >= SAMPLE_FRAMES:
             break
-    states = torch.cat(found)
+    states = torch.cat(found)[:SAMPLE_FRAMES]
     if not states.isfinite().all():
         raise ValueError("hidden states of the teacher are not finite")
     logger.info("Codebooks are trained on %d frames", len(states))
-    sizes = what["teacher"]["taps"]
+    sizes, used = what["teacher"]["taps"], what["encodings"]
     return {
-        path: train_codebook(part, what["encodings"]["pq_bytes"])
+        path: train_codebooks(used["hidden"], part, used["code_bytes"])
         for path, part in zip(
             sizes, states.split(list(sizes.values()), dim=-1), strict=True
         )

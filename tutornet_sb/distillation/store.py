@@ -3,7 +3,7 @@
 A store is a folder::
 
     header.json         what the targets are, and whose
-    codebooks.bin       centroids of product quantisation, if any
+    codebooks.bin       centroids of quantised hidden states
     shards/NAME.shard   targets of many utterances
 
 Shards are written once and get their name when they are complete. Each is a
@@ -37,7 +37,11 @@ from typing import NamedTuple
 import numpy
 import torch
 
-from tutornet_sb.distillation.encodings import TargetCodec, codebook_shape
+from tutornet_sb.distillation.encodings import (
+    QUANTISERS,
+    TargetCodec,
+    codebook_shape,
+)
 from tutornet_sb.files import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
@@ -186,7 +190,7 @@ def check_same(folder, theirs, ours):
     if not wants:
         # Hidden states are not wanted: however they are kept will do.
         for side in (theirs, ours):
-            for key in ("hidden", "pq_bytes"):
+            for key in ("hidden", "code_bytes"):
                 side["encodings"].pop(key, None)
     theirs, ours = flatten(theirs), flatten(ours)
     for key in {**ours, **theirs}:
@@ -199,8 +203,8 @@ def _differ(folder, key, there, now):
     there, now = _shorten(there, now), _shorten(now, there)
     raise ValueError(
         f"the target store {folder} holds other targets than this run wants: "
-        f"there {key} is {there}, and now it is {now}. Give this run its own "
-        "--store_folder, or delete that one"
+        f"there {key} is {there}, and now it is {now}. Choose another folder, "
+        "or delete that one"
     )
 
 
@@ -276,7 +280,10 @@ def _check_header(header):
     if type(period) not in (int, float) or not 0 < period < math.inf:
         raise ValueError(f"frame_period is {period!r}")
     encodings = what["encodings"]
-    for name in ("top_k", "pq_bytes"):
+    for name in ("posteriors", "hidden"):
+        if not isinstance(encodings.get(name, ""), str):
+            raise ValueError(f"{name} is {encodings[name]!r}")
+    for name in ("top_k", "code_bytes"):
         value = encodings.get(name, 1)
         if type(value) is not int or not 1 <= value <= 2**20:
             raise ValueError(f"{name} is {value!r}")
@@ -299,7 +306,7 @@ def make_codec(what, codebooks=None):
     what : dict
         As described by ``extraction.describe``.
     codebooks : dict, optional
-        Centroids of each layer by its path, for product quantisation.
+        Centroids of each layer by its path, for quantised hidden states.
 
     Returns
     -------
@@ -332,13 +339,14 @@ def codebook_shapes(what):
     Returns
     -------
     dict
-        Of each layer by its path; none without product quantisation.
+        Of each layer by its path; none if hidden states are not quantised.
     """
-    if what["encodings"].get("hidden") != "pq":
+    kind = what["encodings"].get("hidden")
+    if kind not in QUANTISERS:
         return {}
-    parts = what["encodings"]["pq_bytes"]
+    code_bytes = what["encodings"]["code_bytes"]
     return {
-        path: codebook_shape(size, parts)
+        path: codebook_shape(kind, size, code_bytes)
         for path, size in what["teacher"]["taps"].items()
     }
 
@@ -355,7 +363,7 @@ def create_store(folder, what, made=None, codebooks=None):
     made : dict, optional
         How they are made; is not compared with any run.
     codebooks : dict, optional
-        Centroids of each layer by its path, for product quantisation.
+        Centroids of each layer by its path, for quantised hidden states.
 
     Raises
     ------

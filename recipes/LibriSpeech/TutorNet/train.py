@@ -48,6 +48,12 @@ from tutornet_sb.corpora.librispeech import (
 )
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
+from tutornet_sb.distillation.extraction import (
+    StoredTeacher,
+    default_folder,
+    describe,
+    fill_store,
+)
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
 from tutornet_sb.distillation.pseudo_labels import (
@@ -82,6 +88,9 @@ BRAINS = {
     "rkd": RKDBrain,
     "pseudo": CTCBrain,
 }
+# Those of them that ask the teacher about every batch
+TAUGHT = "rkd", "skd"
+TARGETS = "online", "store"
 RECIPE_FOLDER = Path(__file__).resolve().parent
 STAGE_SUMMARY = "stage.json"
 # What may differ when a run is continued or scored again
@@ -94,6 +103,7 @@ CHANGEABLE = {
     "num_workers",
     "recipe_folder",
     "rtf_utterances",
+    "store_folder",
 }
 
 
@@ -147,15 +157,11 @@ def prepare_corpus(hparams):
     return data_root, manifests, splits | {"untranscribed": untranscribed}
 
 
-def make_tokenizer(hparams, manifests):
-    """Train the corpus' tokenizer if it has none; a copy goes with the run."""
+def tokenizer_file(hparams):
+    """Where the tokenizer of the corpus lies."""
     corpus = hparams["corpus"]
-    kind, size = corpus["tokenizer_type"], corpus["vocab_size"]
-    path = Path(hparams["corpus_folder"]) / f"{kind}_{size}.model"
-    tokenizer = run_on_main(train_tokenizer, [manifests, path, kind, size])
-    copy = Path(hparams["output_folder"]) / runs.TOKENIZER
-    run_on_main(write_atomically, [copy, lambda to: shutil.copyfile(path, to)])
-    return tokenizer
+    name = f"{corpus['tokenizer_type']}_{corpus['vocab_size']}.model"
+    return Path(hparams["corpus_folder"]) / name
 
 
 class Data(NamedTuple):
@@ -202,17 +208,33 @@ def symbols_of(ids, tokenizer):
     return [index for index in ids if index != tokenizer.unk_id()]
 
 
-def make_dataset(items, hparams, speeds=None):
-    """Waveform, tokens and transcript of each item, made when asked for."""
+def at_speed(key, speed):
+    """Key of an utterance in a target store, at a speed in percent."""
+    return key if speed == 100 else f"{key}@{speed:g}"
+
+
+def make_dataset(items, hparams, speeds=None, stored=None):
+    """Waveform, tokens and transcript of each item, made when asked for.
+
+    With a stored teacher, what it says about the item too.
+    """
     perturb = speeds and SpeedPerturb(16000, speeds=speeds)
     tokenizer = hparams["tokenizer"]
 
     @sb.utils.data_pipeline.takes("wav")
-    @sb.utils.data_pipeline.provides("sig")
+    @sb.utils.data_pipeline.provides("sig", "speed")
     def audio(wav):
         sig = sb.dataio.dataio.read_audio(wav)
+        if not perturb:
+            return sig, 100
         # Before teacher and student part: both hear the same speech.
-        return perturb(sig.unsqueeze(0)).squeeze(0) if perturb else sig
+        sig = perturb(sig.unsqueeze(0)).squeeze(0)
+        return sig, speeds[int(perturb.samp_index)]
+
+    @sb.utils.data_pipeline.takes("id", "sig", "speed")
+    @sb.utils.data_pipeline.provides("targets")
+    def targets(key, sig, speed):
+        return stored.read(at_speed(key, speed), len(sig))
 
     @sb.utils.data_pipeline.takes("wrd")
     @sb.utils.data_pipeline.provides("tokens")
@@ -222,8 +244,11 @@ def make_dataset(items, hparams, speeds=None):
 
     return DynamicItemDataset(
         items,
-        dynamic_items=[audio, text],
-        output_keys=["id", "sig", "wrd", "tokens"],
+        dynamic_items=[audio, text, *([targets] if stored else [])],
+        output_keys=[
+            *("id", "sig", "wrd", "tokens"),
+            *(["targets"] if stored else []),
+        ],
     )
 
 
@@ -298,16 +323,19 @@ def pseudo_label(items, source, hparams):
     }
 
 
+def needs_transcripts(name, hparams):
+    """Tell whether a stage learns from the corpus' transcripts."""
+    return name == "ctc" or (name == "skd" and hparams["ctc_weight"] > 0)
+
+
 def training_set(name, data, source, student, hparams):
     """What a stage hears: with transcripts, or all audio where it needs none.
 
     Returns the set and its speech in seconds.
     """
-    needs_transcripts = name == "ctc" or (
-        name == "skd" and hparams["ctc_weight"] > 0
-    )
+    transcripts = needs_transcripts(name, hparams)
     items = data.transcribed
-    if not needs_transcripts:
+    if not transcripts:
         items = items | data.untranscribed
     elif data.untranscribed:
         logger.info(
@@ -318,7 +346,7 @@ def training_set(name, data, source, student, hparams):
         )
     if name == "pseudo":
         items = pseudo_label(items, source, hparams)
-    if needs_transcripts or name == "pseudo":
+    if transcripts or name == "pseudo":
         items = fit_for_ctc(items, hparams, student)
     if not items:
         raise ValueError(f"stage {name}: no training utterance is left")
@@ -407,6 +435,18 @@ def match_symbols(source, transcribed, hparams):
     return vocabulary
 
 
+def match_or_do_without(source, data, hparams):
+    """Match the symbols, or let the teacher teach by hidden states alone."""
+    try:
+        hparams["vocabulary"] = match_symbols(source, data.transcribed, hparams)
+    except VocabularyError as error:
+        if "skd" in hparams["stages"]:
+            raise
+        logger.info("No posteriors of the teacher are used: %s", error)
+        hparams["vocabulary"] = blank_alone(source, hparams)
+        hparams["head_frames"] = 0
+
+
 def blank_alone(source, hparams):
     """Keep of a foreign vocabulary what frame weighting asks for."""
     if source.pieces is None:
@@ -443,9 +483,57 @@ def stage_epochs(hparams):
     return {stages[0]: first, stages[1]: epochs - first}
 
 
+def store_taps(hparams):
+    """Layers of the teacher that a target store of this run holds."""
+    return teacher_taps(hparams["pairs"]) if "rkd" in hparams["stages"] else []
+
+
 def stage_folder(name, hparams):
     """Where a stage keeps its checkpoints, logs and alignments."""
     return Path(hparams["output_folder"]) / "stages" / name
+
+
+def encodings_of(hparams):
+    """How a target store keeps its targets."""
+    return {
+        "posteriors": hparams["posterior_encoding"],
+        "top_k": hparams["top_k"],
+        "hidden": hparams["hidden_encoding"],
+        "code_bytes": hparams["code_bytes"],
+    }
+
+
+def fill_targets(taps, source, heard, hparams, run_opts):
+    """Let the teacher fill the target store with what it lacks.
+
+    `heard` are sets and the speeds at which the student hears them. Returns the
+    store.
+    """
+    teacher = Teacher(source.model, taps, hparams["vocabulary"])
+    what = describe(
+        teacher,
+        pieces(hparams["tokenizer"]),
+        hparams["blank_index"],
+        encodings_of(hparams),
+    )
+    folder = hparams["store_folder"]
+    if folder is None:
+        folder = default_folder(hparams["corpus_folder"], what)
+    for items, speeds in heard:
+        for speed in speeds or [100]:
+            variants = {at_speed(key, speed): x for key, x in items.items()}
+            store = fill_store(
+                folder,
+                what,
+                teacher,
+                make_dataset(variants, hparams, [speed] if speeds else None),
+                batch_seconds=hparams["batch_seconds"],
+                num_workers=hparams["num_workers"],
+                precision=run_opts.get("precision", "fp32"),
+                made={"teacher": source.name},
+                progressbar=not run_opts.get("noprogressbar", False),
+            )
+    return store
 
 
 def prepare_head(student, teacher, train, hparams):
@@ -480,13 +568,29 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         return read_json(summary)
 
     train, seconds = training_set(name, data, source, student, hparams)
-    valid_loader = make_dataloader(
-        data.valid, batch_sampler=batches(hparams, data.valid, shuffle=False)
-    )
+    valid = data.valid
     modules = {"student": student}
-    if name in ("rkd", "skd"):
+    if name in TAUGHT:
         taps = teacher_taps(hparams["pairs"]) if name == "rkd" else ()
-        modules["teacher"] = Teacher(source.model, taps, hparams["vocabulary"])
+        if hparams["targets"] == "online":
+            teacher = Teacher(source.model, taps, hparams["vocabulary"])
+        else:
+            speeds = hparams["speed_perturb"]
+            heard = [(train.data, speeds)]
+            # RKD has no other figure to select by than its loss.
+            if name == "rkd":
+                heard.append((valid.data, None))
+            store = fill_targets(
+                store_taps(hparams), source, heard, hparams, run_opts
+            )
+            teacher = StoredTeacher(store, taps)
+            train = make_dataset(train.data, hparams, speeds, teacher)
+            if name == "rkd":
+                valid = make_dataset(valid.data, hparams, stored=teacher)
+        modules["teacher"] = teacher
+    valid_loader = make_dataloader(
+        valid, batch_sampler=batches(hparams, valid, shuffle=False)
+    )
     if name == "rkd":
         modules["projector"] = make_projectors(
             hparams["projector"], hparams["pairs"], modules["teacher"], student
@@ -680,23 +784,80 @@ def save_yaml(text, overrides, folder):
     )
 
 
-def run(hparams_file, run_opts, overrides):
-    """Run one experiment, or continue it where it stopped."""
+def read_hparams(hparams_file, overrides):
+    """Read an experiment.
+
+    Returns its text, the overrides and the values.
+    """
     text = read_experiment(hparams_file)
     overrides = overrides | {"recipe_folder": str(RECIPE_FOLDER)}
     hparams = load_hyperpyyaml(text, overrides)
-    output_folder = Path(hparams["output_folder"])
-    corpus, student = hparams["corpus"], hparams["student"]["model"]
-    # Networks that hear the waveform itself mask their frames themselves.
-    if student.features.output_size > 1:
-        student.augment = hparams["augment"]
-    epochs = stage_epochs(hparams)
+    if hparams["targets"] not in TARGETS:
+        raise ValueError(
+            f"targets: no {hparams['targets']!r}; choose from: "
+            + ", ".join(TARGETS)
+        )
     if hparams["teacher_folder"] is None:
         hparams["teacher_folder"] = str(
             Path(hparams["corpus_folder"])
             / f"teacher_{Path(hparams['teacher_yaml']).stem}"
             / "1234"
         )
+    return text, overrides, hparams
+
+
+def find_data(hparams):
+    """Find the corpus and its tokenizer, which is trained if there is none.
+
+    Returns the utterances and the names of the splits.
+    """
+    data_root, manifests, splits = prepare_corpus(hparams)
+    corpus = hparams["corpus"]
+    hparams["tokenizer"] = run_on_main(
+        train_tokenizer,
+        [
+            [manifests[split] for split in splits["train"]],
+            tokenizer_file(hparams),
+            corpus["tokenizer_type"],
+            corpus["vocab_size"],
+        ],
+    )
+    return read_data(hparams, data_root, manifests, splits), splits
+
+
+def fill(hparams_file, run_opts, overrides):
+    """Fill the target store of an experiment, without training a student.
+
+    Returns the store.
+    """
+    _, _, hparams = read_hparams(hparams_file, overrides)
+    stages = [name for name in stage_epochs(hparams) if name in TAUGHT]
+    if not stages:
+        raise ValueError(
+            f"method {hparams['method']} asks no teacher for targets"
+        )
+    train_missing_teacher(hparams, run_opts)
+    data, _ = find_data(hparams)
+    source = find_teacher(hparams, run_opts)
+    match_or_do_without(source, data, hparams)
+    items = data.transcribed
+    if not all(needs_transcripts(name, hparams) for name in stages):
+        items = items | data.untranscribed
+    heard = [(items, hparams["speed_perturb"])]
+    if "rkd" in stages:
+        heard.append((data.valid.data, None))
+    return fill_targets(store_taps(hparams), source, heard, hparams, run_opts)
+
+
+def run(hparams_file, run_opts, overrides):
+    """Run one experiment, or continue it where it stopped."""
+    text, overrides, hparams = read_hparams(hparams_file, overrides)
+    output_folder = Path(hparams["output_folder"])
+    corpus, student = hparams["corpus"], hparams["student"]["model"]
+    # Networks that hear the waveform itself mask their frames themselves.
+    if student.features.output_size > 1:
+        student.augment = hparams["augment"]
+    epochs = stage_epochs(hparams)
     taught = any(stage != "ctc" for stage in epochs)
     if taught:
         train_missing_teacher(hparams, run_opts)
@@ -706,27 +867,22 @@ def run(hparams_file, run_opts, overrides):
     run_on_main(save_yaml, [text, overrides, output_folder])
 
     # The corpus, its tokenizer, and the teacher of its symbols
-    data_root, manifests, splits = prepare_corpus(hparams)
-    hparams["tokenizer"] = make_tokenizer(
-        hparams, [manifests[split] for split in splits["train"]]
+    data, splits = find_data(hparams)
+    tokenizer = tokenizer_file(hparams)
+    run_on_main(
+        write_atomically,
+        [
+            output_folder / runs.TOKENIZER,
+            lambda path: shutil.copyfile(tokenizer, path),
+        ],
     )
-    data = read_data(hparams, data_root, manifests, splits)
     source = None
     # A streaming student alone is timed by the teacher, if there is one.
     is_there = runs.is_finished(hparams["teacher_folder"])
     if taught or (is_there and can_stream(student)):
         source = find_teacher(hparams, run_opts)
     if taught:
-        try:
-            hparams["vocabulary"] = match_symbols(
-                source, data.transcribed, hparams
-            )
-        except VocabularyError as error:
-            if "skd" in epochs:
-                raise
-            logger.info("No posteriors of the teacher are used: %s", error)
-            hparams["vocabulary"] = blank_alone(source, hparams)
-            hparams["head_frames"] = 0
+        match_or_do_without(source, data, hparams)
 
     # The stages, each from the best weights of the one before it
     stages = {}
@@ -777,17 +933,25 @@ def run(hparams_file, run_opts, overrides):
     return hparams
 
 
-def main():
-    """Run the experiment that the command line describes and show its table."""
-    hparams_file, run_opts, overrides = sb.parse_arguments(sys.argv[1:])
+def parse(words):
+    """Read a command line and join the other processes, if there are any.
+
+    Returns the main file, the options of SpeechBrain and the overrides.
+    """
+    hparams_file, run_opts, overrides = sb.parse_arguments(words)
     sb.utils.distributed.ddp_init_group(run_opts)
     try:
-        overrides = YAML().load(overrides) or {}
+        return hparams_file, run_opts, YAML().load(overrides) or {}
     except YAMLError as error:
         sys.exit(
             f"train.py: {error.problem or error}: give each option once, and "
             "quote a value that has braces or blanks"
         )
+
+
+def main():
+    """Run the experiment that the command line describes and show its table."""
+    hparams_file, run_opts, overrides = parse(sys.argv[1:])
     hparams = run(hparams_file, run_opts, overrides)
     shown = [hparams["output_folder"]]
     if hparams["stages"] != ["ctc"]:
