@@ -123,6 +123,7 @@ def test_every_utterance_is_read_as_it_was_written(folder):
     assert len(shards(folder)) > 3
     store = TargetStore(folder)
     assert len(store) == 40 and store.check() == []
+    assert sorted(store.keys()) == [key_of(index) for index in range(40)]
     order = list(range(40))
     random.Random(0).shuffle(order)
     assert is_sound(store, order)

@@ -682,6 +682,22 @@ class TargetStore:
         """Dimension of each layer by its path."""
         return self.codec.taps
 
+    def keys(self):
+        """Give the key of every utterance, as its record has it.
+
+        Yields
+        ------
+        str
+            In no order that means anything.
+        """
+        for shard, begin in zip(
+            self._shard_of.tolist(), self._offsets.tolist(), strict=True
+        ):
+            mapped = self._map(self._shards[shard])
+            record = self._record(mapped, begin, self._ends[shard])
+            if record is not None:
+                yield record.key
+
     def _find(self, key):
         wanted = _hash(key)
         part = wanted >> self._shift
