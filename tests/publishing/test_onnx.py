@@ -226,7 +226,7 @@ def test_the_runner_decodes_as_speechbrain_does(tmp_path):
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "other.onnx"
     path.write_bytes(b"not a graph")
-    with pytest.raises(ValueError, match="is no ONNX model"):
+    with pytest.raises(ValueError, match="cannot be loaded by onnxruntime"):
         OnnxModel(path)
     one = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
     two = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
@@ -235,11 +235,15 @@ def test_other_files_are_refused(tmp_path):
     opset = [onnx.helper.make_opsetid("", 17)]
     made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
     onnx.save(made, path)
-    with pytest.raises(ValueError, match="not written by tutornet export"):
+    with pytest.raises(ValueError, match="does not say what it is"):
         OnnxModel(path)
     made.metadata_props.add(key="tutornet", value='{"format": "another"}')
     onnx.save(made, path)
-    with pytest.raises(ValueError, match="not written by tutornet export"):
+    with pytest.raises(ValueError, match="is of format 'another'"):
+        OnnxModel(path)
+    made.metadata_props[0].value = json.dumps({"format": runner.FORMAT})
+    onnx.save(made, path)
+    with pytest.raises(ValueError, match="lacks 'name'"):
         OnnxModel(path)
 
 

@@ -175,8 +175,7 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
         If the network cannot be written, or a graph differs from it.
     """
     (to / ONNX).parent.mkdir()
-    names = "name", "sample_rate", "frame_period", "symbols", "blank_index"
-    about = {name: config[name] for name in names}
+    about = {name: config[name] for name in runner.ABOUT}
     written = write_onnx(model, to / ONNX, about)
     shutil.copyfile(runner.__file__, (to / ONNX).with_name("transcribe.py"))
     known = {

@@ -28,8 +28,6 @@ from tutornet_sb.reporting.latency import split_words
 # The one of several in a folder that is meant, where it is not named
 ONNX_FILE = "model.onnx"
 # In an ONNX file's metadata: the key, and what it says there
-ONNX_KEY = "tutornet"
-ONNX_FORMAT = "tutornet_sb onnx 1"
 # A vocabulary of 65536 symbols takes a megabyte.
 _MOST_BYTES = 4 * 2**20
 # What a description may name. All of it makes a layer from sizes and options
@@ -623,6 +621,8 @@ def _load_onnx(path, device):
     # A second to import
     import onnxruntime
 
+    from tutornet_sb.publishing.runner import OnnxModel
+
     provider = "CPUExecutionProvider"
     if torch.device(device).type != "cpu":
         provider = "CUDAExecutionProvider"
@@ -631,31 +631,8 @@ def _load_onnx(path, device):
                 f"onnxruntime has no {provider} here: install onnxruntime-gpu, "
                 "or use --device cpu"
             )
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    # Errors are raised and need not be logged too.
-    options.log_severity_level = 4
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=[provider]
-        )
-    # It has no base class of its errors.
-    except Exception as error:
-        raise ValueError(
-            f"{path} cannot be loaded by onnxruntime: {_first_line(error)}"
-        ) from None
-    metadata = session.get_modelmeta().custom_metadata_map
-    if ONNX_KEY not in metadata:
-        raise ValueError(
-            f"{path} does not say what it is (metadata {ONNX_KEY!r}): only "
-            "files by `tutornet export --onnx` can be transcribed with"
-        )
-    told = _parse(metadata[ONNX_KEY], path)
-    if told.get("format") != ONNX_FORMAT:
-        raise ValueError(
-            f"{path} is of format {told.get('format')!r}, and this version "
-            f"reads {ONNX_FORMAT!r}: export the run again"
-        )
+    model = OnnxModel(path, torch.get_num_threads(), provider)
+    session, told = model.session, model.about
     _check_symbols(told, path)
     period = told.get("frame_period")
     if not isinstance(period, int | float) or not 0 < period < 10:
@@ -672,9 +649,8 @@ def _load_onnx(path, device):
         )
 
     def encode(wavs, lengths):
-        given = {"wavs": wavs.float().numpy(), "lengths": lengths.numpy()}
         try:
-            found = session.run(["log_probs", "frames"], given)
+            found = model.encode(wavs.float().numpy(), lengths.numpy())
         except Exception as error:
             raise ValueError(
                 f"{path} cannot be run: {_first_line(error)}"

@@ -16,6 +16,7 @@ import soundfile
 
 METADATA = "tutornet"
 FORMAT = "tutornet_sb onnx 1"
+ABOUT = "name", "sample_rate", "frame_period", "symbols", "blank_index"
 
 
 class OnnxModel:
@@ -27,6 +28,13 @@ class OnnxModel:
         The ONNX file, written by ``tutornet export --onnx``.
     threads : int
         Threads of onnxruntime; 0 for as many as there are cores.
+    provider : str
+        What onnxruntime computes with.
+
+    Attributes
+    ----------
+    about : dict
+        What the file says of itself.
 
     Raises
     ------
@@ -34,33 +42,41 @@ class OnnxModel:
         If the file is no such model.
     """
 
-    def __init__(self, path, threads=0):
+    def __init__(self, path, threads=0, provider="CPUExecutionProvider"):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        # Errors are raised and need not be logged too.
+        options.log_severity_level = 4
         try:
             self.session = onnxruntime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"]
+                str(path), options, providers=[provider]
             )
-        # Its errors are of a dozen classes below Exception.
+        # Its errors have no class of their own.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"{path} is no ONNX model: {reason}") from None
+            raise ValueError(
+                f"{path} cannot be loaded by onnxruntime: {reason}"
+            ) from None
         known = self.session.get_modelmeta().custom_metadata_map
         try:
-            about = json.loads(known.get(METADATA, "null"))
-            if about["format"] != FORMAT:
-                raise ValueError(about["format"])
-            self.name = about["name"]
-            self.sample_rate = about["sample_rate"]
-            self.frame_period = about["frame_period"]
-            self.symbols = about["symbols"]
-            self.blank_index = about["blank_index"]
-        except (KeyError, TypeError, ValueError):
+            self.about = json.loads(known.get(METADATA, "{}"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if not isinstance(self.about, dict) or not self.about:
             raise ValueError(
-                f"{path} was not written by tutornet export --onnx: its "
-                f"metadata has no {METADATA!r} of {FORMAT!r}"
-            ) from None
+                f"{path} does not say what it is (metadata {METADATA!r}): only "
+                "files by `tutornet export --onnx` can be transcribed with"
+            )
+        if self.about.get("format") != FORMAT:
+            raise ValueError(
+                f"{path} is of format {self.about.get('format')!r}, and this "
+                f"version reads {FORMAT!r}: export the run again"
+            )
+        missing = [name for name in ABOUT if name not in self.about]
+        if missing:
+            raise ValueError(f"{path} is damaged: it lacks {missing[0]!r}")
+        for name in ABOUT:
+            setattr(self, name, self.about[name])
 
     def encode(self, wavs, lengths):
         """Compute log-probabilities.
