@@ -3,18 +3,20 @@
 import copy
 import json
 import math
+import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx
+import onnx.numpy_helper
 import torch
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
     QuantType,
-    quantize_dynamic,
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -30,6 +32,8 @@ TRIALS = ((0.5,), (1.0, 0.6), (2.3, 0.07, 1.1))
 TOLERANCE = 1e-3
 # In the names of nodes that make features from the waveform
 _FEATURES = "/features/"
+_LAYERS = "Conv", "MatMul", "Gemm"
+_RECURRENT = "LSTM", "GRU", "RNN"
 
 
 class ConvolutionSTFT(torch.nn.Module):
@@ -348,10 +352,12 @@ class _Speech(CalibrationDataReader):
 def quantize(path, to, wavs):
     """Quantise a graph to int8.
 
-    Weights of convolutions and linear layers by channel, their inputs by the
-    range that they have on some speech; recurrent layers (LSTM) with their
-    inputs' ranges found as they run, since onnxruntime has no other way. The
-    features and GRU layers stay in single precision.
+    Convolutions and linear layers are computed in int8: weights by channel,
+    inputs by the range that they have on some speech. Where that costs
+    accuracy, only the weights are in int8: in the first layer, which hears the
+    features, in the head, and in recurrent layers (onnxruntime's own int8
+    layer, of LSTM alone, rounds the states from frame to frame). The features
+    stay as they are.
 
     Arguments
     ---------
@@ -363,36 +369,76 @@ def quantize(path, to, wavs):
         Speech by which the ranges are found, ``(samples,)`` each.
     """
     with tempfile.TemporaryDirectory() as folder, _quiet():
-        ready, half = Path(folder) / "ready.onnx", Path(folder) / "half.onnx"
+        ready = Path(folder) / "ready.onnx"
         quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
-        graph = onnx.load(ready)
-        features = [
-            node.name for node in graph.graph.node if _FEATURES in node.name
+        nodes = onnx.load(ready).graph.node
+        layers = [
+            node.name
+            for node in nodes
+            if node.op_type in _LAYERS and _FEATURES not in node.name
         ]
-        quantize_static(
-            str(ready),
-            str(half),
-            _Speech(wavs),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=["Conv", "MatMul", "Gemm"],
-            nodes_to_exclude=features,
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
+        shutil.copyfile(ready, to)
+        # To the quantiser, none would mean all.
+        if inner := layers[1:-1]:
+            quantize_static(
+                str(ready),
+                str(to),
+                _Speech(wavs),
+                quant_format=QuantFormat.QDQ,
+                nodes_to_quantize=inner,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+            )
+    model = onnx.load(to)
+    _shrink_weights(model.graph)
+    # Which the quantiser forgets
+    del model.metadata_props[:]
+    model.metadata_props.extend(onnx.load(path).metadata_props)
+    onnx.save(model, to)
+
+
+def _shrink_weights(graph):
+    """Keep in int8 what weights of layers are not so yet."""
+    weights = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    # By the axis of the channels: a recurrent layer has the weights of its
+    # input and of its state, (directions, gates * cells, inputs).
+    axes = {}
+    for node in graph.node:
+        if _FEATURES in node.name:
+            continue
+        if node.op_type in _RECURRENT:
+            axes |= dict.fromkeys(node.input[1:3], 1)
+        elif node.op_type in _LAYERS:
+            axes[node.input[1]] = 0 if node.op_type == "Conv" else 1
+    found = sorted(axes.keys() & weights.keys())
+    for number, name in enumerate(found):
+        array, axis = onnx.numpy_helper.to_array(weights[name]), axes[name]
+        rest = tuple(i for i in range(array.ndim) if i != axis)
+        scale = np.abs(array).max(axis=rest, keepdims=True) / 127
+        scale = np.where(scale > 0, scale, 1).astype(np.float32)
+        parts = {
+            f"{name}_quantized": np.rint(array / scale).astype(np.int8),
+            f"{name}_scale": scale.flatten(),
+        }
+        graph.initializer.remove(weights[name])
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(value, part)
+            for part, value in parts.items()
         )
-        quantize_dynamic(
-            str(half),
-            str(to),
-            op_types_to_quantize=["LSTM"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
+        node = onnx.helper.make_node(
+            "DequantizeLinear",
+            list(parts),
+            [name],
+            name=f"{name}_dq",
+            axis=axis,
         )
-    about = {p.key: p.value for p in onnx.load(path).metadata_props}
-    graph = onnx.load(to)
-    del graph.metadata_props[:]
-    for key, value in about.items():
-        graph.metadata_props.add(key=key, value=value)
-    onnx.save(graph, to)
+        # Before whatever reads it
+        graph.node.insert(number, node)
 
 
 @contextmanager
