@@ -4,10 +4,12 @@
       --data_folder /path/to/digits/LibriSpeech
 > python benchmarks/studies.py pairs mini
 > python benchmarks/studies.py delays mini
+> python benchmarks/studies.py targets mini
 
 ``seeds`` is the student alone and by TutorNet; ``pairs`` is that for students
 and teachers of several topologies; ``delays`` moves the teacher's frames back
-for a student that hears only the past, or treats it otherwise. All students of
+for a student that hears only the past, or treats it otherwise; ``targets``
+compares a target store with the teacher itself. All students of
 a study have the same number of epochs; each teacher is trained once. Finished
 runs are reused: a stopped study continues by the same command. The result files
 are copied to ``benchmarks/results/NAME`` and their table is written into the
@@ -93,7 +95,21 @@ def delays():
     return [teacher_run("jasper_dr")], runs
 
 
-STUDIES = {"seeds": seeds, "pairs": pairs, "delays": delays}
+def targets():
+    """A student taught by a teacher, and from what it left on disk."""
+    runs = [
+        Run(f"rkd+skd_lstm_{kind}", "rkd_lstm", ("--targets", kind))
+        for kind in ("online", "store")
+    ]
+    return [teacher_run("jasper_dr")], runs
+
+
+STUDIES = {
+    "seeds": seeds,
+    "pairs": pairs,
+    "delays": delays,
+    "targets": targets,
+}
 TEACHER_SEED = 1234  # that of a teacher which train.py trains by itself
 
 
