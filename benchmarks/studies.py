@@ -9,10 +9,10 @@
 ``seeds`` is the student alone and by TutorNet; ``pairs`` is that for students
 and teachers of several topologies; ``delays`` moves the teacher's frames back
 for a student that hears only the past, or treats it otherwise; ``targets``
-compares a target store with the teacher itself. All students of
-a study have the same number of epochs; each teacher is trained once. Finished
-runs are reused: a stopped study continues by the same command. The result files
-are copied to ``benchmarks/results/NAME`` and their table is written into the
+compares a target store with the teacher itself. All students of a study have
+the same number of epochs; each teacher is trained once. Finished runs are
+reused: a stopped study continues by the same command. The result files are
+copied to ``benchmarks/results/NAME`` and their table is written into the
 recipe's README between the marks of that name. What is given besides goes to
 ``train.py``.
 """
