@@ -14,8 +14,8 @@ from tutornet_sb.distillation.targets import TeacherTargets
 POSTERIORS = ("fp16", "uint8", "topk")
 HIDDEN = ("fp16", "int8", "pq", "rq")
 CENTROIDS = 256
-# Frames whose distances to all centroids are held at a time
-CHUNK = 4096
+# Frames whose distances to centroids are held at a time: few enough for a cache
+CHUNK = 512
 # Sums of centroids that residual quantisation searches on from
 BEAM = 8
 
@@ -51,24 +51,24 @@ def _from_root(codes):
     return (codes.to(torch.float32) / 255).square()
 
 
-class HalfShares:
-    """Each symbol's share in fp16.
+class Halves:
+    """Shares or hidden states in fp16.
 
     Arguments
     ---------
-    symbols : int
-        Symbols besides the blank.
+    size : int
+        Dimension of a frame.
     """
 
-    def __init__(self, symbols):
-        self.frame_bytes = 2 * symbols
+    def __init__(self, size):
+        self.frame_bytes = 2 * size
 
-    def encode(self, shares):
-        """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
-        return _to_bytes(shares.to(torch.float16))
+    def encode(self, values):
+        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
+        return _to_bytes(_to_half(values, "hidden states"))
 
     def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``."""
+        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
         return _from_bytes(raw, torch.float16).to(torch.float32)
 
 
@@ -134,27 +134,6 @@ class TopShares:
         left = (1 - total).clamp(min=0) / others
         shares = left.expand(*left.shape[:-1], self.symbols).clone()
         return shares.scatter_(-1, index, kept)
-
-
-class HalfStates:
-    """Hidden states in fp16.
-
-    Arguments
-    ---------
-    size : int
-        Dimension of a frame.
-    """
-
-    def __init__(self, size):
-        self.frame_bytes = 2 * size
-
-    def encode(self, states):
-        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
-        return _to_bytes(_to_half(states, "hidden states"))
-
-    def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
-        return _from_bytes(raw, torch.float16).to(torch.float32)
 
 
 class ByteStates:
@@ -266,6 +245,8 @@ class ResidualStates(QuantisedStates):
     nearer than product quantisation, and slower to encode.
     """
 
+    _products = None
+
     def find(self, unit):
         """Search the sums, the best ``BEAM`` of each length at a time.
 
@@ -274,10 +255,7 @@ class ResidualStates(QuantisedStates):
         once.
         """
         table = self.codebooks.flatten(0, 1)
-        products = table @ table.T
-        squares = products.diagonal().view(-1, 1, CENTROIDS)
-        # (codebooks, rows of all codebooks, 256)
-        products = products.unflatten(1, (-1, CENTROIDS)).transpose(0, 1)
+        products, squares = self._inner_products(table)
         dots = (unit @ table.T).unflatten(1, (-1, CENTROIDS))
         frames = len(unit)
         rows = unit.new_empty(frames, 1, 0, dtype=torch.long)
@@ -287,15 +265,27 @@ class ResidualStates(QuantisedStates):
             scores = scores.unsqueeze(-1) + more
             if step:
                 earlier = torch.nn.functional.embedding_bag(
-                    rows.flatten(0, 1), products[step].contiguous(), mode="sum"
+                    rows.flatten(0, 1), products[step], mode="sum"
                 )
-                scores = scores + 2 * earlier.view(scores.shape)
+                scores += earlier.view(scores.shape)
             beam = min(BEAM, scores[0].numel())
             scores, best = scores.flatten(1).topk(beam, largest=False)
             before = (best // CENTROIDS).unsqueeze(-1).expand(-1, -1, step)
             row = step * CENTROIDS + best % CENTROIDS
             rows = torch.cat([rows.gather(1, before), row.unsqueeze(-1)], -1)
         return rows[:, 0] - self.first
+
+    def _inner_products(self, table):
+        """Twice those of all centroids, and their squares; made once."""
+        if self._products is None or self._products.device != table.device:
+            products = 2 * table @ table.T
+            # (codebooks, rows of all codebooks, 256)
+            self._products = (
+                products.unflatten(1, (-1, CENTROIDS))
+                .transpose(0, 1)
+                .contiguous()
+            )
+        return self._products, table.square().sum(-1).view(-1, 1, CENTROIDS)
 
     def look_up(self, index):
         """Add the centroids up."""
@@ -492,7 +482,7 @@ class TargetCodec(torch.nn.Module):
         self.shares = None
         if symbols:
             self.shares = {
-                "fp16": lambda: HalfShares(symbols - 1),
+                "fp16": lambda: Halves(symbols - 1),
                 "uint8": lambda: ByteShares(symbols - 1),
                 "topk": lambda: TopShares(symbols - 1, top_k),
             }[posteriors]()
@@ -503,7 +493,7 @@ class TargetCodec(torch.nn.Module):
                 for path, size in self.taps.items()
             ]
         else:
-            make = HalfStates if hidden == "fp16" else ByteStates
+            make = Halves if hidden == "fp16" else ByteStates
             states = [make(size) for size in self.taps.values()]
         self.states = dict(zip(self.taps, states, strict=True))
         # So that codebooks follow the module to its device.
