@@ -139,9 +139,10 @@ def test_running_features_know_nothing_of_the_rest_of_the_utterance():
 def test_features_without_clip_are_those_of_speechbrain():
     # White noise spans less than 80 dB.
     wavs = torch.randn(2, 4000)
-    expected = LogMelFeatures().spectrum(wavs)
-    found = LogMelFeatures(normalize="running").spectrum(wavs)
-    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    expected = LogMelFeatures().fbank(wavs)
+    for normalize in ("sentence", "running"):
+        found = LogMelFeatures(normalize=normalize).spectrum(wavs)
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
 def test_the_spectrogram_is_the_logarithm_of_the_power():

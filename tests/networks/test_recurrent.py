@@ -60,6 +60,21 @@ def test_layers_equal_packed_sequences(cell, directions):
     )
 
 
+def test_gradients_are_those_of_packed_sequences():
+    layers = RecurrentLayers("lstm", 4, 5, layers=2)
+    reference = make_reference(layers, "lstm", 4)
+    weights = torch.randn(5, 20, 10)
+    found, expected = (
+        torch.randn(5, 20, 4, generator=torch.Generator().manual_seed(0))
+        for _ in range(2)
+    )
+    found.requires_grad_()
+    expected.requires_grad_()
+    (weights * layers(found, LENGTHS)).sum().backward()
+    (weights * apply_packed(reference, expected, LENGTHS)).sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("cell", TORCH)
 def test_encoder_is_a_convolution_and_its_layers(cell):
     encoder = RecurrentEncoder(4, 6, 5, layers=2, cell=cell).eval()

@@ -8,7 +8,6 @@ from speechbrain.lobes.features import Fbank
 from speechbrain.processing.features import (
     STFT,
     InputNormalization,
-    spectral_magnitude,
 )
 from speechbrain.utils.autocast import fwd_default_precision
 
@@ -54,6 +53,15 @@ def frame_mask(lengths, frames):
     [[1, 0, 0], [1, 1, 1]]
     """
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def _power(stft):
+    """Power of a transform, ``(batch, frames, bins, 2)``.
+
+    The same sum as ``spectral_magnitude`` makes along an axis of two, which
+    takes five times as long.
+    """
+    return stft[..., 0].square() + stft[..., 1].square()
 
 
 class SpectralFeatures(torch.nn.Module):
@@ -232,6 +240,7 @@ class LogMelFeatures(SpectralFeatures):
         """The Fourier transform."""
         return self.fbank.compute_STFT
 
+    @fwd_default_precision(cast_inputs=torch.float32)
     def spectrum(self, wavs):
         """Compute the frames before normalisation.
 
@@ -245,7 +254,7 @@ class LogMelFeatures(SpectralFeatures):
         torch.Tensor
             ``(batch, frames, n_mels)``.
         """
-        return self.fbank(wavs)
+        return self.fbank.compute_fbanks(_power(self.stft(wavs)))
 
 
 class SpectrogramFeatures(SpectralFeatures):
@@ -322,7 +331,7 @@ class SpectrogramFeatures(SpectralFeatures):
         """
         stft = self.stft(wavs)[:, :, : self.output_size]
         # The floor is that of Fbank.
-        return spectral_magnitude(stft, log=True, eps=1e-10)
+        return torch.log(_power(stft) + 1e-10)
 
 
 class AcousticModel(torch.nn.Module):

@@ -87,17 +87,26 @@ class RecurrentLayers(torch.nn.Module):
         # padding stays where it is, so one index serves both ways.
         forth = torch.arange(frames, device=x.device).expand(x.shape[0], -1)
         back = torch.where(mask, lengths.unsqueeze(1) - 1 - forth, forth)
-        back = back.unsqueeze(-1)
+        first = frames * torch.arange(len(x), device=x.device)
+        rows = (back + first.unsqueeze(1)).flatten()
         for index, layer in enumerate(self.forward_layers):
             if index:
                 x = self.dropout(x)
             y, _ = layer(x)
             if self.backward_layers:
-                reverse = x.gather(1, back.expand_as(x))
-                z, _ = self.backward_layers[index](reverse)
-                y = torch.cat([y, z.gather(1, back.expand_as(z))], dim=-1)
+                z, _ = self.backward_layers[index](_reorder(x, rows))
+                y = torch.cat([y, _reorder(z, rows)], dim=-1)
             x = y
         return x.masked_fill(~mask.unsqueeze(-1), 0.0)
+
+
+def _reorder(x, rows):
+    """Put frames in another order.
+
+    Row by row: ``gather`` would look up every value, which with its gradient
+    takes ten times as long.
+    """
+    return x.flatten(0, 1).index_select(0, rows).view(x.shape)
 
 
 class RecurrentEncoder(torch.nn.Module):
