@@ -87,7 +87,7 @@ class RecurrentLayers(torch.nn.Module):
         # padding stays where it is, so one index serves both ways.
         forth = torch.arange(frames, device=x.device).expand(x.shape[0], -1)
         back = torch.where(mask, lengths.unsqueeze(1) - 1 - forth, forth)
-        first = frames * torch.arange(len(x), device=x.device)
+        first = frames * torch.arange(x.shape[0], device=x.device)
         rows = (back + first.unsqueeze(1)).flatten()
         for index, layer in enumerate(self.forward_layers):
             if index:
