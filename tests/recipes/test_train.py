@@ -548,6 +548,7 @@ def test_each_speed_has_its_own_targets_in_the_default_store(finished):
     with open(manifests / "train-clean-100.csv", newline="") as file:
         keys = [row["ID"] for row in csv.DictReader(file)]
     for key in keys:
+        key = f"train-clean-100/{key}"
         plain, slow = store.read(key), store.read(f"{key}@90")
         assert len(slow) == pytest.approx(len(plain) / 0.9, abs=2)
     # Those of the development set are heard as they are.
@@ -618,9 +619,46 @@ def test_audio_that_has_changed_is_named(taught):
     samples, rate = soundfile.read(audio[0])
     soundfile.write(audio[0], samples[:-160], rate)
     error = error_of(train(taught, **STORE | {"output_folder": "later"}))
-    assert f"utterance {audio[0].stem}: the teacher heard {len(samples)}" in (
-        error
+    key = f"train-clean-100/{audio[0].stem}"
+    assert f"utterance {key}: the teacher heard {len(samples)}" in error
+
+
+def test_splits_may_use_the_same_ids(taught):
+    corpus = taught / "mini libri"
+    ours = sorted((corpus / "train-clean-100").rglob("*.trans.txt"))[0].parent
+    theirs = sorted((corpus / "dev-clean").rglob("*.trans.txt"))[0].parent
+    # The development set has a chapter of the training set's name.
+    there = corpus / "dev-clean" / ours.parent.name / ours.name
+    there.parent.mkdir(exist_ok=True)
+    theirs.rename(there)
+    for path in sorted(there.rglob("*")):
+        name = path.name.replace(
+            f"{theirs.parent.name}-{theirs.name}",
+            f"{ours.parent.name}-{ours.name}",
+        )
+        if path.suffix == ".txt":
+            text = path.read_text().replace(
+                f"{theirs.parent.name}-{theirs.name}-",
+                f"{ours.parent.name}-{ours.name}-",
+            )
+            path.write_text(text)
+        path.rename(path.with_name(name))
+    both = [
+        {path.stem for path in folder.glob("*.flac")}
+        for folder in (ours, there)
+    ]
+    assert both[0] & both[1]
+    succeed(taught, **STORE | {"output_folder": "later", "store_folder": "new"})
+    # What would be heard together must not.
+    error = error_of(
+        train(
+            taught,
+            output_folder="mixed",
+            corpus_overrides="{teacher_epochs: 1, epochs: 2, "
+            "train_splits: [train-clean-100, dev-clean]}",
+        )
     )
+    assert "stands in train-clean-100 and in dev-clean" in error
 
 
 def test_targets_that_are_neither_online_nor_stored(recipe, monkeypatch):

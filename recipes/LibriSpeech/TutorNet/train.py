@@ -180,14 +180,21 @@ def read_data(hparams, data_root, manifests, splits):
     """Read the manifests; each scored split is a set of its own."""
 
     def items(names):
-        parts = [
-            DynamicItemDataset.from_csv(
+        found = {}
+        for split in names:
+            part = DynamicItemDataset.from_csv(
                 str(manifests[split]),
                 replacements={"data_root": str(data_root)},
             ).data
-            for split in names
-        ]
-        return {key: item for part in parts for key, item in part.items()}
+            for key, item in part.items():
+                if key in found:
+                    raise ValueError(
+                        f"utterance {key} stands in {found[key]['split']} and "
+                        f"in {split}: utterances that are heard together need "
+                        "names of their own"
+                    )
+                found[key] = item | {"split": split}
+        return found
 
     return Data(
         items(splits["train"]),
@@ -208,9 +215,12 @@ def symbols_of(ids, tokenizer):
     return [index for index in ids if index != tokenizer.unk_id()]
 
 
-def at_speed(key, speed):
-    """Key of an utterance in a target store, at a speed in percent."""
-    return key if speed == 100 else f"{key}@{speed:g}"
+def store_key(key, split, speed):
+    """Key of an utterance in a target store, at a speed in percent.
+
+    Splits may use the same ids.
+    """
+    return f"{split}/{key}" + ("" if speed == 100 else f"@{speed:g}")
 
 
 def make_dataset(items, hparams, speeds=None, stored=None):
@@ -231,10 +241,10 @@ def make_dataset(items, hparams, speeds=None, stored=None):
         sig = perturb(sig.unsqueeze(0)).squeeze(0)
         return sig, speeds[int(perturb.samp_index)]
 
-    @sb.utils.data_pipeline.takes("id", "sig", "speed")
+    @sb.utils.data_pipeline.takes("id", "split", "sig", "speed")
     @sb.utils.data_pipeline.provides("targets")
-    def targets(key, sig, speed):
-        return stored.read(at_speed(key, speed), len(sig))
+    def targets(key, split, sig, speed):
+        return stored.read(store_key(key, split, speed), len(sig))
 
     @sb.utils.data_pipeline.takes("wrd")
     @sb.utils.data_pipeline.provides("tokens")
@@ -521,7 +531,10 @@ def fill_targets(taps, source, heard, hparams, run_opts):
         folder = default_folder(hparams["corpus_folder"], what)
     for items, speeds in heard:
         for speed in speeds or [100]:
-            variants = {at_speed(key, speed): x for key, x in items.items()}
+            variants = {
+                store_key(key, item["split"], speed): item
+                for key, item in items.items()
+            }
             store = fill_store(
                 folder,
                 what,
