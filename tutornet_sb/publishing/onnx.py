@@ -211,10 +211,70 @@ def write_graph(module, inputs, path, names, axes, metadata):
             raise ValueError(
                 f"this network cannot be written as ONNX: {reason}"
             ) from None
-    graph = onnx.load(path)
+    model = onnx.load(path)
+    _compute_bases(model.graph)
     for key, value in metadata.items():
-        graph.metadata_props.add(key=key, value=value)
-    onnx.save(graph, path)
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+
+
+def _compute_bases(graph):
+    """Let graphs compute the cosines and sines of a ``ConvolutionSTFT``.
+
+    Which onnxruntime does once, when it loads the graph. Stored, they would
+    take more room than a small student in int8.
+    """
+    for tensor in list(graph.initializer):
+        if tensor.name.rpartition(".")[2] != "basis":
+            continue
+        basis = onnx.numpy_helper.to_array(tensor)
+        window = basis[0]
+        bins, length = len(basis) // 2, window.shape[1]
+        n_fft = 2 * (bins - 1)
+        rows = np.arange(bins)[:, None]
+        times = np.arange(length)[None] + (n_fft - length) // 2
+        # Products are taken modulo n_fft as integers: of a large angle, single
+        # precision would leave little.
+        angles = 2 * np.pi / n_fft * (rows * times % n_fft)
+        wanted = np.concatenate([np.cos(angles), -np.sin(angles)]) * window
+        if not np.allclose(wanted[:, None], basis, atol=1e-5):
+            # An odd n_fft
+            continue
+        name = tensor.name
+        constants = {
+            "rows": rows,
+            "times": times,
+            "n_fft": np.array(n_fft),
+            "angle": np.array(2 * np.pi / n_fft, dtype=np.float32),
+            "window": window,
+            "axis": np.array([1]),
+        }
+        graph.initializer.remove(tensor)
+        graph.initializer.extend(
+            onnx.numpy_helper.from_array(value, f"{name}/{part}")
+            for part, value in constants.items()
+        )
+        steps = (
+            ("Mul", ("rows", "times"), "products", {}),
+            ("Mod", ("products", "n_fft"), "remainders", {}),
+            ("Cast", ("remainders",), "whole", {"to": onnx.TensorProto.FLOAT}),
+            ("Mul", ("whole", "angle"), "angles", {}),
+            ("Cos", ("angles",), "real", {}),
+            ("Sin", ("angles",), "sines", {}),
+            ("Neg", ("sines",), "imaginary", {}),
+            ("Concat", ("real", "imaginary"), "parts", {"axis": 0}),
+            ("Mul", ("parts", "window"), "windowed", {}),
+            ("Unsqueeze", ("windowed", "axis"), None, {}),
+        )
+        for place, (kind, inputs, output, attributes) in enumerate(steps):
+            node = onnx.helper.make_node(
+                kind,
+                [f"{name}/{part}" for part in inputs],
+                [f"{name}/{output}" if output else name],
+                f"{_FEATURES}{name}/{place}",
+                **attributes,
+            )
+            graph.node.insert(place, node)
 
 
 def write_onnx(model, path, about):
@@ -391,6 +451,8 @@ def quantize(path, to, wavs):
                 weight_type=QuantType.QInt8,
             )
     model = onnx.load(to)
+    # The quantiser computes what can be computed beforehand.
+    _compute_bases(model.graph)
     _shrink_weights(model.graph)
     # Which the quantiser forgets
     del model.metadata_props[:]
