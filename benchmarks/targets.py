@@ -7,7 +7,9 @@
 
 ``steps`` compares the seconds of a training step, loading included, with those
 of the same student by CTC alone: taught from a store, by the teacher at the
-size of the small corpora, and by Jasper DR 10x5 with random weights.
+size of the small corpora, and by Jasper DR 10x5 with random weights; and with a
+student of the same size made of SpeechBrain's parts alone (plain), whose layers
+hear no padding either (plain_packed).
 The students take their steps in turns in one process; ratios are within each
 turn, and their median counts; those of processor time suffer less from other
 work on the machine. ``sizes`` takes what a store of fp16 targets holds for the
@@ -34,6 +36,11 @@ import soundfile
 import speechbrain as sb
 import torch
 from speechbrain.dataio.dataloader import make_dataloader
+from speechbrain.lobes.features import Fbank
+from speechbrain.nnet.CNN import Conv1d
+from speechbrain.nnet.normalization import BatchNorm1d
+from speechbrain.nnet.RNN import LSTM
+from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
@@ -110,11 +117,12 @@ def speak(folder, count, seconds):
             "wav": str(path),
             "duration": len(wave) / RATE,
             "wrd": " ".join(words),
+            "split": "train",
         }
     return items
 
 
-def claim_store(folder, teacher, hparams, items, encodings):
+def claim_store(recipe, folder, teacher, hparams, items, encodings):
     """A store of random targets: what is in them takes no time."""
     tokenizer = hparams["tokenizer"]
     what = describe(teacher, pieces(tokenizer), 0, encodings)
@@ -138,7 +146,9 @@ def claim_store(folder, teacher, hparams, items, encodings):
                 teacher.frame_period,
             )
             parts = [part[0] for part in codec.encode(targets)]
-            writer.add(key, *parts, samples)
+            writer.add(
+                recipe.store_key(key, item["split"], 100), *parts, samples
+            )
     return TargetStore(folder)
 
 
@@ -169,6 +179,10 @@ class Variant:
             checkpointer=Checkpointer(folder / name, saved),
         )
         self.brain.steps_per_epoch = 10_000
+        self.begin()
+
+    def begin(self):
+        """What ``fit`` does before the first step."""
         self.brain.on_fit_start()
         self.brain.modules.train()
         self.brain.on_stage_start(sb.Stage.TRAIN, epoch=1)
@@ -185,6 +199,70 @@ class Variant:
         return numpy.array(
             [time.perf_counter() - began[0], time.process_time() - began[1]]
         )
+
+
+class PlainBrain(sb.Brain):
+    """CTC as SpeechBrain's recipes write it down."""
+
+    def compute_forward(self, batch, stage):
+        """Waveforms to log-probabilities."""
+        wavs, lengths = batch.sig
+        x = self.modules.normalize(self.modules.fbank(wavs), lengths)
+        x = self.modules.conv(self.hparams.augment(x))
+        x = torch.relu(self.modules.norm(x))
+        packed = lengths if self.hparams.packed else None
+        x, _ = self.modules.layers(x, lengths=packed)
+        return self.modules.head(x).log_softmax(-1)
+
+    def compute_objectives(self, predictions, batch, stage):
+        """The CTC loss."""
+        tokens, lengths = batch.tokens
+        return sb.nnet.losses.ctc_loss(
+            predictions, tokens, batch.sig.lengths, lengths, blank_index=0
+        )
+
+
+class Plain(Variant):
+    """The LSTM student made of SpeechBrain's own parts alone, by CTC.
+
+    With ``packed`` its layers hear no padding, as ours do not.
+    """
+
+    def __init__(self, recipe, name, hparams, items, packed):
+        self.data = recipe.make_dataset(items, hparams)
+        self.name, self.hparams, self.recipe = name, hparams, recipe
+        values = hparams["student"]
+        size = values["hidden_size"]
+        modules = {
+            "fbank": Fbank(n_mels=values["n_mels"], n_fft=512, win_length=20),
+            "normalize": InputNormalization(norm_type="global"),
+            "conv": Conv1d(
+                values["channels"],
+                values["kernel_size"],
+                in_channels=values["n_mels"],
+                stride=values["stride"],
+                bias=False,
+            ),
+            "norm": BatchNorm1d(input_size=values["channels"]),
+            "layers": LSTM(
+                size,
+                input_size=values["channels"],
+                num_layers=values["layers"],
+                bidirectional=values["directions"] == 2,
+                dropout=values["dropout"],
+            ),
+            "head": torch.nn.Linear(
+                size * values["directions"], values["output_size"]
+            ),
+        }
+        lr = hparams["lr"]
+        self.brain = PlainBrain(
+            modules,
+            hparams={"augment": hparams["augment"], "packed": packed},
+            opt_class=lambda parameters: torch.optim.AdamW(parameters, lr=lr),
+            run_opts={"device": "cpu"},
+        )
+        self.begin()
 
 
 def steps(arguments):
@@ -289,10 +367,12 @@ def make_variants(recipe, arguments, hparams, items, folder, taps):
     own = network(arguments.size)
     teacher = Teacher(own, taps)
     variants = [make("ctc", "ctc", None)]
+    for name, packed in (("plain", False), ("plain_packed", True)):
+        variants.append(Plain(recipe, name, hparams, items, packed))
     for encoding in ("rq", "pq"):
         encodings = DEFAULT | {"hidden": encoding}
         store = claim_store(
-            folder / encoding, teacher, hparams, items, encodings
+            recipe, folder / encoding, teacher, hparams, items, encodings
         )
         if encoding == "rq":
             variants.append(make("skd_store", "skd", StoredTeacher(store)))
