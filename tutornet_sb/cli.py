@@ -16,7 +16,7 @@ from ruamel.yaml.error import YAMLError
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from tqdm import tqdm
 
-from tutornet_sb import runs, transcription
+from tutornet_sb import runs, stopping, transcription
 from tutornet_sb.composition import include
 from tutornet_sb.distillation.extraction import repair_store
 from tutornet_sb.distillation.store import TargetStore
@@ -529,6 +529,7 @@ def targets(
             return
         if hparams is None:
             raise ValueError("HPARAMS is missing: it says who the teacher is")
+        stopping.install()
         recipe = _load_recipe(hparams)
         file, options, overrides = recipe.parse([str(hparams), *context.args])
         if repair:

@@ -53,7 +53,23 @@ def write_atomically(path, write):
     ) as folder:
         unfinished = Path(folder) / path.name
         write(unfinished)
+        sync(unfinished)
         os.replace(unfinished, path)
+
+
+def sync(path):
+    """Have a file, or the names in a folder, written to the disk.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File or folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_folder_atomically(folder, write):

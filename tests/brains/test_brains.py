@@ -18,10 +18,10 @@ from speechbrain.utils.train_logger import FileTrainLogger
 from torch.nn.parallel import DistributedDataParallel
 
 from tutornet_sb.brains import stage as stage_module
+from tutornet_sb.brains.checkpoints import Stopwatch
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
-from tutornet_sb.brains.stage import Stopwatch
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
 from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
 from tutornet_sb.distillation.pairs import make_projectors, teacher_taps

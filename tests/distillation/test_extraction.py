@@ -229,8 +229,8 @@ def test_an_interrupted_filling_goes_on(teacher, tmp_path, monkeypatch):
     heard = count_heard(teacher, monkeypatch)
     write, batches = extraction._write, []
 
-    def stop(writer, codec, batch, targets):
-        write(writer, codec, batch, targets)
+    def stop(writer, codec, batch, *args):
+        write(writer, codec, batch, *args)
         writer.finish()
         batches.append(batch.id)
         if len(batches) == 3:

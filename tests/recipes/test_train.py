@@ -1040,6 +1040,7 @@ def datasets(recipe, tmp_path):
         hparams = {
             "tokenizer": recipe.train_tokenizer([manifests["train"]], model),
             "speed_perturb": None,
+            "seed": 1,
             "output_folder": tmp_path,
             "ctc_weight": 1.0,
         } | changes

@@ -1,95 +1,27 @@
 """What every training stage shares: schedule, logs, checkpoints, scores."""
 
-import os
+import logging
+import math
+import re
 import time
+from pathlib import Path
 
 import speechbrain as sb
 import torch
-from speechbrain.utils.checkpoints import (
-    METAFNAME,
-    Checkpointer,
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 from speechbrain.utils.distributed import if_main_process
 from torch.utils.tensorboard import SummaryWriter
 
+from tutornet_sb import stopping
+from tutornet_sb.brains.checkpoints import (
+    RandomState,
+    RunningMeans,
+    Stopwatch,
+)
 from tutornet_sb.distillation.alignment import align
 from tutornet_sb.distillation.targets import TeacherTargets
+from tutornet_sb.files import write_atomically
 
-
-@register_checkpoint_hooks
-class Stopwatch:
-    """Seconds of training, kept across stops and continuations.
-
-    Example
-    -------
-    >>> watch = Stopwatch()
-    >>> watch.start()
-    >>> watch.seconds >= 0
-    True
-    """
-
-    def __init__(self):
-        self.before = 0.0
-        self.started = None
-
-    def start(self):
-        """Count from now on; what was counted is kept."""
-        self.before = self.seconds
-        self.started = time.monotonic()
-
-    @property
-    def seconds(self):
-        """Seconds counted so far."""
-        if self.started is None:
-            return self.before
-        return self.before + time.monotonic() - self.started
-
-    @mark_as_saver
-    def _save(self, path):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(str(self.seconds))
-
-    @mark_as_loader
-    def _load(self, path, end_of_epoch=False):
-        del end_of_epoch
-        with open(path, encoding="utf-8") as file:
-            self.before = float(file.read())
-
-
-class AtomicCheckpointer(Checkpointer):
-    """A checkpointer that never offers half of a checkpoint.
-
-    SpeechBrain writes ``CKPT.yaml``, by which it knows a checkpoint, before the
-    parameters; a run killed in between would find a broken one and could not
-    continue. Here that file gets its name when all others are written.
-    """
-
-    def save_checkpoint(self, *args, **kwargs):
-        """Save as SpeechBrain does, then make the checkpoint known.
-
-        Arguments
-        ---------
-        *args, **kwargs
-            As for SpeechBrain's ``Checkpointer``.
-
-        Returns
-        -------
-        speechbrain.utils.checkpoints.Checkpoint
-            The saved checkpoint; None on other processes than the main one.
-        """
-        checkpoint = super().save_checkpoint(*args, **kwargs)
-        if checkpoint is not None:
-            meta = checkpoint.path / METAFNAME
-            os.replace(meta.with_suffix(".unfinished"), meta)
-        return checkpoint
-
-    def _save_checkpoint_metafile(self, fpath, *args, **kwargs):
-        return super()._save_checkpoint_metafile(
-            fpath.with_suffix(".unfinished"), *args, **kwargs
-        )
+logger = logging.getLogger(__name__)
 
 
 class StageBrain(sb.Brain):
@@ -114,12 +46,24 @@ class StageBrain(sb.Brain):
     def __init__(self, modules, hparams, **kwargs):
         super().__init__(modules, hparams=hparams, **kwargs)
         self.watch = Stopwatch()
-        self.terms = {}
+        self.terms = RunningMeans()
+        # Steps in a row whose loss or gradient was not finite
+        self.lost_steps = 0
+        self.told_to_stop = False
         if self.checkpointer is not None:
-            self.checkpointer.add_recoverable("watch", self.watch)
+            self.checkpointer.add_recoverables(
+                {
+                    "watch": self.watch,
+                    "terms": self.terms,
+                    "random": RandomState(self.device),
+                }
+            )
 
     def fit(self, epoch_counter, train_set, valid_set, train_loader_kwargs):
         """Train from the newest checkpoint, or from the start.
+
+        A stopped training ends as one that was never stopped. For that, loaders
+        draw from generators of their own, and data sets draw from none.
 
         Arguments
         ---------
@@ -135,7 +79,10 @@ class StageBrain(sb.Brain):
         Raises
         ------
         ValueError
-            If gradients are accumulated over more batches than an epoch has.
+            If gradients are accumulated over more batches than an epoch has,
+            or if the loss stays NaN or infinite.
+        stopping.Stopped
+            After a signal, when the step is finished and saved.
         """
         loader = self.make_dataloader(
             train_set, stage=sb.Stage.TRAIN, **train_loader_kwargs
@@ -151,9 +98,18 @@ class StageBrain(sb.Brain):
                 f"more than the {len(loader)} batches of an epoch; lower it or "
                 "lower batch_seconds"
             )
+        with stopping.finishing():
+            super().fit(epoch_counter, loader, valid_set)
+
+    def on_fit_start(self):
+        """Go on where a checkpoint was saved, in the logs too."""
+        super().on_fit_start()
         if if_main_process():
-            self.writer = SummaryWriter(self.hparams.log_folder)
-        super().fit(epoch_counter, loader, valid_set)
+            done = self.hparams.epoch_counter.current
+            _keep_epochs(self.hparams.train_logger.save_file, done)
+            self.writer = SummaryWriter(
+                self.hparams.log_folder, purge_step=done + 1
+            )
 
     def init_optimizers(self):
         """Optimize what is trainable, and make sure that it is saved too."""
@@ -247,8 +203,7 @@ class StageBrain(sb.Brain):
             The weighted sum.
         """
         for name, (_, value) in terms.items():
-            count, so_far = self.terms.get(name, (0, 0.0))
-            self.terms[name] = (count + 1, so_far + value.detach())
+            self.terms.add(name, value)
         return sum(weight * value for weight, value in terms.values())
 
     def on_stage_start(self, stage, epoch=None):
@@ -256,7 +211,98 @@ class StageBrain(sb.Brain):
         if stage == sb.Stage.TRAIN:
             self.watch.start()
         self.epoch = epoch
-        self.terms = {}
+        self.not_finite = []
+        # Within an epoch, a checkpoint has brought the figures along.
+        if stage != sb.Stage.TRAIN or not self.step:
+            self.terms.sums = {}
+
+    def fit_batch(self, batch):
+        """Take a step, unless its loss or gradient is not finite.
+
+        Such a step changes nothing, and its utterances are named.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``id``.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, on the CPU.
+
+        Raises
+        ------
+        ValueError
+            If that happens more than ``nonfinite_patience`` times in a row.
+        """
+        should_step = self.step % self.grad_accumulation_factor == 0
+        self.on_fit_batch_start(batch, should_step)
+        sums = dict(self.terms.sums)
+        buffers = [(x, x.clone()) for x in self._changing_buffers()]
+        with self.no_sync(not should_step):
+            with self.training_ctx:
+                outputs = self.compute_forward(batch, sb.Stage.TRAIN)
+                loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
+            # Infinity becomes NaN, which gradients carry to all processes.
+            sound = 1 + 0 * loss.detach()
+            scaled = loss * sound / self.grad_accumulation_factor
+            self.scaler.scale(scaled).backward()
+        value = loss.detach().cpu()
+        if not torch.isfinite(value):
+            self.not_finite += batch.id
+            self.terms.sums = sums
+            for buffer, kept in buffers:
+                buffer.copy_(kept)
+        if should_step:
+            self.optimizers_step()
+        self.on_fit_batch_end(batch, outputs, loss, should_step)
+        return value
+
+    def _changing_buffers(self):
+        """Buffers that a forward pass changes: running statistics."""
+        return [
+            buffer
+            for name, module in self.modules.items()
+            if name != "teacher"
+            for buffer in module.buffers()
+        ]
+
+    def optimizers_step(self):
+        """Take a step of the optimizer if the gradient is finite."""
+        self.scaler.unscale_(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.optimizer.param_groups[0]["params"], self.max_grad_norm
+        )
+        # fp16 overflows now and then, for which its scaler makes up.
+        lost = self.not_finite or not (
+            self.scaler.is_enabled() or torch.isfinite(norm)
+        )
+        if lost:
+            self._give_up_step()
+        else:
+            self.lost_steps = 0
+            self.scaler.step(self.optimizer)
+            self.optimizer_step += 1
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _give_up_step(self):
+        self.lost_steps += 1
+        whose = "its gradient is not finite, or the loss of another process"
+        if self.not_finite:
+            whose = f"its loss is not finite: {', '.join(self.not_finite)}"
+        where = f"epoch {self.epoch}, step {self.step}"
+        self.not_finite = []
+        logger.warning("%s is left out, %s", where, whose)
+        if self.lost_steps > self.nonfinite_patience:
+            raise ValueError(
+                f"{self.lost_steps} steps in a row up to {where} had no finite "
+                f"loss or gradient; of the last, {whose}. Lower --lr or "
+                "--max_grad_norm, train by --precision fp32, or see whether "
+                "these utterances are sound. The checkpoints in "
+                f"{self.checkpointer.checkpoints_dir} are from before"
+            )
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Move the learning rate on with every step of the optimizer."""
@@ -278,15 +324,74 @@ class StageBrain(sb.Brain):
         dict
             Floats by name.
         """
-        means = {name: float(s / n) for name, (n, s) in self.terms.items()}
-        return {"loss": float(stage_loss), **means}
+        return {"loss": float(stage_loss), **self.terms.values()}
+
+    def evaluate_batch(self, batch, stage):
+        """Compute the loss of a batch that is not learnt from.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``id``.
+        stage : speechbrain.Stage
+            Validation can be stopped between any two batches, since the
+            training before it is saved.
+
+        Returns
+        -------
+        torch.Tensor
+            The loss, on the CPU.
+        """
+        if stage == sb.Stage.VALID:
+            stopping.check()
+        loss = super().evaluate_batch(batch, stage)
+        if not torch.isfinite(loss):
+            self.not_finite += batch.id
+        return loss
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        """Save every so often, and when all are to stop."""
+        minutes, steps = self.ckpt_interval_minutes, self.ckpt_interval_steps
+        due = (
+            0 < minutes < (time.time() - last_ckpt_time) / 60
+            or 0 < steps <= steps_since_ckpt
+        )
+        due, self.told_to_stop = self._anyone(due, stopping.requested())
+        # Half of an accumulated gradient cannot be saved.
+        whole = self.step % self.grad_accumulation_factor == 0
+        return whole and (due or self.told_to_stop)
+
+    def _anyone(self, *flags):
+        """Tell of each flag whether it is true in any process."""
+        if not torch.distributed.is_initialized():
+            return flags
+        counts = torch.tensor(flags, dtype=torch.float, device=self.device)
+        torch.distributed.all_reduce(counts)
+        return [count > 0 for count in counts.tolist()]
+
+    def _save_intra_epoch_ckpt(self):
+        super()._save_intra_epoch_ckpt()
+        if self.told_to_stop:
+            raise stopping.Stopped
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the epoch and keep its checkpoint if it is among the best."""
         figures = self.figures(stage_loss)
         if stage == sb.Stage.TRAIN:
             self.train_figures = figures
+            # Whatever ends the validation, the training before it is kept.
+            (self.told_to_stop,) = self._anyone(stopping.requested())
+            self._save_intra_epoch_ckpt()
         elif stage == sb.Stage.VALID:
+            if self.not_finite:
+                logger.warning(
+                    "Epoch %d: the loss is not finite for these utterances of "
+                    "the development set: %s",
+                    epoch,
+                    ", ".join(self.not_finite),
+                )
+                # SpeechBrain leaves such batches out of its mean.
+                figures["loss"] = math.inf
             lr = self.optimizer.param_groups[0]["lr"]
             meta = {"epoch": epoch, "lr": lr, "seconds": self.watch.seconds}
             self.hparams.train_logger.log_stats(
@@ -307,3 +412,18 @@ class StageBrain(sb.Brain):
                 min_keys=[self.selected_by],
                 num_to_keep=self.hparams.avg_checkpoints,
             )
+
+
+def _keep_epochs(path, last):
+    """Forget the lines of a log that are of epochs to come."""
+    path = Path(path)
+    if not path.is_file():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    epochs = [re.match(r"epoch: (\d+),", line) for line in lines]
+    kept = "".join(
+        line
+        for line, epoch in zip(lines, epochs, strict=True)
+        if epoch and int(epoch[1]) <= last
+    )
+    write_atomically(path, lambda file: file.write_text(kept, "utf-8"))

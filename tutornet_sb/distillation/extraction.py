@@ -20,6 +20,7 @@ from speechbrain.utils.distributed import (
 )
 from tqdm import tqdm
 
+from tutornet_sb import stopping
 from tutornet_sb.distillation.encodings import QUANTISERS, train_codebooks
 from tutornet_sb.distillation.pseudo_labels import longest_first
 from tutornet_sb.distillation.store import (
@@ -350,12 +351,17 @@ class _Listener:
         self.num_workers = num_workers
         self.dtype = AMPConfig.from_name(precision).dtype
 
-    def hear(self, teacher, data, keys):
-        """Give batches, and what the teacher says about them."""
+    def hear(self, teacher, data, keys, done=()):
+        """Give batches, and what the teacher says about them.
+
+        Batches that hold nothing but what is done are left out.
+        """
         part = FilteredSortedDynamicItemDataset(data, keys)
         part.set_output_keys(["id", "sig"])
         device = next(teacher.parameters()).device
-        for batch in longest_first(part, self.batch_seconds, self.num_workers):
+        for batch in longest_first(
+            part, self.batch_seconds, self.num_workers, done
+        ):
             with TorchAutocast(device_type=device.type, dtype=self.dtype):
                 targets = teacher.teach(batch.to(device))
             yield batch, targets
@@ -411,22 +417,22 @@ def _train_codebooks(what, listen, data):
 
 def _teach(store, teacher, listen, data, progressbar):
     """Write this process' part of what is missing."""
-    missing = [key for key in data.data_ids if key not in store]
+    missing = {key for key in data.data_ids if key not in store}
     if not missing:
         return
     if list(teacher.taps) != list(store.taps):
         teacher = Teacher(teacher.model, store.taps, teacher.vocabulary)
     device = next(teacher.parameters()).device
     codec = store.codec.to(device)
-    seconds = {key: float(data.data[key]["duration"]) for key in missing}
+    seconds = {key: float(data.data[key]["duration"]) for key in data.data_ids}
     processes, rank = 1, 0
     if torch.distributed.is_initialized():
         processes = torch.distributed.get_world_size()
         rank = torch.distributed.get_rank()
     # Of utterances of like length, each process takes one.
-    keys = sorted(missing, key=lambda key: (seconds[key], key))
+    keys = sorted(data.data_ids, key=lambda key: (seconds[key], key))
     keys = keys[rank::processes]
-    hours = sum(seconds[key] for key in keys) / 3600
+    hours = sum(seconds[key] for key in keys if key in missing) / 3600
     if if_main_process():
         logger.info(
             "The teacher fills %s: %d of %d utterances are missing",
@@ -444,18 +450,22 @@ def _teach(store, teacher, listen, data, progressbar):
     )
     done = 0.0
     started = time.monotonic()
-    with bar, ShardWriter(store.folder) as writer:
-        for batch, targets in listen.hear(teacher, data, keys):
-            _write(writer, codec, batch, targets)
-            done += sum(seconds[key] for key in batch.id) / 3600
+    with stopping.finishing(), bar, ShardWriter(store.folder) as writer:
+        for batch, targets in listen.hear(teacher, data, keys, store):
+            _write(writer, codec, batch, targets, missing)
+            if stopping.requested():
+                writer.finish()
+                stopping.check()
+            new = missing.intersection(batch.id)
+            done += sum(seconds[key] for key in new) / 3600
             rate = processes * done * 3600 / (time.monotonic() - started)
             # Sums in another order may end a hair above the total.
             bar.update(min(done, hours) - bar.n)
             bar.set_postfix_str(f"{rate:.0f} audio hours per hour", False)
 
 
-def _write(writer, codec, batch, targets):
-    """Write a batch, utterance by utterance, without its padding."""
+def _write(writer, codec, batch, targets, missing):
+    """Write what is missing of a batch, without its padding."""
     mask = frame_mask(targets.lengths, targets.posteriors.shape[1])
     valid = targets._replace(
         hidden=targets.hidden[mask].unsqueeze(0),
@@ -468,7 +478,8 @@ def _write(writer, codec, batch, targets):
     for key, count, *both in zip(
         batch.id, samples, *(part.split(lengths) for part in parts), strict=True
     ):
-        writer.add(key, *both, count)
+        if key in missing:
+            writer.add(key, *both, count)
 
 
 def _encode(codec, valid, keys):

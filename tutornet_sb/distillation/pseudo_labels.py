@@ -282,14 +282,14 @@ def write_pseudo_labels(
         raise ValueError(f"{source.name} has no CTC head and cannot transcribe")
     told = {"teacher": source.name, "letters": "".join(sorted(letters))}
     done = _resume(path, told)
-    todo = [key for key in data.data_ids if key not in done]
+    todo = {key for key in data.data_ids if key not in done}
     if not todo and path.is_file():
         write_json(_state(path), told | {"complete": True})
         return
     logger.info("%s transcribes %d utterances", source.name, len(todo))
     write_json(_state(path), told | {"complete": False})
-    rest = FilteredSortedDynamicItemDataset(data, todo)
-    rest.set_output_keys(["id", "sig"])
+    everything = FilteredSortedDynamicItemDataset(data, data.data_ids)
+    everything.set_output_keys(["id", "sig"])
     source.model.eval()
     device = next(source.model.parameters()).device
     left_out, touched = collections.Counter(), 0
@@ -300,16 +300,20 @@ def write_pseudo_labels(
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():
             writer.writerow(HEADER)
-        for batch in longest_first(rest, batch_seconds, num_workers):
+        for batch in longest_first(
+            everything, batch_seconds, num_workers, done
+        ):
             heard = transcribe(source, *batch.to(device).sig)
             for key, hypothesis in zip(batch.id, heard, strict=True):
+                if key not in todo:
+                    continue
                 text, lost = normalise(hypothesis.text, letters)
                 left_out += lost
                 touched += bool(lost)
                 confidence = f"{hypothesis.confidence:.6f}"
                 writer.writerow([key, confidence, lost.total(), text])
             file.flush()
-            bar.update(len(batch.id))
+            bar.update(len(todo.intersection(batch.id)))
     if left_out:
         most = ", ".join(f"{c!r} ({n})" for c, n in left_out.most_common(20))
         logger.warning(
@@ -420,8 +424,12 @@ def _read(path):
     return rows
 
 
-def longest_first(data, batch_seconds, num_workers=0):
+def longest_first(data, batch_seconds, num_workers=0, done=()):
     """Batch utterances of like length, the longest first.
+
+    Padding may change a model's output in the last bit. So that a stopped work
+    goes on to the same end, what is done stays in its batch as long as that
+    holds anything else.
 
     Arguments
     ---------
@@ -431,6 +439,8 @@ def longest_first(data, batch_seconds, num_workers=0):
         Audio of a batch, padding included (seconds).
     num_workers : int
         Processes that read audio.
+    done : container of str
+        Ids of the utterances that need not be batched.
 
     Returns
     -------
@@ -445,4 +455,9 @@ def longest_first(data, batch_seconds, num_workers=0):
         shuffle=False,
         batch_ordering="descending",
     )
-    return make_dataloader(data, batch_sampler=sampler, num_workers=num_workers)
+    batches = [
+        batch
+        for batch in sampler
+        if any(data.data_ids[index] not in done for index in batch)
+    ]
+    return make_dataloader(data, batch_sampler=batches, num_workers=num_workers)

@@ -42,7 +42,7 @@ from tutornet_sb.distillation.encodings import (
     TargetCodec,
     codebook_shape,
 )
-from tutornet_sb.files import write_atomically, write_json
+from tutornet_sb.files import sync, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -552,7 +552,7 @@ class ShardWriter:
         os.fsync(self.file.fileno())
         self.file.close()
         os.replace(self.file.name, self.path)
-        _sync(self.path.parent)
+        sync(self.path.parent)
         self.written += len(self.index)
         self.file = None
 
@@ -578,15 +578,6 @@ class ShardWriter:
                 f"{self.written} utterances written before stay: make room, "
                 "and run the same command again",
             ) from None
-
-
-def _sync(folder):
-    """Write a folder's names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class TargetStore:

@@ -14,6 +14,7 @@ command continues a stopped run where it stopped.
 
 import logging
 import platform
+import random
 import shutil
 import sys
 from importlib.metadata import version
@@ -36,11 +37,11 @@ from speechbrain.utils.distributed import run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from tutornet_sb import runs
+from tutornet_sb import runs, stopping
+from tutornet_sb.brains.checkpoints import AtomicCheckpointer
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
-from tutornet_sb.brains.stage import AtomicCheckpointer
 from tutornet_sb.composition import read_experiment
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
@@ -223,23 +224,27 @@ def store_key(key, split, speed):
     return f"{split}/{key}" + ("" if speed == 100 else f"@{speed:g}")
 
 
-def make_dataset(items, hparams, speeds=None, stored=None):
+def make_dataset(items, hparams, speeds=None, stored=None, epochs=None):
     """Waveform, tokens and transcript of each item, made when asked for.
 
-    With a stored teacher, what it says about the item too.
+    With a stored teacher, what it says about the item too. The speed of an
+    item changes from epoch to epoch, which the counter `epochs` tells.
     """
-    perturb = speeds and SpeedPerturb(16000, speeds=speeds)
+    resample = {speed: SpeedPerturb(16000, [speed]) for speed in speeds or ()}
     tokenizer = hparams["tokenizer"]
 
-    @sb.utils.data_pipeline.takes("wav")
+    @sb.utils.data_pipeline.takes("id", "wav")
     @sb.utils.data_pipeline.provides("sig", "speed")
-    def audio(wav):
+    def audio(key, wav):
         sig = sb.dataio.dataio.read_audio(wav)
-        if not perturb:
+        if not speeds:
             return sig, 100
+        # Whichever process asks, and after whatever stop, it is the same.
+        epoch = epochs.current if epochs else 0
+        drawn = random.Random(f"{hparams['seed']} {epoch} {key}")
+        speed = drawn.choice(speeds)
         # Before teacher and student part: both hear the same speech.
-        sig = perturb(sig.unsqueeze(0)).squeeze(0)
-        return sig, speeds[int(perturb.samp_index)]
+        return resample[speed](sig.unsqueeze(0)).squeeze(0), speed
 
     @sb.utils.data_pipeline.takes("id", "split", "sig", "speed")
     @sb.utils.data_pipeline.provides("targets")
@@ -327,9 +332,11 @@ def pseudo_label(items, source, hparams):
         labels.empty,
         path,
     )
+    # In the order of the corpus, whatever the teacher heard first
     return {
-        key: items[key] | {"wrd": text}
-        for key, text in labels.transcripts.items()
+        key: item | {"wrd": labels.transcripts[key]}
+        for key, item in items.items()
+        if key in labels.transcripts
     }
 
 
@@ -338,7 +345,7 @@ def needs_transcripts(name, hparams):
     return name == "ctc" or (name == "skd" and hparams["ctc_weight"] > 0)
 
 
-def training_set(name, data, source, student, hparams):
+def training_set(name, data, source, student, hparams, epochs=None):
     """What a stage hears: with transcripts, or all audio where it needs none.
 
     Returns the set and its speech in seconds.
@@ -361,7 +368,8 @@ def training_set(name, data, source, student, hparams):
     if not items:
         raise ValueError(f"stage {name}: no training utterance is left")
     seconds = sum(float(item["duration"]) for item in items.values())
-    return make_dataset(items, hparams, hparams["speed_perturb"]), seconds
+    speeds = hparams["speed_perturb"]
+    return make_dataset(items, hparams, speeds, epochs=epochs), seconds
 
 
 def batches(hparams, data, shuffle):
@@ -580,7 +588,10 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         load_model_weights(student, weights)
         return read_json(summary)
 
-    train, seconds = training_set(name, data, source, student, hparams)
+    # The same whether the stages before it were run now or long ago
+    sb.utils.seed.seed_everything(hparams["seed"])
+    counter = EpochCounter(epochs)
+    train, seconds = training_set(name, data, source, student, hparams, counter)
     valid = data.valid
     modules = {"student": student}
     if name in TAUGHT:
@@ -597,18 +608,21 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
                 store_taps(hparams), source, heard, hparams, run_opts
             )
             teacher = StoredTeacher(store, taps)
-            train = make_dataset(train.data, hparams, speeds, teacher)
+            train = make_dataset(train.data, hparams, speeds, teacher, counter)
             if name == "rkd":
                 valid = make_dataset(valid.data, hparams, stored=teacher)
         modules["teacher"] = teacher
+    # Loaders have generators of their own, or the next random number would
+    # depend on how often the training was stopped.
     valid_loader = make_dataloader(
-        valid, batch_sampler=batches(hparams, valid, shuffle=False)
+        valid,
+        batch_sampler=batches(hparams, valid, shuffle=False),
+        generator=torch.Generator(),
     )
     if name == "rkd":
         modules["projector"] = make_projectors(
             hparams["projector"], hparams["pairs"], modules["teacher"], student
         )
-    counter = EpochCounter(epochs)
     checkpointer = AtomicCheckpointer(
         folder / "save",
         {key: m for key, m in modules.items() if key != "teacher"}
@@ -636,6 +650,8 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         train_loader_kwargs={
             "batch_sampler": batches(hparams, train, shuffle=True),
             "num_workers": hparams["num_workers"],
+            "worker_init_fn": stopping.leave_to_parent,
+            "generator": torch.Generator(),
         },
     )
     best = checkpointer.find_checkpoints(
@@ -964,6 +980,7 @@ def parse(words):
 
 def main():
     """Run the experiment that the command line describes and show its table."""
+    stopping.install()
     hparams_file, run_opts, overrides = parse(sys.argv[1:])
     hparams = run(hparams_file, run_opts, overrides)
     shown = [hparams["output_folder"]]
