@@ -1,9 +1,17 @@
 """Files that are written in one piece and read with a clear error."""
 
+import fcntl
 import json
+import logging
 import os
+import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+UNFINISHED = ".unfinished"
 
 
 def read_json(path):
@@ -49,12 +57,47 @@ def write_atomically(path, write):
     # A folder of its own, since two experiments may share a corpus, and the
     # final name in it, since torch.save writes that into the file.
     with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f"{path.name}.", suffix=".unfinished"
+        dir=path.parent, prefix=f"{path.name}.", suffix=UNFINISHED
     ) as folder:
         unfinished = Path(folder) / path.name
         write(unfinished)
         sync(unfinished)
         os.replace(unfinished, path)
+
+
+def remove_unfinished(folder):
+    """Remove what a killed process left of files that it was writing.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        A folder in which no other process is writing; may be missing.
+    """
+    for path in list(Path(folder).rglob(f"*{UNFINISHED}")):
+        if path.is_dir():
+            shutil.rmtree(path)
+
+
+@contextmanager
+def locked(path, work):
+    """Be the only process that does something, and wait for others to end.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File that stands for it, which is made and left there.
+    work : str
+        What a process that waits is told of the other one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("Another process %s: waiting for it", work)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def sync(path):
@@ -86,7 +129,7 @@ def write_folder_atomically(folder, write):
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
-        dir=folder.parent, prefix=f"{folder.name}.", suffix=".unfinished"
+        dir=folder.parent, prefix=f"{folder.name}.", suffix=UNFINISHED
     ) as beside:
         # Made here, with the permissions of any new folder.
         unfinished, old = Path(beside) / folder.name, Path(beside) / "old"

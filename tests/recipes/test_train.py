@@ -807,7 +807,25 @@ LONGER = {
     "batch_seconds": 8,
     "ckpt_interval_steps": 1,
     "ckpt_interval_minutes": 0,
+    "num_workers": 1,
+    "speed_perturb": "[95, 100, 105]",
 }
+
+
+def assert_same_end(folder, other):
+    """All weights and scores of two runs are equal, bit for bit."""
+    paths = [runs.WEIGHTS, *(f"stages/{s}/{runs.WEIGHTS}" for s in STAGES)]
+    for path in paths:
+        ours, theirs = (torch.load(run / path) for run in (folder, other))
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            assert torch.equal(value, theirs[name]), f"{path} {name}"
+    ours, theirs = (runs.read_results(run)["stages"] for run in (folder, other))
+    for stage in STAGES:
+        assert ours[stage]["splits"] == theirs[stage]["splits"]
+
+
+STAGES = {"rkd": 2, "skd": 3}
 
 
 @pytest.fixture(scope="module")
@@ -847,14 +865,13 @@ def test_skd_starts_from_the_best_weights_of_rkd(whole):
 def test_a_run_killed_in_each_stage_goes_on_to_the_same_end(whole, finished):
     options = LONGER | {"output_folder": "run"}
     for brain, steps in (("RKDBrain", 4), ("SKDBrain", 9)):
-        killed = train(
-            finished, patch=KILL.format(brain=brain, steps=steps), **options
-        )
-        assert killed.returncode == -9
+        kill = WATCH + KILL.format(brain=brain, steps=steps)
+        assert train(finished, patch=kill, **options).returncode == -9
         assert not runs.is_finished(finished / "run")
-    done = succeed(finished, **options)
+    done = succeed(finished, patch=WATCH, **options)
     assert "Going into epoch 1" not in done.stdout + done.stderr
-    for stage, epochs in {"rkd": 2, "skd": 3}.items():
+    assert_same_end(finished / "run", whole / "run")
+    for stage, epochs in STAGES.items():
         ours = epochs_of(finished / "run" / "stages" / stage)
         wanted = epochs_of(whole / "run" / "stages" / stage)
         assert [int(epoch) for epoch, _ in wanted] == [*range(1, epochs + 1)]
@@ -864,14 +881,19 @@ def test_a_run_killed_in_each_stage_goes_on_to_the_same_end(whole, finished):
     assert set(found["stages"]["skd"]["splits"]) == set(SPLITS)
 
 
-def test_a_run_killed_while_it_saves_goes_on(finished):
+def test_a_run_killed_while_it_saves_goes_on(whole, finished):
     options = LONGER | {"output_folder": "run"}
-    assert train(finished, KILL_WHILE_SAVING, **options).returncode == -9
-    succeed(finished, **options)
-    stages = finished / "run" / "stages"
-    for stage, epochs in {"rkd": 2, "skd": 3}.items():
-        found = [int(epoch) for epoch, _ in epochs_of(stages / stage)]
-        assert found == [*range(1, epochs + 1)]
+    kill = WATCH + KILL_WHILE_SAVING
+    assert train(finished, kill, **options).returncode == -9
+    half = [
+        path.parent
+        for path in (finished / "run").rglob("optimizer.ckpt")
+        if path.read_bytes() == b"half"
+    ]
+    assert len(half) == 1
+    succeed(finished, patch=WATCH, **options)
+    assert_same_end(finished / "run", whole / "run")
+    assert not half[0].exists()
 
 
 # --------------------------------------------------------- mistakes of the user

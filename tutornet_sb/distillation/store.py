@@ -18,10 +18,8 @@ strings: ids of utterances, with their speed where that is not 100 %.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
-import logging
 import math
 import mmap
 import os
@@ -42,16 +40,19 @@ from tutornet_sb.distillation.encodings import (
     TargetCodec,
     codebook_shape,
 )
-from tutornet_sb.files import sync, write_atomically, write_json
-
-logger = logging.getLogger(__name__)
+from tutornet_sb.files import (
+    UNFINISHED,
+    locked,
+    sync,
+    write_atomically,
+    write_json,
+)
 
 FORMAT = 1
 HEADER = "header.json"
 CODEBOOKS = "codebooks.bin"
 SHARDS = "shards"
 LOCK = "filling.lock"
-UNFINISHED = ".unfinished"
 
 # Bytes of the key, frames, samples of the waveform, CRC-32 of these, the key
 # and the posteriors, CRC-32 of the hidden states
@@ -888,13 +889,7 @@ def filling(folder):
         The store, which is made if it is not there.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("Another process fills %s: waiting for it", folder)
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder / LOCK, f"fills {folder}"):
         for path in (folder / SHARDS).glob(f"*{UNFINISHED}"):
             path.unlink()
         yield

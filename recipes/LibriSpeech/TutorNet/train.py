@@ -12,11 +12,13 @@ there is none), the stages of the student in order, the evaluation. The same
 command continues a stopped run where it stopped.
 """
 
+import hashlib
 import logging
 import platform
 import random
 import shutil
 import sys
+from contextlib import ExitStack
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -63,6 +65,7 @@ from tutornet_sb.distillation.pseudo_labels import (
     write_pseudo_labels,
 )
 from tutornet_sb.distillation.sources import load_teacher
+from tutornet_sb.distillation.store import flatten
 from tutornet_sb.distillation.taps import trying_out
 from tutornet_sb.distillation.teacher import Teacher, load_model_weights
 from tutornet_sb.distillation.vocabulary import (
@@ -70,7 +73,13 @@ from tutornet_sb.distillation.vocabulary import (
     VocabularyMap,
     match_vocabulary,
 )
-from tutornet_sb.files import read_json, write_atomically, write_json
+from tutornet_sb.files import (
+    locked,
+    read_json,
+    remove_unfinished,
+    write_atomically,
+    write_json,
+)
 from tutornet_sb.networks.streaming import Stream, check_streamable
 from tutornet_sb.reporting.compare import summarize, table
 from tutornet_sb.reporting.latency import emission_latency, word_ends
@@ -94,11 +103,14 @@ TAUGHT = "rkd", "skd"
 TARGETS = "online", "store"
 RECIPE_FOLDER = Path(__file__).resolve().parent
 STAGE_SUMMARY = "stage.json"
+CORPUS = "corpus.json"
+LOCK = "run.lock"
 # What may differ when a run is continued or scored again
 CHANGEABLE = {
     "baseline_folder",
     "beam_size",
     "ckpt_interval_minutes",
+    "continue_anyway",
     "data_folder",
     "kenlm_model_path",
     "num_workers",
@@ -773,44 +785,79 @@ def measure_speed(student, data, hparams):
     )
 
 
-def refuse_other_experiment(resolved, folder):
-    """Keep a folder from mixing the results of two experiments."""
-    path, yaml = folder / runs.HYPERPARAMS, YAML()
-    if not path.is_file():
+def refuse_other(there, now, folder, hparams):
+    """Keep a folder from mixing the results of two experiments.
+
+    `there` and `now` are what the folder holds and what it would hold.
+    """
+    there, now = flatten(there), flatten(now)
+    other = [
+        f"there {key} is {there.get(key)!s:.99}, and now it is "
+        f"{now.get(key)!s:.99}"
+        for key in {**there, **now}
+        if there.get(key) != now.get(key)
+    ]
+    if not other:
         return
-
-    def plain(node):
-        # Tags count, comments do not.
-        tag = getattr(getattr(node, "tag", None), "value", None)
-        if hasattr(node, "items"):
-            node = {key: plain(value) for key, value in node.items()}
-        elif isinstance(node, list):
-            node = [plain(value) for value in node]
-        else:
-            node = getattr(node, "value", node)
-        return node if tag is None else f"{tag} {node}"
-
-    ours = plain(yaml.load(resolved))
-    theirs = plain(yaml.load(path.read_text(encoding="utf-8")))
-    for key in (key for key in ours if key not in CHANGEABLE):
-        if theirs.get(key) != ours[key]:
-            raise ValueError(
-                f"{folder} holds another experiment: there {key} is "
-                f"{theirs.get(key)}, and now it is {ours[key]}. Give this one "
-                "its own --output_folder, or delete that one"
-            )
+    some = "; ".join(other[:5])
+    if len(other) > 5:
+        some += f"; and {len(other) - 5} more"
+    if not hparams["continue_anyway"]:
+        raise ValueError(
+            f"{folder} holds another experiment: {some}. Give this one its own "
+            "--output_folder, delete that one, or go on in it by "
+            "--continue_anyway True"
+        )
+    logger.warning("%s held another experiment: %s", folder, some)
 
 
-def save_yaml(text, overrides, folder):
+def plain(node):
+    """A YAML tree in which tags count and comments do not."""
+    tag = getattr(getattr(node, "tag", None), "value", None)
+    if hasattr(node, "items"):
+        node = {str(key): plain(value) for key, value in node.items()}
+        return node if tag is None else node | {"tag": tag}
+    if isinstance(node, list):
+        node = [plain(value) for value in node]
+    else:
+        node = getattr(node, "value", node)
+    return node if tag is None else f"{tag} {node}"
+
+
+def save_yaml(text, overrides, folder, hparams):
     """Save the experiment, and its network alone, with all values filled in."""
     resolved = resolve_references(text, overrides).read()
-    refuse_other_experiment(resolved, folder)
-    (folder / runs.HYPERPARAMS).write_text(resolved, encoding="utf-8")
-    yaml = YAML()
+    yaml, path = YAML(), folder / runs.HYPERPARAMS
+    if path.is_file():
+        told = [
+            yaml.load(path.read_text(encoding="utf-8")),
+            yaml.load(resolved),
+        ]
+        there, now = (
+            {k: plain(v) for k, v in values.items() if k not in CHANGEABLE}
+            for values in told
+        )
+        refuse_other(there, now, folder, hparams)
+    write_atomically(path, lambda file: file.write_text(resolved, "utf-8"))
     network = yaml.load(resolved)["student"]
     write_atomically(
         folder / runs.MODEL_YAML, lambda path: yaml.dump(network, path)
     )
+
+
+def save_corpus(manifests, splits, folder, hparams):
+    """Save what the corpus is: its symbols, and what is in its splits."""
+    now = {"symbols": " ".join(pieces(hparams["tokenizer"])), "splits": {}}
+    for split in dict.fromkeys(sum(map(list, splits.values()), [])):
+        content = Path(manifests[split]).read_bytes()
+        now["splits"][split] = {
+            "utterances": content.count(b"\n") - 1,
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+    path = folder / CORPUS
+    if path.is_file():
+        refuse_other(read_json(path), now, folder, hparams)
+    write_json(path, now)
 
 
 def read_hparams(hparams_file, overrides):
@@ -838,7 +885,8 @@ def read_hparams(hparams_file, overrides):
 def find_data(hparams):
     """Find the corpus and its tokenizer, which is trained if there is none.
 
-    Returns the utterances and the names of the splits.
+    Returns the utterances, the manifest of each split and the names of those
+    to train on, to select by and to test on.
     """
     data_root, manifests, splits = prepare_corpus(hparams)
     corpus = hparams["corpus"]
@@ -851,7 +899,8 @@ def find_data(hparams):
             corpus["vocab_size"],
         ],
     )
-    return read_data(hparams, data_root, manifests, splits), splits
+    data = read_data(hparams, data_root, manifests, splits)
+    return data, manifests, splits
 
 
 def fill(hparams_file, run_opts, overrides):
@@ -866,7 +915,7 @@ def fill(hparams_file, run_opts, overrides):
             f"method {hparams['method']} asks no teacher for targets"
         )
     train_missing_teacher(hparams, run_opts)
-    data, _ = find_data(hparams)
+    data, *_ = find_data(hparams)
     source = find_teacher(hparams, run_opts)
     match_or_do_without(source, data, hparams)
     items = data.transcribed
@@ -879,8 +928,23 @@ def fill(hparams_file, run_opts, overrides):
 
 
 def run(hparams_file, run_opts, overrides):
-    """Run one experiment, or continue it where it stopped."""
+    """Run one experiment, or continue it where it stopped.
+
+    Of two calls with the same output folder, one waits for the other.
+    """
     text, overrides, hparams = read_hparams(hparams_file, overrides)
+    folder = Path(hparams["output_folder"])
+    with ExitStack() as stack:
+        if sb.utils.distributed.if_main_process():
+            stack.enter_context(locked(folder / LOCK, f"works in {folder}"))
+            remove_unfinished(folder)
+        sb.utils.distributed.ddp_barrier()
+        run_alone(text, run_opts, overrides, hparams)
+    return hparams
+
+
+def run_alone(text, run_opts, overrides, hparams):
+    """Run one experiment in a folder that nobody else works in."""
     output_folder = Path(hparams["output_folder"])
     corpus, student = hparams["corpus"], hparams["student"]["model"]
     # Networks that hear the waveform itself mask their frames themselves.
@@ -893,10 +957,11 @@ def run(hparams_file, run_opts, overrides):
         # Whether the teacher was there already makes no difference from here.
         sb.utils.seed.seed_everything(hparams["seed"])
     sb.create_experiment_directory(str(output_folder))
-    run_on_main(save_yaml, [text, overrides, output_folder])
+    run_on_main(save_yaml, [text, overrides, output_folder, hparams])
 
     # The corpus, its tokenizer, and the teacher of its symbols
-    data, splits = find_data(hparams)
+    data, manifests, splits = find_data(hparams)
+    run_on_main(save_corpus, [manifests, splits, output_folder, hparams])
     tokenizer = tokenizer_file(hparams)
     run_on_main(
         write_atomically,
@@ -959,7 +1024,6 @@ def run(hparams_file, run_opts, overrides):
             else describe_source(source)
         )
     run_on_main(write_json, [output_folder / runs.RESULTS, results])
-    return hparams
 
 
 def parse(words):
