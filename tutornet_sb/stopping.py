@@ -6,6 +6,8 @@ kind exits at once, which harms nothing either, since every file gets its name
 when it is whole.
 """
 
+import atexit
+import multiprocessing
 import os
 import signal
 from contextlib import contextmanager
@@ -38,6 +40,16 @@ def install():
     _state.update(owner=os.getpid(), received=[], busy=0)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _handle)
+    # Before multiprocessing's own, which waits for its children to end.
+    atexit.register(_end_workers)
+
+
+def _end_workers():
+    """End the workers that leave it to this process when they end."""
+    if os.getpid() == _state["owner"]:
+        for child in multiprocessing.active_children():
+            if child.daemon:
+                child.kill()
 
 
 def requested():
@@ -89,7 +101,8 @@ def leave_to_parent(worker=None):
 
     For the ``worker_init_fn`` of a loader: a signal that is sent to a whole
     group of processes must not take its workers from a process that has a step
-    to finish. A second SIGTERM ends the worker.
+    to finish. A second SIGTERM ends the worker, and so does the end of a parent
+    that has called :func:`install`.
 
     Arguments
     ---------

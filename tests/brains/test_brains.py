@@ -2,6 +2,7 @@
 
 import csv
 import itertools
+import math
 from functools import partial
 
 import pytest
@@ -12,13 +13,12 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import CTCBeamSearcher
-from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 from torch.nn.parallel import DistributedDataParallel
 
 from tutornet_sb.brains import stage as stage_module
-from tutornet_sb.brains.checkpoints import Stopwatch
+from tutornet_sb.brains.checkpoints import AtomicCheckpointer, Stopwatch
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
@@ -140,7 +140,7 @@ class Run:
         saved["counter"] = self.counter
         for missing in hparams.pop("unsaved", ()):
             del saved[missing]
-        self.checkpointer = Checkpointer(folder / "save", saved)
+        self.checkpointer = AtomicCheckpointer(folder / "save", saved)
         self.log = folder / "train_log.txt"
         folder.mkdir(exist_ok=True)
         hparams = {
@@ -188,9 +188,15 @@ class Run:
     def fit(self, stop_after=None):
         self.brain.stop_after = stop_after
         valid = make_dataloader(
-            self.data, batch_sampler=sampler(self.data, shuffle=False)
+            self.data,
+            batch_sampler=sampler(self.data, shuffle=False),
+            generator=torch.Generator(),
         )
-        arguments = {"batch_sampler": sampler(self.data), "num_workers": 0}
+        arguments = {
+            "batch_sampler": sampler(self.data),
+            "num_workers": 0,
+            "generator": torch.Generator(),
+        }
         if stop_after is None:
             self.brain.fit(self.counter, self.data, valid, arguments)
         else:
@@ -616,7 +622,10 @@ def test_the_learning_rate_is_one_cycle_over_all_steps(run):
 
 @pytest.mark.parametrize("name", ["ctc", "skd", "rkd"])
 def test_a_stopped_stage_ends_as_if_it_had_never_stopped(run, name):
-    whole = run(name, epochs=3, skd_weight_final=0.0).fit()
+    dropout = torch.nn.Dropout(0.2)
+    whole = run(name, epochs=3, skd_weight_final=0.0)
+    whole.student.augment = dropout
+    whole.fit()
     steps = whole.brain.steps
     per_epoch = len(steps) // 3
     folder, done = "stopped", []
@@ -630,12 +639,14 @@ def test_a_stopped_stage_ends_as_if_it_had_never_stopped(run, name):
             skd_weight_final=0.0,
             ckpt_interval_steps=1,
         )
+        part.student.augment = dropout
         part.fit(None if stop is None else stop - len(done))
         done += part.brain.steps
     assert done == steps
     student, other = copy(part.student), copy(whole.student)
     for key, value in other.items():
-        assert torch.allclose(student[key], value, atol=1e-6), key
+        assert torch.equal(student[key], value), key
+    assert part.brain.train_figures == whole.brain.train_figures
     lines = part.log.read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == [
         "epoch: 1",
@@ -689,10 +700,10 @@ def test_a_stopwatch_survives_a_checkpoint(monkeypatch, tmp_path):
     clock, watch = Clock(monkeypatch), Stopwatch()
     watch.start()
     clock.now += 5
-    Checkpointer(tmp_path, {"watch": watch}).save_checkpoint()
+    AtomicCheckpointer(tmp_path, {"watch": watch}).save_checkpoint()
     clock.now += 100
     other = Stopwatch()
-    Checkpointer(tmp_path, {"watch": other}).recover_if_possible()
+    AtomicCheckpointer(tmp_path, {"watch": other}).recover_if_possible()
     assert other.seconds == 5
     other.start()
     clock.now += 3
@@ -834,3 +845,123 @@ def test_the_log_for_tensorboard_has_all_figures(run):
     assert {"loss/train", "ctc/train", "skd/train", "loss/valid"} <= tags
     assert {"WER/valid", "CER/valid", "lr"} <= tags
     assert [event.step for event in events.Scalars("lr")] == [1, 2]
+
+
+# ------------------------------------------- losses that are no finite numbers
+
+
+def spoiling(kind, spoil, wanted, statistics=True):
+    """A stage in which some steps have no finite loss or gradient.
+
+    Those of a batch that spoils the running statistics as well, if wanted.
+    """
+
+    class Spoilt(Run.recording(kind)):
+        lost = ()
+
+        def compute_objectives(self, outputs, batch, stage):
+            loss = super().compute_objectives(outputs, batch, stage)
+            if stage == sb.Stage.TRAIN and wanted(len(self.steps)):
+                self.lost += (tuple(batch.id),)
+                self.before = copy(self.modules)
+                if statistics:
+                    self.student.encoder.norm.running_mean.data.fill_(torch.nan)
+                loss = spoil(loss)
+                self.terms.add("ctc", loss)
+            return loss
+
+        def fit_batch(self, batch):
+            loss = super().fit_batch(batch)
+            if wanted(len(self.steps)):
+                self.after = copy(self.modules)
+            return loss
+
+    return Spoilt
+
+
+def assert_only_statistics_changed(brain):
+    for name, before in brain.before.items():
+        after = brain.after[name]
+        if "running" in name:
+            assert after.isfinite().all(), name
+        elif "num_batches" not in name:
+            assert torch.equal(before, after), name
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [lambda loss: loss * torch.nan, lambda loss: loss + torch.inf],
+    ids=["nan", "infinite, with a finite gradient"],
+)
+def test_a_step_without_a_finite_loss_changes_nothing(run, spoil, caplog):
+    brain = spoiling(CTCBrain, spoil, lambda step: step == 2)
+    stage = run("ctc", brain=brain)
+    first = copy(stage.brain.modules)
+    stage.fit()
+    brain = stage.brain
+    names = ", ".join(brain.lost[0])
+    told = "step 2 is left out, its loss is not finite: " + names
+    assert told in caplog.text
+    assert_only_statistics_changed(brain)
+    # The training goes on, and its figures are those of the other steps.
+    assert len(brain.steps) == 2 * brain.steps_per_epoch
+    last = copy(brain.modules)
+    assert not same(first, last)
+    assert all(value.isfinite().all() for value in last.values())
+    assert all(map(math.isfinite, brain.train_figures.values()))
+
+
+def test_a_step_without_a_finite_gradient_changes_no_weight(run, caplog):
+    class Root(torch.autograd.Function):
+        """A loss that is finite, and a gradient that is not."""
+
+        @staticmethod
+        def forward(context, loss):
+            return loss.clone()
+
+        @staticmethod
+        def backward(context, gradient):
+            return gradient * torch.inf
+
+    brain = spoiling(CTCBrain, Root.apply, lambda step: step == 2, False)
+    brain = run("ctc", brain=brain).fit().brain
+    assert "step 2 is left out, its gradient is not finite" in caplog.text
+    assert_only_statistics_changed(brain)
+    assert len(brain.steps) == 2 * brain.steps_per_epoch
+
+
+def test_many_steps_in_a_row_without_a_finite_loss_end_the_training(run):
+    brain = spoiling(CTCBrain, lambda loss: loss * torch.nan, lambda n: n > 3)
+    stage = run("ctc", brain=brain, epochs=9, nonfinite_patience=2)
+    with pytest.raises(ValueError, match="3 steps in a row") as error:
+        stage.fit()
+    assert len(stage.brain.steps) == 6
+    for name in stage.brain.lost[-1]:
+        assert name in str(error.value)
+    assert "Lower --lr" in str(error.value)
+    assert str(stage.checkpointer.checkpoints_dir) in str(error.value)
+    state = copy(stage.brain.modules)
+    assert all(value.isfinite().all() for value in state.values())
+
+
+def test_steps_that_are_lost_now_and_then_do_not_end_the_training(run):
+    brain = spoiling(
+        CTCBrain, lambda loss: loss * torch.nan, lambda n: n % 3 == 0
+    )
+    stage = run("ctc", brain=brain, epochs=3, nonfinite_patience=1).fit()
+    assert len(stage.brain.lost) > 2
+
+
+def test_an_infinite_loss_of_the_development_set_is_no_best(run, data, caplog):
+    class Spoilt(RKDBrain):
+        def compute_objectives(self, outputs, batch, stage):
+            loss = super().compute_objectives(outputs, batch, stage)
+            if stage == sb.Stage.VALID and self.epoch == 2:
+                loss = loss * torch.nan
+            return loss
+
+    stage = run("rkd", brain=Spoilt, epochs=3).fit()
+    assert "Epoch 2: the loss is not finite for these utterances" in caplog.text
+    assert data[0]["id"] in caplog.text
+    best = stage.checkpointer.find_checkpoint(min_key="loss")
+    assert best.meta["epoch"] in (1, 3)

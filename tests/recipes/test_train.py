@@ -772,8 +772,19 @@ def kill(self, *args, **kwargs):
     if type(self).__name__ == {brain!r}:
         steps.append(1)
         if len(steps) == {steps}:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), signal.{signal})
 StageBrain.on_fit_batch_end = kill
+"""
+STOP_WHILE_VALIDATING = """
+import os, signal, speechbrain
+from tutornet_sb.brains.skd import SKDBrain
+evaluate = SKDBrain.evaluate_batch
+def stop(self, batch, stage):
+    loss = evaluate(self, batch, stage)
+    if stage == speechbrain.Stage.VALID and self.epoch == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+    return loss
+SKDBrain.evaluate_batch = stop
 """
 KILL_WHILE_SAVING = """
 import os, signal, torch
@@ -865,7 +876,8 @@ def test_skd_starts_from_the_best_weights_of_rkd(whole):
 def test_a_run_killed_in_each_stage_goes_on_to_the_same_end(whole, finished):
     options = LONGER | {"output_folder": "run"}
     for brain, steps in (("RKDBrain", 4), ("SKDBrain", 9)):
-        kill = WATCH + KILL.format(brain=brain, steps=steps)
+        kill = KILL.format(brain=brain, steps=steps, signal="SIGKILL")
+        kill = WATCH + kill
         assert train(finished, patch=kill, **options).returncode == -9
         assert not runs.is_finished(finished / "run")
     done = succeed(finished, patch=WATCH, **options)
@@ -879,6 +891,29 @@ def test_a_run_killed_in_each_stage_goes_on_to_the_same_end(whole, finished):
         assert ours == wanted
     found = runs.read_results(finished / "run")
     assert set(found["stages"]["skd"]["splits"]) == set(SPLITS)
+
+
+def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(
+    whole, finished
+):
+    rare = {"ckpt_interval_steps": 0, "ckpt_interval_minutes": 15}
+    options = LONGER | rare | {"output_folder": "run"}
+    stop = KILL.format(brain="RKDBrain", steps=4, signal="SIGTERM")
+    saves = finished / "run" / "stages"
+    for patch, name, stage in (
+        (stop, "SIGTERM", "rkd"),
+        (STOP_WHILE_VALIDATING, "SIGINT", "skd"),
+    ):
+        done = train(finished, patch=WATCH + patch, **options)
+        assert done.returncode == 75
+        assert f"{name}: finishing the step and saving" in done.stderr
+        assert "Traceback" not in done.stdout + done.stderr
+        newest = max((saves / stage / "save").iterdir())
+        assert "end-of-epoch: false" in (newest / "CKPT.yaml").read_text()
+    # Not a step is taken twice.
+    assert (newest / "counter.ckpt").read_text() == "2"
+    succeed(finished, patch=WATCH, **options)
+    assert_same_end(finished / "run", whole / "run")
 
 
 def test_a_run_killed_while_it_saves_goes_on(whole, finished):
@@ -897,6 +932,44 @@ def test_a_run_killed_while_it_saves_goes_on(whole, finished):
 
 
 # --------------------------------------------------------- mistakes of the user
+
+
+def test_a_folder_of_another_experiment_is_refused_unless_told(finished):
+    train_folder = next((finished / "mini libri").rglob("train-clean-100"))
+    listing = sorted(train_folder.rglob("*.trans.txt"))[0]
+    lines = listing.read_text().splitlines(keepends=True)
+    key = lines[-1].split()[0]
+    (listing.parent / f"{key}.flac").unlink()
+    listing.write_text("".join(lines[:-1]))
+    before = content(finished / STUDENT, "*")
+    error = error_of(train(finished, data_folder="mini libri"))
+    with open(finished / "results/small/manifests/train-clean-100.csv") as file:
+        now = len(file.readlines()) - 1
+    assert f"{STUDENT} holds another experiment" in error
+    assert f"utterances is {now + 1}, and now it is {now}" in error
+    assert "--continue_anyway True" in error
+    same = {name: before[name] for name in before if name.endswith("ckpt")}
+    assert same.items() <= content(finished / STUDENT, "*").items()
+    done = succeed(finished, lr=0.5, continue_anyway=True)
+    assert "there lr is" in done.stdout and "and now it is 0.5" in done.stdout
+    assert f"utterances is {now + 1}, and now it is {now}" in done.stdout
+
+
+def test_a_difference_is_shown_by_its_place_in_the_experiment(recipe):
+    there = {"student": {"model": {"size": 4}}, "seed": 1, "old": 2}
+    now = {"student": {"model": {"size": 5}}, "seed": 1, "new": 3}
+    told = {"continue_anyway": False}
+    with pytest.raises(ValueError, match="another experiment") as error:
+        recipe.refuse_other(there, now, "runs/a", told)
+    for part in (
+        "runs/a",
+        "there student.model.size is 4, and now it is 5",
+        "there old is 2, and now it is None",
+        "there new is None, and now it is 3",
+    ):
+        assert part in str(error.value)
+    assert "seed" not in str(error.value)
+    recipe.refuse_other(there, there, "runs/a", told)
 
 
 @pytest.fixture(scope="module")
