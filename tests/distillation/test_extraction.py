@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 
@@ -9,9 +10,13 @@ import pytest
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import make_dataloader
-from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.dataio.dataset import (
+    DynamicItemDataset,
+    FilteredSortedDynamicItemDataset,
+)
 from torch.utils.data import DataLoader
 
+from tutornet_sb import stopping
 from tutornet_sb.distillation import extraction
 from tutornet_sb.distillation.alignment import align
 from tutornet_sb.distillation.extraction import (
@@ -23,7 +28,8 @@ from tutornet_sb.distillation.extraction import (
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.pairs import make_projectors
 from tutornet_sb.distillation.projector import Projector
-from tutornet_sb.distillation.store import TargetStore
+from tutornet_sb.distillation.pseudo_labels import longest_first
+from tutornet_sb.distillation.store import TargetStore, _read_index
 from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.distillation.vocabulary import VocabularyMap
 from tutornet_sb.networks.acoustic_model import (
@@ -246,6 +252,49 @@ def test_an_interrupted_filling_goes_on(teacher, tmp_path, monkeypatch):
     store = fill(tmp_path / "s", teacher, make_data())
     assert set(heard) == {f"u{i}" for i in range(12)} - done
     assert len(store) == 12 and store.check() == []
+
+
+def test_a_filling_that_is_told_to_stop_keeps_what_it_has(
+    teacher, tmp_path, monkeypatch
+):
+    write, told = extraction._write, []
+
+    def tell(*args):
+        write(*args)
+        told.append(signal.SIGTERM)
+
+    monkeypatch.setattr(extraction, "_write", tell)
+    monkeypatch.setitem(stopping._state, "received", told)
+    with pytest.raises(stopping.Stopped):
+        fill(tmp_path / "s", teacher, make_data())
+    assert 0 < len(TargetStore(tmp_path / "s")) < 12
+
+
+def test_what_is_done_stays_in_its_batch_while_others_are_missing():
+    data = make_data()
+    whole = [batch.id for batch in longest_first(data, 3.0)]
+    half = {key for batch in whole[1:] for key in batch} | {whole[0][0]}
+    assert len(whole) > 2 and len(whole[0]) > 1
+    rest = [batch.id for batch in longest_first(data, 3.0, done=half)]
+    assert rest == whole[:1]
+    assert [*longest_first(data, 3.0, done=data.data_ids)] == []
+
+
+def test_an_utterance_missing_from_a_full_batch_is_filled_as_before(
+    teacher, tmp_path
+):
+    whole = fill(tmp_path / "whole", teacher, make_data())
+    # All but one of each batch of the whole
+    batches = [batch.id for batch in longest_first(make_data(), 3.0)]
+    some = FilteredSortedDynamicItemDataset(
+        make_data(), [key for batch in batches for key in batch[1:]]
+    )
+    fill(tmp_path / "s", teacher, some)
+    store = fill(tmp_path / "s", teacher, make_data())
+    for batch in batches:
+        assert torch.equal(store.read(batch[0]), whole.read(batch[0]))
+    records = [_read_index(path, store._store)[0] for path in store._shards]
+    assert sum(map(len, records)) == len(store) == 12
 
 
 def test_the_rest_of_a_store_with_more_layers(teacher, tmp_path):
