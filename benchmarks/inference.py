@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 import torch
-from speechbrain.decoders.ctc import ctc_greedy_decode
 
 from tutornet_sb import runs
 from tutornet_sb.files import write_json
 from tutornet_sb.publishing.export import SAFETENSORS, export
-from tutornet_sb.publishing.forms import INT8, ONNX, find_speech
+from tutornet_sb.publishing.forms import find_speech, transcriber
+from tutornet_sb.publishing.model_card import INT8, ONNX
 from tutornet_sb.publishing.runner import OnnxModel
 from tutornet_sb.reporting.compare import insert, markdown_table, summarize
 from tutornet_sb.reporting.scores import score
@@ -36,22 +36,12 @@ README = ROOT / "recipes" / "LibriSpeech" / "TutorNet" / "README.md"
 def pytorch(folder):
     """A run's model as a function from waveform to transcript."""
     model, tokenizer = runs.load_run(folder)
-    model.eval()
-    whole = torch.ones(1)
-
-    @torch.no_grad()
-    def transcribe(wav):
-        logits = model(wav.unsqueeze(0), whole).logits.log_softmax(-1)
-        ids = ctc_greedy_decode(logits, whole, blank_id=tokenizer.unk_id())[0]
-        return " ".join(tokenizer.decode(ids).split())
-
-    return transcribe
+    return transcriber(model.eval(), tokenizer, tokenizer.unk_id())
 
 
 def onnx(path):
     """The same of an ONNX file."""
-    model = OnnxModel(path, threads=1)
-    return lambda wav: model.transcribe(wav.numpy())
+    return OnnxModel(path, threads=1).transcribe
 
 
 def main():
@@ -85,7 +75,7 @@ def main():
     speech = find_speech(
         first, arguments.data, summarize(first), model, needed=True
     )
-    utterances = [(one.read(), one.text) for one in speech.test]
+    utterances = [(one.read().numpy(), one.text) for one in speech.test]
     seconds = sum(len(wav) for wav, _ in utterances)
     seconds /= model.features.sample_rate
     references = dict(enumerate(text for _, text in utterances))

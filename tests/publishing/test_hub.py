@@ -179,11 +179,12 @@ def test_files_of_an_earlier_model_go_and_those_of_others_stay(hub, exported):
     there = repository.at("main").files
     others = {
         "photo.png": there["README.md"],
-        "onnx/m.onnx": there["custom.py"],
+        "onnx/photo.onnx": there["custom.py"],
     }
-    repository.commit("main", "By hand", there | others)
+    ours = {"onnx/model.onnx": there["custom.py"]}
+    repository.commit("main", "By hand", there | others | ours)
     published(exported / "stock", NAME)
-    assert hub.files(NAME).keys() == FILES | {"photo.png"}
+    assert hub.files(NAME).keys() == FILES | others.keys()
     assert len(hub.history(NAME)) == 4
 
 

@@ -295,12 +295,15 @@ def export(
             f"{text}{INTERFACE_YAML}",
             encoding="utf-8",
         )
+        said = []
         if onnx:
-            config["onnx"] = add_onnx(
+            config["onnx"], said = add_onnx(
                 to, model, tokenizer, config, speech, int8
             )
         if sherpa:
-            config["sherpa"] = add_sherpa(to, model, tokenizer, config, speech)
+            config["sherpa"] = add_sherpa(
+                to, model, tokenizer, config, speech, said
+            )
         write_json(to / CONFIG, config)
         # Last: it lists the files.
         (to / README).write_text(

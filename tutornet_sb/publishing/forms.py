@@ -18,6 +18,13 @@ from tutornet_sb.corpora.librispeech import (
     prepare_librispeech,
 )
 from tutornet_sb.publishing import runner
+from tutornet_sb.publishing.model_card import (
+    INT8,
+    ONNX,
+    SCRIPT,
+    SHERPA,
+    TOKENS,
+)
 from tutornet_sb.publishing.onnx import compare, quantize, write_onnx
 from tutornet_sb.publishing.runner import OnnxModel
 from tutornet_sb.publishing.sherpa import (
@@ -27,10 +34,6 @@ from tutornet_sb.publishing.sherpa import (
 )
 from tutornet_sb.reporting.scores import score
 
-ONNX = "onnx/model.onnx"
-INT8 = "onnx/model.int8.onnx"
-SHERPA = "sherpa/model.onnx"
-TOKENS = "sherpa/tokens.txt"
 # Utterances by which the ranges of int8 are found, and of a padded batch
 CALIBRATION = 50
 BATCH = 8
@@ -166,8 +169,10 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
 
     Returns
     -------
-    dict
+    known : dict
         What ``config.json`` shall say of them.
+    said : list of str
+        Transcripts of the test set by the model itself.
 
     Raises
     ------
@@ -177,7 +182,7 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
     (to / ONNX).parent.mkdir()
     about = {name: config[name] for name in runner.ABOUT}
     written = write_onnx(model, to / ONNX, about)
-    shutil.copyfile(runner.__file__, (to / ONNX).with_name("transcribe.py"))
+    shutil.copyfile(runner.__file__, to / SCRIPT)
     known = {
         "model": ONNX,
         "max_difference": None,
@@ -186,7 +191,7 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
         "scores": {},
     }
     if speech is None:
-        return known
+        return known, []
     blank, differences = config["blank_index"], []
     texts = {"pytorch": [], "onnx": []}
     starts = range(0, len(speech.test), BATCH)
@@ -212,10 +217,10 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
             for one in tqdm(speech.test, desc="int8", unit="utterance")
         ]
     known["scores"] = {speech.split: _score_forms(texts, speech)}
-    return known
+    return known, texts["pytorch"]
 
 
-def add_sherpa(to, model, tokenizer, config, speech):
+def add_sherpa(to, model, tokenizer, config, speech, said=None):
     """Write what sherpa-onnx loads into an export, and try it.
 
     Arguments
@@ -230,6 +235,8 @@ def add_sherpa(to, model, tokenizer, config, speech):
         What is known of the export.
     speech : Speech
         What it is tried on.
+    said : list of str, optional
+        Transcripts of the test set by the model itself, where they are known.
 
     Returns
     -------
@@ -245,20 +252,47 @@ def add_sherpa(to, model, tokenizer, config, speech):
     blank = config["blank_index"]
     constructor = write_sherpa(model, to / SHERPA)
     write_tokens(to / TOKENS, config["symbols"], blank)
-    transcribe = load_sherpa(constructor, to / SHERPA, to / TOKENS)
-    texts = {"pytorch": [], "sherpa": []}
+    forms = {"sherpa": load_sherpa(constructor, to / SHERPA, to / TOKENS)}
+    if not said:
+        forms["pytorch"] = transcriber(model, tokenizer, blank)
+    texts = {"pytorch": said, **{form: [] for form in forms}}
     for one in tqdm(speech.test, desc="sherpa", unit="utterance"):
-        wav = one.read()
-        with torch.no_grad():
-            logits = model(wav.unsqueeze(0), torch.ones(1)).logits[0]
-        texts["pytorch"].append(_greedy(logits, tokenizer, blank))
-        texts["sherpa"].append(transcribe(wav.numpy()))
+        wav = one.read().numpy()
+        for form, transcribe in forms.items():
+            texts[form].append(transcribe(wav))
     return {
         "model": SHERPA,
         "tokens": TOKENS,
         "recognizer": constructor,
         "scores": {speech.split: _score_forms(texts, speech)},
     }
+
+
+def transcriber(model, tokenizer, blank):
+    """Make a function from a model, as the other forms are.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In evaluation mode, on the CPU.
+    tokenizer : sentencepiece.SentencePieceProcessor
+        Its symbols.
+    blank : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    callable
+        From a waveform, a NumPy array of shape ``(samples,)``, to its
+        transcript.
+    """
+
+    @torch.no_grad()
+    def transcribe(wav):
+        wavs = torch.from_numpy(wav).unsqueeze(0)
+        return _greedy(model(wavs, torch.ones(1)).logits[0], tokenizer, blank)
+
+    return transcribe
 
 
 def _greedy(scores, tokenizer, blank):

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +36,12 @@ from tutornet_sb.publishing.export import (
     is_export,
 )
 from tutornet_sb.publishing.model_card import (
+    INT8,
+    ONNX,
     README,
+    SCRIPT,
+    SHERPA,
+    TOKENS,
     UNKNOWN,
     file_sizes,
     license_of,
@@ -52,8 +56,8 @@ NEEDED = (
     runs.WEIGHTS,
     runs.TOKENIZER,
 )
-# What an export may hold beside that; in the folders, for other runtimes
-OPTIONAL = (README, SOURCE, "onnx/*", "sherpa/*")
+# All that an export may hold
+OURS = (*NEEDED, README, SOURCE, ONNX, INT8, SCRIPT, SHERPA, TOKENS)
 MAIN = "main"
 # Seconds before each further try of what the client does not try again itself
 WAITS = (1, 2, 4, 8)
@@ -324,7 +328,7 @@ def _find_files(folder):
             )
         if path.is_dir():
             continue
-        if not _is_ours(name):
+        if name not in OURS:
             strays.append(name)
     if strays:
         raise ValueError(
@@ -337,10 +341,6 @@ def _find_files(folder):
             f"{folder} lacks {', '.join(missing)}: export the run again"
         )
     return {name: folder / name for name in names if name != README}
-
-
-def _is_ours(name):
-    return any(fnmatchcase(name, known) for known in NEEDED + OPTIONAL)
 
 
 def _find_token():
@@ -413,7 +413,7 @@ def _push(api, gather, private, message, progress):
     deletions = [
         CommitOperationDelete(sibling.rfilename)
         for sibling in head.siblings or ()
-        if _is_ours(sibling.rfilename) and sibling.rfilename not in upload.sizes
+        if sibling.rfilename in OURS and sibling.rfilename not in upload.sizes
     ]
     progress.is_committing = True
     commit = api.create_commit(

@@ -53,6 +53,11 @@ STAGES = {
     "beside CTC on the transcripts where its weight is not 0.",
     "pseudo": "CTC on the teacher's transcripts.",
 }
+ONNX = "onnx/model.onnx"
+INT8 = "onnx/model.int8.onnx"
+SCRIPT = "onnx/transcribe.py"
+SHERPA = "sherpa/model.onnx"
+TOKENS = "sherpa/tokens.txt"
 FILES = {
     "hyperparams.yaml": "what SpeechBrain loads",
     "custom.py": "source of the network and its interface",
@@ -61,11 +66,11 @@ FILES = {
     "tokenizer.ckpt": "SentencePiece model, as SpeechBrain loads it",
     "tokenizer.model": "the same SentencePiece model",
     "config.json": "all about the model, as plain data",
-    "onnx/model.onnx": "the model from waveform to log-probabilities",
-    "onnx/model.int8.onnx": "the same in 8 bits",
-    "onnx/transcribe.py": "transcribes by it without torch",
-    "sherpa/model.onnx": "the model as sherpa-onnx loads it",
-    "sherpa/tokens.txt": "its symbols",
+    ONNX: "the model from waveform to log-probabilities",
+    INT8: "the same in 8 bits",
+    SCRIPT: "transcribes by it without torch",
+    SHERPA: "the model as sherpa-onnx loads it",
+    TOKENS: "its symbols",
 }
 SHERPA_NOTES = {
     "OfflineRecognizer.from_omnilingual_asr_ctc": " The recogniser takes the "

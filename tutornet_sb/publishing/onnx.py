@@ -211,10 +211,16 @@ def write_graph(module, inputs, path, names, axes, metadata):
             raise ValueError(
                 f"this network cannot be written as ONNX: {reason}"
             ) from None
+    _finish(path, metadata)
+
+
+def _finish(path, metadata, int8=False):
+    """Make a graph smaller, and write into it what it is."""
     model = onnx.load(path)
     _compute_bases(model.graph)
-    for key, value in metadata.items():
-        model.metadata_props.add(key=key, value=value)
+    if int8:
+        _shrink_weights(model.graph)
+    onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
 
 
@@ -450,14 +456,10 @@ def quantize(path, to, wavs):
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
             )
-    model = onnx.load(to)
-    # The quantiser computes what can be computed beforehand.
-    _compute_bases(model.graph)
-    _shrink_weights(model.graph)
-    # Which the quantiser forgets
-    del model.metadata_props[:]
-    model.metadata_props.extend(onnx.load(path).metadata_props)
-    onnx.save(model, to)
+    # The quantiser forgets the metadata, and computes what can be computed
+    # beforehand.
+    told = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    _finish(to, told, int8=True)
 
 
 def _shrink_weights(graph):
