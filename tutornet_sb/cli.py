@@ -13,10 +13,10 @@ import typer
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
-from tutornet_sb import runs, stopping, transcription
+from tutornet_sb import processes, runs, stopping, transcription
 from tutornet_sb.composition import include
 from tutornet_sb.distillation.extraction import repair_store
 from tutornet_sb.distillation.store import TargetStore
@@ -521,7 +521,7 @@ def targets(
     What is in the store already is left alone; a call after a stopped one goes
     on. Under torchrun each process takes a part.
     """
-    with _failing_in_one_line("targets"):
+    with _failing_in_one_line("targets"), processes.ending_together():
         if check and repair:
             raise ValueError("give --check or --repair, not both")
         if check:
@@ -533,13 +533,14 @@ def targets(
         recipe = _load_recipe(hparams)
         file, options, overrides = recipe.parse([str(hparams), *context.args])
         if repair:
-            _show_damage(run_on_main(repair_store, [to]) or [])
+            damaged = processes.run_on_main(repair_store, [to])
+            _show_damage(damaged if if_main_process() else [])
         store = recipe.fill(
             file, options, overrides | {"store_folder": str(to)}
         )
-    if if_main_process():
-        size = sum(path.stat().st_size for path in to.rglob("*"))
-        typer.echo(f"{to} holds {len(store)} utterances, {size / 1e6:.1f} MB")
+        if if_main_process():
+            size = sum(path.stat().st_size for path in to.rglob("*")) / 1e6
+            typer.echo(f"{to} holds {len(store)} utterances, {size:.1f} MB")
 
 
 def _check_store(folder):

@@ -6,6 +6,7 @@ import random
 import shutil
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy
@@ -18,12 +19,9 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import (
-    if_main_process,
-    main_process_only,
-    run_on_main,
-)
+from speechbrain.utils.distributed import if_main_process
 
+from tutornet_sb import processes
 from tutornet_sb.files import sync
 
 logger = logging.getLogger(__name__)
@@ -62,7 +60,6 @@ class Stopwatch:
         return self.before + time.monotonic() - self.started
 
     @mark_as_saver
-    @main_process_only
     def _save(self, path):
         with open(path, "w", encoding="utf-8") as file:
             file.write(str(self.seconds))
@@ -74,7 +71,18 @@ class Stopwatch:
             self.before = float(file.read())
 
 
-@register_checkpoint_hooks
+# Each process has values of its own.
+_of_each_process = partial(register_checkpoint_hooks, save_on_main_only=False)
+
+
+def _save_all(content, path):
+    """Save what each process has, in the main one."""
+    contents = processes.gather(content)
+    if processes.rank() == 0:
+        torch.save(contents, path)
+
+
+@_of_each_process
 class RunningMeans:
     """Means of values that come one by one, kept across continuations.
 
@@ -100,17 +108,21 @@ class RunningMeans:
         return {name: float(s / n) for name, (n, s) in self.sums.items()}
 
     @mark_as_saver
-    @main_process_only
     def _save(self, path):
-        torch.save(self.sums, path)
+        sums = {
+            name: (n, total.cpu()) for name, (n, total) in self.sums.items()
+        }
+        _save_all(sums, path)
 
     @mark_as_loader
     def _load(self, path, end_of_epoch=False):
         del end_of_epoch
-        self.sums = torch.load(path, map_location="cpu")
+        contents = torch.load(path)
+        if processes.rank() < len(contents):
+            self.sums = contents[processes.rank()]
 
 
-@register_checkpoint_hooks
+@_of_each_process
 class RandomState:
     """State of all random generators, of every process.
 
@@ -143,27 +155,19 @@ class RandomState:
         }
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
-        states = [state]
-        if torch.distributed.is_initialized():
-            states = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(states, state)
-        if if_main_process():
-            torch.save(states, path)
+        _save_all(state, path)
 
     @mark_as_loader
     def _load(self, path, end_of_epoch=False):
         del end_of_epoch
-        states, rank, processes = torch.load(path, map_location="cpu"), 0, 1
-        if torch.distributed.is_initialized():
-            rank = torch.distributed.get_rank()
-            processes = torch.distributed.get_world_size()
-        if len(states) != processes:
+        states, rank = torch.load(path, map_location="cpu"), processes.rank()
+        if len(states) != processes.count():
             logger.warning(
                 "%s was saved by %d processes and these are %d: random numbers "
                 "are other ones than without the stop",
                 path,
                 len(states),
-                processes,
+                processes.count(),
             )
         if rank >= len(states):
             return
@@ -234,6 +238,34 @@ class AtomicCheckpointer(Checkpointer):
             *args, importance_keys=list(importance_keys), **kwargs
         )
 
+    # The main process decides for all: another may not see yet what it has
+    # written, and would wait for it to delete more or less than it does.
+
+    def find_checkpoints(self, *args, **kwargs):
+        """Find checkpoints as SpeechBrain does, the same in all processes.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            As for SpeechBrain's ``Checkpointer``.
+
+        Returns
+        -------
+        list of speechbrain.utils.checkpoints.Checkpoint
+            The best first.
+        """
+        return processes.run_on_main(super().find_checkpoints, args, kwargs)
+
+    def delete_checkpoints(self, **kwargs):
+        """Delete checkpoints as SpeechBrain does, in the main process.
+
+        Arguments
+        ---------
+        **kwargs
+            As for SpeechBrain's ``Checkpointer``.
+        """
+        processes.run_on_main(super().delete_checkpoints, kwargs=kwargs)
+
     def _save_checkpoint_metafile(self, fpath, *args, **kwargs):
         return super()._save_checkpoint_metafile(
             fpath.with_suffix(".unfinished"), *args, **kwargs
@@ -267,7 +299,7 @@ class AtomicCheckpointer(Checkpointer):
         speechbrain.utils.checkpoints.Checkpoint
             What was loaded, or None.
         """
-        run_on_main(self._tidy_up)
+        processes.run_on_main(self._tidy_up)
         return super().recover_if_possible(*args, **kwargs)
 
     def _tidy_up(self):

@@ -4,6 +4,7 @@ import speechbrain as sb
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
+from tutornet_sb import processes
 from tutornet_sb.brains.stage import StageBrain
 from tutornet_sb.distillation.losses import ctc_loss
 from tutornet_sb.reporting.scores import score
@@ -128,7 +129,7 @@ class CTCBrain(StageBrain):
         Arguments
         ---------
         stage_loss : float
-            Mean loss of the stage.
+            Mean loss of the stage in this process.
 
         Returns
         -------
@@ -136,6 +137,10 @@ class CTCBrain(StageBrain):
             Floats by name.
         """
         figures = super().figures(stage_loss)
+        # Each process has heard its share.
+        for texts in self.references, self.hypotheses, self.beam_hypotheses:
+            for part in processes.gather(texts):
+                texts.update(part)
         if self.references:
             scores = score(self.references, self.hypotheses)
             figures.update(WER=scores["wer"], CER=scores["cer"])

@@ -9,9 +9,10 @@ from pathlib import Path
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 
-from tutornet_sb import stopping
+from tutornet_sb import processes, stopping
 from tutornet_sb.brains.checkpoints import (
     RandomState,
     RunningMeans,
@@ -20,6 +21,7 @@ from tutornet_sb.brains.checkpoints import (
 from tutornet_sb.distillation.alignment import align
 from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.files import write_atomically
+from tutornet_sb.networks.batch_norm import synchronise_batch_norms
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class StageBrain(sb.Brain):
         super().__init__(modules, hparams=hparams, **kwargs)
         self.watch = Stopwatch()
         self.terms = RunningMeans()
+        # Of this process' batch in the mean over the joint batch
+        self.weight = 1.0
         # Steps in a row whose loss or gradient was not finite
         self.lost_steps = 0
         self.told_to_stop = False
@@ -56,6 +60,9 @@ class StageBrain(sb.Brain):
                     "watch": self.watch,
                     "terms": self.terms,
                     "random": RandomState(self.device),
+                    "step_size": processes.StepSize(
+                        self.grad_accumulation_factor
+                    ),
                 }
             )
 
@@ -98,6 +105,13 @@ class StageBrain(sb.Brain):
                 f"more than the {len(loader)} batches of an epoch; lower it or "
                 "lower batch_seconds"
             )
+        if processes.count() > 1 and len(loader) < 2:
+            # Of a single batch, SpeechBrain's sampler gives the utterances.
+            raise ValueError(
+                f"{processes.count()} processes are too many for the "
+                f"{len(train_set)} utterances of an epoch, which make less "
+                "than two batches for each: use fewer, or lower batch_seconds"
+            )
         with stopping.finishing():
             super().fit(epoch_counter, loader, valid_set)
 
@@ -110,6 +124,26 @@ class StageBrain(sb.Brain):
             self.writer = SummaryWriter(
                 self.hparams.log_folder, purge_step=done + 1
             )
+
+    def _wrap_distributed(self):
+        """Wrap the modules as SpeechBrain does, batch norms for the CPU too."""
+        if processes.count() == 1:
+            super()._wrap_distributed()
+            return
+        on_gpus = self.distributed_backend != "gloo"
+        for name, module in self.modules.items():
+            if any(p.requires_grad for p in module.parameters()):
+                self.modules[name] = DistributedDataParallel(
+                    synchronise_batch_norms(module),
+                    device_ids=[self.device] if on_gpus else None,
+                    # Only the student has parts that a stage does not use.
+                    find_unused_parameters=(
+                        self.find_unused_parameters and name == "student"
+                    ),
+                    # Their statistics are equal in all processes, and in
+                    # evaluation each has another number of batches.
+                    broadcast_buffers=False,
+                )
 
     def init_optimizers(self):
         """Optimize what is trainable, and make sure that it is saved too."""
@@ -200,11 +234,13 @@ class StageBrain(sb.Brain):
         Returns
         -------
         torch.Tensor
-            The weighted sum.
+            The weighted sum, in training with several processes such that
+            the mean over them is the one of their joint batch.
         """
         for name, (_, value) in terms.items():
-            self.terms.add(name, value)
-        return sum(weight * value for weight, value in terms.values())
+            self.terms.add(name, self.weight * value)
+        loss = sum(weight * value for weight, value in terms.values())
+        return self.weight * loss
 
     def on_stage_start(self, stage, epoch=None):
         """Forget the figures of the stage before."""
@@ -212,9 +248,15 @@ class StageBrain(sb.Brain):
             self.watch.start()
         self.epoch = epoch
         self.not_finite = []
+        self.weight = 1.0
         # Within an epoch, a checkpoint has brought the figures along.
         if stage != sb.Stage.TRAIN or not self.step:
             self.terms.sums = {}
+
+    def on_fit_batch_start(self, batch, should_step):
+        """Weigh the batch against those of the other processes."""
+        if processes.count() > 1:
+            self.weight = processes.weight_in_mean(len(batch.id), self.device)
 
     def fit_batch(self, batch):
         """Take a step, unless its loss or gradient is not finite.
@@ -312,19 +354,29 @@ class StageBrain(sb.Brain):
             schedule.step()
 
     def figures(self, stage_loss):
-        """Mean loss and mean of each of its terms.
+        """Mean loss and mean of each of its terms, over all processes.
 
         Arguments
         ---------
         stage_loss : float
-            Mean loss of the stage.
+            Mean loss of the stage in this process.
 
         Returns
         -------
         dict
             Floats by name.
         """
-        return {"loss": float(stage_loss), **self.terms.values()}
+        sums = self.terms.sums
+        batches = max((n for n, _ in sums.values()), default=0)
+        own = {"loss": (batches, float(stage_loss))}
+        own |= {name: (n, float(s / n)) for name, (n, s) in sums.items()}
+        parts = processes.gather(own)
+        figures = {}
+        for name in dict.fromkeys(name for part in parts for name in part):
+            found = [part[name] for part in parts if name in part]
+            total = sum(n for n, _ in found) or 1
+            figures[name] = sum(mean * (n / total) for n, mean in found)
+        return figures
 
     def evaluate_batch(self, batch, stage):
         """Compute the loss of a batch that is not learnt from.

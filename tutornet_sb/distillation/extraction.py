@@ -13,14 +13,10 @@ import torch
 from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.autocast import AMPConfig, TorchAutocast
-from speechbrain.utils.distributed import (
-    ddp_barrier,
-    if_main_process,
-    run_on_main,
-)
+from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
-from tutornet_sb import stopping
+from tutornet_sb import processes, stopping
 from tutornet_sb.distillation.encodings import QUANTISERS, train_codebooks
 from tutornet_sb.distillation.pseudo_labels import longest_first
 from tutornet_sb.distillation.store import (
@@ -327,11 +323,15 @@ def fill_store(
         stack.enter_context(torch.random.fork_rng(cuda))
         if if_main_process():
             stack.enter_context(filling(folder))
-        run_on_main(_begin, [folder, what, listen, data, precision, made])
+        processes.run_on_main(
+            _begin, [folder, what, listen, data, precision, made]
+        )
         store = TargetStore(folder)
         check_same(folder, store.what, what)
+        # All must have seen what is missing before one writes.
+        processes.wait_for_all()
         _teach(store, teacher, listen, data, progressbar)
-        ddp_barrier()
+        processes.wait_for_all()
     store = TargetStore(folder)
     missing = [key for key in data.data_ids if key not in store]
     if missing:
@@ -425,13 +425,9 @@ def _teach(store, teacher, listen, data, progressbar):
     device = next(teacher.parameters()).device
     codec = store.codec.to(device)
     seconds = {key: float(data.data[key]["duration"]) for key in data.data_ids}
-    processes, rank = 1, 0
-    if torch.distributed.is_initialized():
-        processes = torch.distributed.get_world_size()
-        rank = torch.distributed.get_rank()
     # Of utterances of like length, each process takes one.
     keys = sorted(data.data_ids, key=lambda key: (seconds[key], key))
-    keys = keys[rank::processes]
+    keys = processes.own_share(keys)
     hours = sum(seconds[key] for key in keys if key in missing) / 3600
     if if_main_process():
         logger.info(
@@ -448,7 +444,7 @@ def _teach(store, teacher, listen, data, progressbar):
         " of audio [{elapsed}<{remaining}{postfix}]",
         disable=not (progressbar and if_main_process()),
     )
-    done = 0.0
+    done, together = 0.0, processes.count()
     started = time.monotonic()
     with stopping.finishing(), bar, ShardWriter(store.folder) as writer:
         for batch, targets in listen.hear(teacher, data, keys, store):
@@ -458,7 +454,7 @@ def _teach(store, teacher, listen, data, progressbar):
                 stopping.check()
             new = missing.intersection(batch.id)
             done += sum(seconds[key] for key in new) / 3600
-            rate = processes * done * 3600 / (time.monotonic() - started)
+            rate = together * done * 3600 / (time.monotonic() - started)
             # Sums in another order may end a hair above the total.
             bar.update(min(done, hours) - bar.n)
             bar.set_postfix_str(f"{rate:.0f} audio hours per hour", False)

@@ -35,11 +35,11 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import CTCBeamSearcher
 from speechbrain.utils.checkpoints import average_checkpoints
-from speechbrain.utils.distributed import run_on_main
+from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from tutornet_sb import runs, stopping
+from tutornet_sb import processes, runs, stopping
 from tutornet_sb.brains.checkpoints import AtomicCheckpointer
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
@@ -81,6 +81,7 @@ from tutornet_sb.files import (
     write_json,
 )
 from tutornet_sb.networks.streaming import Stream, check_streamable
+from tutornet_sb.processes import main_first, own_share, run_on_main
 from tutornet_sb.reporting.compare import summarize, table
 from tutornet_sb.reporting.latency import emission_latency, word_ends
 from tutornet_sb.reporting.scores import (
@@ -422,11 +423,14 @@ def train_missing_teacher(hparams, run_opts):
 
 def find_teacher(hparams, run_opts):
     """Load the teacher: a run of this recipe, or a model from elsewhere."""
-    source = load_teacher(
-        hparams["teacher_source"] or hparams["teacher_folder"],
-        revision=hparams["teacher_revision"],
-        kind=hparams["teacher_kind"],
-        trust_remote_code=hparams["trust_remote_code"],
+    source = main_first(
+        load_teacher,
+        [hparams["teacher_source"] or hparams["teacher_folder"]],
+        {
+            "revision": hparams["teacher_revision"],
+            "kind": hparams["teacher_kind"],
+            "trust_remote_code": hparams["trust_remote_code"],
+        },
     )
     wanted = hparams["student"]["model"].features.sample_rate
     if source.sample_rate != wanted:
@@ -434,7 +438,7 @@ def find_teacher(hparams, run_opts):
             f"teacher {source.name} hears {source.sample_rate} Hz and the "
             f"student {wanted} Hz: choose a teacher of the student's rate"
         )
-    source.model.to(run_opts.get("device", "cpu"))
+    source.model.to(run_opts.get("device") or infer_device())
     return source
 
 
@@ -575,15 +579,17 @@ def prepare_head(student, teacher, train, hparams):
         logger.info("The head of the student starts from random weights")
         return
     # In the order of training, so that any part is a fair sample.
-    loss = fit_head(
-        student,
-        teacher,
-        make_dataloader(
-            train, batch_sampler=batches(hparams, train, shuffle=True)
-        ),
-        frames=hparams["head_frames"],
-        delay=hparams["delay"],
-        blank_index=hparams["blank_index"],
+    loader = make_dataloader(
+        train, batch_sampler=batches(hparams, train, shuffle=True)
+    )
+    loss = run_on_main(
+        fit_head,
+        [student, teacher, loader],
+        {
+            "frames": hparams["head_frames"],
+            "delay": hparams["delay"],
+            "blank_index": hparams["blank_index"],
+        },
     )
     logger.info("The head was fitted to the teacher: %.3f nats a frame", loss)
 
@@ -600,8 +606,9 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         load_model_weights(student, weights)
         return read_json(summary)
 
-    # The same whether the stages before it were run now or long ago
-    sb.utils.seed.seed_everything(hparams["seed"])
+    # The same whether the stages before it were run now or long ago, but not
+    # the same masks of dropout and augmentation in all processes
+    sb.utils.seed.seed_everything(hparams["seed"] + processes.rank())
     counter = EpochCounter(epochs)
     train, seconds = training_set(name, data, source, student, hparams, counter)
     valid = data.valid
@@ -628,7 +635,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
     # depend on how often the training was stopped.
     valid_loader = make_dataloader(
         valid,
-        batch_sampler=batches(hparams, valid, shuffle=False),
+        batch_sampler=own_share(batches(hparams, valid, shuffle=False)),
         generator=torch.Generator(),
     )
     if name == "rkd":
@@ -680,9 +687,12 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         "selected_by": brain.selected_by,
         "best": float(best[0].meta[brain.selected_by]),
         "best_epoch": best[0].meta["epoch"],
+        "processes": processes.count(),
     }
     state = student.state_dict()
     run_on_main(write_atomically, [weights, lambda p: torch.save(state, p)])
+    # The head was fitted in one process.
+    load_model_weights(student, weights)
     run_on_main(write_json, [summary, figures])
     return figures
 
@@ -714,7 +724,7 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
         if split in known:
             continue
         loader = make_dataloader(
-            data, batch_sampler=batches(hparams, data, shuffle=False)
+            data, batch_sampler=own_share(batches(hparams, data, shuffle=False))
         )
         brain.evaluate(loader)
         known[split] = score(brain.references, brain.hypotheses)
@@ -908,7 +918,7 @@ def fill(hparams_file, run_opts, overrides):
 
     Returns the store.
     """
-    _, _, hparams = read_hparams(hparams_file, overrides)
+    _, _, hparams = main_first(read_hparams, [hparams_file, overrides])
     stages = [name for name in stage_epochs(hparams) if name in TAUGHT]
     if not stages:
         raise ValueError(
@@ -932,13 +942,15 @@ def run(hparams_file, run_opts, overrides):
 
     Of two calls with the same output folder, one waits for the other.
     """
-    text, overrides, hparams = read_hparams(hparams_file, overrides)
+    text, overrides, hparams = main_first(
+        read_hparams, [hparams_file, overrides]
+    )
     folder = Path(hparams["output_folder"])
     with ExitStack() as stack:
-        if sb.utils.distributed.if_main_process():
+        if processes.rank() == 0:
             stack.enter_context(locked(folder / LOCK, f"works in {folder}"))
             remove_unfinished(folder)
-        sb.utils.distributed.ddp_barrier()
+        processes.wait_for_all()
         run_alone(text, run_opts, overrides, hparams)
     return hparams
 
@@ -958,6 +970,7 @@ def run_alone(text, run_opts, overrides, hparams):
         sb.utils.seed.seed_everything(hparams["seed"])
     sb.create_experiment_directory(str(output_folder))
     run_on_main(save_yaml, [text, overrides, output_folder, hparams])
+    processes.check_shared(output_folder / runs.HYPERPARAMS)
 
     # The corpus, its tokenizer, and the teacher of its symbols
     data, manifests, splits = find_data(hparams)
@@ -986,7 +999,9 @@ def run_alone(text, run_opts, overrides, hparams):
         )
         evaluate(name, stages[name], student, data.scored, hparams, run_opts)
     last = list(stages.values())[-1]
-    add_latency(last["splits"], student, source, data.scored, hparams)
+    run_on_main(
+        add_latency, [last["splits"], student, source, data.scored, hparams]
+    )
 
     # The student and what is known of it
     state = student.state_dict()
@@ -1005,8 +1020,8 @@ def run_alone(text, run_opts, overrides, hparams):
         "train_seconds": sum(
             stage["train_seconds"] for stage in stages.values()
         ),
-        "real_time_factor": measure_speed(
-            student, data.scored[splits["test"][0]], hparams
+        "real_time_factor": run_on_main(
+            measure_speed, [student, data.scored[splits["test"][0]], hparams]
         ),
         "stages": stages,
         "teacher": None,
@@ -1042,6 +1057,7 @@ def parse(words):
         )
 
 
+@processes.ending_together()
 def main():
     """Run the experiment that the command line describes and show its table."""
     stopping.install()
