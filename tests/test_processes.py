@@ -114,7 +114,7 @@ def test_what_they_say_to_each_other(tmp_path):
     assert (main["share"], other["share"]) == (["a", "c", "e"], ["b", "d"])
     assert main["error"] == "OSError: disk full"
     assert other["error"] == (
-        "MainProcessError: the main process has failed: OSError: disk full"
+        "OtherProcessError: the main process has failed: OSError: disk full"
     )
     assert main["nested"].startswith("TypeError")
     assert "TypeError" in other["nested"]
@@ -179,14 +179,35 @@ def _raise(error):
     raise error
 
 
-def test_others_let_the_main_process_speak_first(monkeypatch):
+@pytest.mark.parametrize(
+    "rank, error, wanted, waits",
+    [
+        ("0", OSError("disk full"), OSError, []),
+        ("1", OSError("disk full"), OSError, [5.0]),
+        ("1", SystemExit(75), SystemExit, [5.0]),
+        (
+            "0",
+            RuntimeError("[gloo/transport/tcp/pair.cc:538] Read error"),
+            processes.OtherProcessError,
+            [5.0],
+        ),
+        (
+            "0",
+            torch.distributed.DistBackendError("NCCL communicator was aborted"),
+            processes.OtherProcessError,
+            [5.0],
+        ),
+    ],
+)
+def test_the_process_that_failed_speaks_first(
+    monkeypatch, rank, error, wanted, waits
+):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    for rank, waits in (("0", []), ("1", [5.0])):
-        monkeypatch.setenv("RANK", rank)
-        with pytest.raises(ValueError), processes.ending_together():
-            raise ValueError
-        assert slept == waits
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(wanted), processes.ending_together():
+        raise error
+    assert slept == waits
 
 
 # -------------------------------------------------------- batch normalisation

@@ -31,13 +31,13 @@ from tutornet_sb.files import read_json, write_json
 # without a limit, by its closed connections.
 NO_LIMIT = timedelta(days=365)
 # torchrun ends the others within a second after one has failed.
-SECONDS_FOR_THE_MAIN_PROCESS = 5.0
+SECONDS_FOR_THE_ONE_THAT_FAILED = 5.0
 # What another machine has written may be seen late.
 SECONDS_FOR_SHARED_FILES = 30.0
 
 
-class MainProcessError(RuntimeError):
-    """The main process has failed, and this one cannot go on alone."""
+class OtherProcessError(RuntimeError):
+    """Another process has failed, and this one cannot go on alone."""
 
 
 def count():
@@ -99,7 +99,7 @@ def run_on_main(func, args=(), kwargs=None):
 
     Raises
     ------
-    MainProcessError
+    OtherProcessError
         In the others, if it raised in the main process.
 
     Example
@@ -121,7 +121,7 @@ def run_on_main(func, args=(), kwargs=None):
             raise
     _talk(torch.distributed.broadcast_object_list, answer, src=0)
     if answer[1] is not None:
-        raise MainProcessError(f"the main process has failed: {answer[1]}")
+        raise OtherProcessError(f"the main process has failed: {answer[1]}")
     return answer[0]
 
 
@@ -146,7 +146,7 @@ def main_first(func, args=(), kwargs=None):
 
     Raises
     ------
-    MainProcessError
+    OtherProcessError
         In the others, if it raised in the main process.
 
     Example
@@ -285,14 +285,28 @@ def ending_together():
 
     ``torchrun`` ends the others when one has failed. So those beside the main
     one wait a little before they say what they have met: it may be the same, or
-    but follow from it.
+    but follow from it. So does one that has lost the connection to another.
+
+    Raises
+    ------
+    OtherProcessError
+        If the connection to another process is lost.
     """
     try:
         yield
-    except (Exception, SystemExit):
+    except (Exception, SystemExit) as error:
+        lost = isinstance(error, RuntimeError) and (
+            isinstance(error, torch.distributed.DistError)
+            or "gloo/transport" in str(error)
+        )
         # Not rank(): they may not have joined yet.
-        if get_rank():
-            time.sleep(SECONDS_FOR_THE_MAIN_PROCESS)
+        if get_rank() or lost:
+            time.sleep(SECONDS_FOR_THE_ONE_THAT_FAILED)
+        if lost:
+            raise OtherProcessError(
+                "the connection to another process is lost: what it says, or "
+                f"its torchrun, tells why ({error})"
+            ) from None
         raise
     if is_distributed_initialized():
         torch.distributed.destroy_process_group()

@@ -472,14 +472,9 @@ def losses_of(stage):
     return {name: float(value) for name, value in pairs}
 
 
-def command_line(folder, *words, ranks=1, **options):
+def command_line(folder, *words, **options):
     """Run `tutornet targets` in a folder."""
-    start = [sys.executable]
-    if ranks > 1:
-        start += ["-m", "torch.distributed.run", "--standalone"]
-        start += [f"--nproc_per_node={ranks}"]
-        words = (*words, "--distributed_backend", "gloo")
-    start += ["-m", "tutornet_sb.cli", "targets"]
+    start = [sys.executable, "-m", "tutornet_sb.cli", "targets"]
     return subprocess.run(
         [*start, *command(**options), *words],
         cwd=folder,
@@ -732,33 +727,6 @@ def test_the_command_fails_in_one_line(words, message, tmp_path, monkeypatch):
     assert result.exit_code == 1
     line = result.stderr.strip().splitlines()[-1]
     assert line.startswith("tutornet targets: ") and message in line
-
-
-@pytest.mark.slow
-def test_two_processes_fill_a_store_and_train_from_it(finished):
-    done = command_line(finished, "--to", "a store", ranks=2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("a store holds") == 1
-    store = TargetStore(finished / "a store")
-    # Two for the training set, two for the development set
-    assert len(store._shards) == 4 and store.check() == []
-    options = {"targets": "store", "store_folder": "a store"}
-    options["output_folder"] = "two"
-    # Without BatchNorm, which several processes train on GPUs only
-    options["student_yaml"] = "hparams/models/transformer.yaml"
-    options["student_overrides"] = "{normalize: sentence}"
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    words += ["--nproc_per_node=2", str(RECIPE / "train.py")]
-    words += [*command(**options), "--distributed_backend", "gloo"]
-    done = subprocess.run(
-        words,
-        cwd=finished,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, (done.stderr + done.stdout)[-3000:]
 
 
 # ------------------------------------------------------------- kill -9, go on
