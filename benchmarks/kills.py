@@ -192,14 +192,18 @@ def main():
         seconds = left_alone(alone)
         wanted = outcome(alone)
         print({part: round(value, 1) for part, value in seconds.items()})
-        for index in range(args.kills):
-            folder = prepare(str(index))
-            part = PARTS[index % len(PARTS)]
+        while len(trials) < args.kills:
+            folder = prepare(str(len(trials)))
+            part = PARTS[len(trials) % len(PARTS)]
             wait = draw.uniform(0, seconds[part])
             found, code = stopped(folder, part, wait, signum)
+            if found is None:
+                print("too late: that run was finished", flush=True)
+                shutil.rmtree(folder)
+                continue
             check_end(start(folder), folder)
             trial = {
-                "part": found or "after the end",
+                "part": found,
                 "exit_code": code,
                 "different": differences(folder, wanted),
                 "left_unfinished": sorted(
@@ -208,9 +212,9 @@ def main():
                 ),
             }
             trials.append(trial)
-            print(index, trial, flush=True)
+            print(len(trials), trial, flush=True)
             shutil.rmtree(folder)
-    told = {0} if signum == signal.SIGKILL else {0, stopping.EXIT_CODE}
+    told = -signum if signum == signal.SIGKILL else stopping.EXIT_CODE
     result = {
         "signal": args.signal,
         "seed": args.seed,
@@ -219,8 +223,9 @@ def main():
         "error_rates_compared": len(wanted[1]),
         "stopped": len(trials),
         "same_end": sum(not trial["different"] for trial in trials),
-        "right_exit_code": sum(
-            trial["exit_code"] in told | {-signal.SIGKILL} for trial in trials
+        "right_exit_code": sum(trial["exit_code"] == told for trial in trials),
+        "left_unfinished": sum(
+            bool(trial["left_unfinished"]) for trial in trials
         ),
         "trials": trials,
         "torch": torch.__version__,
