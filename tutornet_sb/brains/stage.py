@@ -369,7 +369,8 @@ class StageBrain(sb.Brain):
         sums = self.terms.sums
         batches = max((n for n, _ in sums.values()), default=0)
         own = {"loss": (batches, float(stage_loss))}
-        own |= {name: (n, float(s / n)) for name, (n, s) in sums.items()}
+        for name, mean in self.terms.values().items():
+            own[name] = (sums[name][0], mean)
         parts = processes.gather(own)
         figures = {}
         for name in dict.fromkeys(name for part in parts for name in part):
