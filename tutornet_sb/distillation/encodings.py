@@ -48,7 +48,14 @@ def _to_root(share):
 
 
 def _from_root(codes):
-    return (codes.to(torch.float32) / 255).square()
+    """Probabilities but for a factor: their shares in the sum are meant."""
+    return codes.to(torch.float32).square()
+
+
+def _share_out(mass, parts):
+    """Give each part its share of a mass."""
+    total = parts.sum(-1, keepdim=True)
+    return parts * (mass / total.clamp(min=_tiny(total)))
 
 
 class Halves:
@@ -71,6 +78,13 @@ class Halves:
         """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
         return _from_bytes(raw, torch.float16).to(torch.float32)
 
+    def share_out(self, raw, mass):
+        """Turn ``(..., frame_bytes)`` into ``(..., size)`` that sum to a mass.
+
+        It is ``(..., 1)``.
+        """
+        return _share_out(mass, self.decode(raw))
+
 
 class ByteShares:
     """The root of each symbol's share in a byte, off by 1/510 at the most.
@@ -88,9 +102,9 @@ class ByteShares:
         """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
         return _to_root(shares)
 
-    def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``."""
-        return _from_root(raw)
+    def share_out(self, raw, mass):
+        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``, as above."""
+        return _share_out(mass, _from_root(raw))
 
 
 class TopShares:
@@ -122,18 +136,23 @@ class TopShares:
         index = _to_bytes(index.to(self.index))
         return torch.cat([index, _to_root(kept)], dim=-1)
 
-    def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``."""
+    def share_out(self, raw, mass):
+        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``, as above."""
         index = _from_bytes(raw[..., : self.index_bytes], self.index).long()
         # A damaged index must not lead out of the row.
         index = index.clamp(0, self.symbols - 1)
         kept = _from_root(raw[..., self.index_bytes :])
+        others = self.symbols - self.k
+        if not others:
+            whole = kept.new_zeros(kept.shape)
+            return whole.scatter_(-1, index, _share_out(mass, kept))
         total = kept.sum(-1, keepdim=True)
-        kept = kept / total.clamp(min=1)
-        others = max(self.symbols - self.k, 1)
-        left = (1 - total).clamp(min=0) / others
+        # Roots that were rounded up may be more than all.
+        whole = total.clamp(min=255**2)
+        unit = mass / whole
+        left = (whole - total) * (unit / others)
         shares = left.expand(*left.shape[:-1], self.symbols).clone()
-        return shares.scatter_(-1, index, kept)
+        return shares.scatter_(-1, index, kept * unit)
 
 
 class ByteStates:
@@ -596,9 +615,9 @@ class TargetCodec(torch.nn.Module):
             half = _from_bytes(raw[..., :2], torch.float16).float()
             nonblank = torch.where(half.signbit(), 1 + half, half)
             likely = torch.where(half.signbit(), -half, 1 - half)
-            shares = self.shares.decode(raw[..., 2 : self.posterior_bytes])
-            total = shares.sum(-1, keepdim=True)
-            others = shares * (nonblank / total.clamp(min=_tiny(total)))
+            others = self.shares.share_out(
+                raw[..., 2 : self.posterior_bytes], nonblank
+            )
             blank = self.blank_index
             posteriors = torch.cat(
                 [others[..., :blank], likely, others[..., blank:]],

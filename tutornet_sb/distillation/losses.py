@@ -179,27 +179,45 @@ class SoftmaxLoss(torch.nn.Module):
         # NaN even where nothing comes back to it.
         logits = at_least_float32(logits).masked_fill(padding, 0.0)
         teacher = self._soften(teacher.masked_fill(padding, 0.0))
-        student = torch.log_softmax(logits / self.temperature, dim=-1)
+        normalise = torch.log_softmax if self.kind == "kl" else torch.softmax
+        student = normalise(logits / self.temperature, dim=-1)
+        if self.tolerance:
+            student = self._nearest(teacher, student, mask)
         terms = self._distance(teacher, student)
-        frames = torch.arange(teacher.shape[1], device=teacher.device)
-        for shift in range(1, min(self.tolerance + 1, len(frames))):
-            for other in (frames - shift, frames + shift):
-                there = (other >= 0) & (other < targets.lengths.unsqueeze(1))
-                moved = student[:, other.clamp(0, len(frames) - 1)]
-                distance = self._distance(teacher, moved)
-                distance = distance.masked_fill(~there, torch.inf)
-                terms = torch.minimum(terms, distance)
         return terms.masked_fill(~mask, 0.0).sum(1).mean()
 
+    def _nearest(self, teacher, student, mask):
+        """Of the student's frames within the tolerance the nearest ones.
+
+        They are chosen first, so that gradients go through these alone.
+        """
+        batch, frames = mask.shape
+        most = min(self.tolerance, frames - 1)
+        distances = teacher.new_full((2 * most + 1, batch, frames), torch.inf)
+        with torch.no_grad():
+            for shift, found in zip(
+                range(-most, most + 1), distances, strict=True
+            ):
+                here = slice(max(0, -shift), frames - max(0, shift))
+                there = slice(max(0, shift), frames - max(0, -shift))
+                found[:, here] = self._distance(
+                    teacher[:, here], student[:, there]
+                )
+                if shift > 0:
+                    found[:, here].masked_fill_(~mask[:, there], torch.inf)
+        index = torch.arange(batch * frames, device=mask.device)
+        index += distances.min(0).indices.flatten() - most
+        return student.flatten(0, 1).index_select(0, index).view_as(student)
+
     def _distance(self, teacher, student):
-        """Of posteriors to log posteriors, frame by frame."""
+        """Of posteriors (for KL, the student's logarithms), frame by frame."""
         if self.kind == "l2":
-            return (teacher - student.exp()).square().sum(-1)
+            return (teacher - student).square().sum(-1)
         if self.kind == "kl":
             terms = torch.xlogy(teacher, teacher) - teacher * student
             return self.temperature**2 * terms.sum(-1)
         best = teacher.argmax(-1, keepdim=True)
-        missed = 1 - student.gather(-1, best).exp()
+        missed = 1 - student.gather(-1, best)
         return (missed * (best != self.blank_index)).squeeze(-1)
 
     def _soften(self, posteriors):
