@@ -15,6 +15,7 @@ from tutornet_sb.networks.acoustic_model import (
     LogMelFeatures,
     SpectrogramFeatures,
     frame_mask,
+    same_spectrum,
 )
 from tutornet_sb.networks.recurrent import RecurrentEncoder
 from tutornet_sb.networks.streaming import Stream
@@ -302,3 +303,38 @@ def test_streaming_students_stream(name):
     parts = [stream.accept(piece) for piece in wavs.split(1500, dim=1)]
     streamed = torch.cat([*parts, stream.finish()], dim=1)
     torch.testing.assert_close(streamed, whole, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [LogMelFeatures, SpectrogramFeatures])
+def test_features_of_the_same_spectrum(kind):
+    first, second = (kind(normalize="running").train() for _ in range(2))
+    # What they have learnt is no part of it.
+    first(torch.randn(1, 16000), torch.ones(1))
+    assert same_spectrum(first, second)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        LogMelFeatures(),  # clips
+        LogMelFeatures(n_mels=80, normalize="running"),
+        LogMelFeatures(win_length=25, normalize="running"),
+        LogMelFeatures(hop_length=20, normalize="running"),
+        SpectrogramFeatures(n_bins=64, normalize="running"),
+        torch.nn.Identity(),
+    ],
+)
+def test_features_of_another_spectrum(other):
+    assert not same_spectrum(LogMelFeatures(normalize="running"), other)
+
+
+@pytest.mark.parametrize("normalize", ["running", "sentence"])
+def test_a_spectrum_that_is_given_is_not_computed_again(normalize):
+    model = load("lstm", small=True, normalize=normalize)["model"].eval()
+    wavs, whole = torch.randn(2, 8000), torch.tensor([1.0, 0.6])
+    spectrum = model.features.spectrum(wavs)
+    kept, wanted = spectrum.clone(), model(wavs, whole)
+    model.features.spectrum = None
+    found = model(wavs, whole, spectrum)
+    assert all(map(torch.equal, found, wanted))
+    assert torch.equal(spectrum, kept)

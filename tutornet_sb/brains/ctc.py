@@ -38,7 +38,7 @@ class CTCBrain(StageBrain):
         Encoding
             Of the student.
         """
-        return self.modules.student(*batch.to(self.device).sig)
+        return self.modules.student(*self.hear(batch))
 
     def compute_objectives(self, encoding, batch, stage):
         """CTC loss, summed over frames, averaged over utterances (nats).
@@ -99,9 +99,11 @@ class CTCBrain(StageBrain):
         stage : speechbrain.Stage
             The beam searcher, if there is one, is for the test stage only.
         """
-        log_probs = torch.log_softmax(encoding.logits.float(), dim=-1)
+        # SpeechBrain's decoders read utterance by utterance, and a GPU would
+        # stop for each.
+        log_probs = torch.log_softmax(encoding.logits.float(), dim=-1).cpu()
         # SpeechBrain rounds relative lengths to frames again.
-        relative = encoding.lengths / log_probs.shape[1]
+        relative = encoding.lengths.cpu() / log_probs.shape[1]
         greedy = ctc_greedy_decode(
             log_probs, relative, blank_id=self.hparams.blank_index
         )

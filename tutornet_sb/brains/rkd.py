@@ -63,9 +63,7 @@ class RKDBrain(StageBrain):
             The encoding and its projection.
         """
         encoding, hidden = encode_with_taps(
-            self.modules.student,
-            self.student_taps,
-            *batch.to(self.device).sig,
+            self.modules.student, self.student_taps, *self.hear(batch)
         )
         return Representation(encoding, self.modules.projector(hidden))
 

@@ -313,7 +313,7 @@ def _nearest(name, names):
     return ", ".join(close)
 
 
-def encode_with_taps(model, taps, wavs, wav_lens):
+def encode_with_taps(model, taps, *inputs):
     """Encode a batch and keep the outputs of some layers on the way.
 
     A hidden layer taken from a model that ``DistributedDataParallel`` wraps
@@ -327,10 +327,8 @@ def encode_with_taps(model, taps, wavs, wav_lens):
     taps : dict
         Path -> ``Tap``, from :func:`select_taps`. Of a tuple, the first tensor
         is taken; of several calls in one pass, the last.
-    wavs : torch.Tensor
-        Waveforms, ``(batch, samples)``.
-    wav_lens : torch.Tensor
-        Valid part of each waveform relative to the longest, ``(batch,)``.
+    *inputs : torch.Tensor
+        Those of the model.
 
     Returns
     -------
@@ -384,7 +382,7 @@ def encode_with_taps(model, taps, wavs, wav_lens):
         for path in taps:
             watch(path)
         handles.append(root.register_forward_hook(add))
-        return model(wavs, wav_lens)
+        return model(*inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -108,7 +108,7 @@ class Teacher(torch.nn.Module):
 
     # Not inference mode: what it returns takes part in the student's graph.
     @torch.no_grad()
-    def forward(self, wavs, wav_lens):
+    def forward(self, wavs, wav_lens, *spectrum):
         """Teach a batch of waveforms.
 
         Arguments
@@ -117,6 +117,8 @@ class Teacher(torch.nn.Module):
             Waveforms, ``(batch, samples)``.
         wav_lens : torch.Tensor
             Valid part of each waveform relative to the longest, ``(batch,)``.
+        *spectrum : torch.Tensor
+            As for ``AcousticModel``.
 
         Returns
         -------
@@ -124,7 +126,7 @@ class Teacher(torch.nn.Module):
             Hidden states and posteriors in float32.
         """
         encoding, hidden = encode_with_taps(
-            self.model, self.taps, wavs, wav_lens
+            self.model, self.taps, wavs, wav_lens, *spectrum
         )
         # What dim 0 is taken from does not matter.
         hidden = hidden or [encoding.hidden[..., :0]]
@@ -138,20 +140,22 @@ class Teacher(torch.nn.Module):
             self.frame_period,
         )
 
-    def teach(self, batch):
+    def teach(self, batch, *spectrum):
         """Teach a batch, as a ``StoredTeacher`` does too.
 
         Arguments
         ---------
         batch : speechbrain.dataio.batch.PaddedBatch
             With ``sig``.
+        *spectrum : torch.Tensor
+            As for ``AcousticModel``.
 
         Returns
         -------
         TeacherTargets
             Hidden states and posteriors in float32.
         """
-        return self(*batch.sig)
+        return self(*batch.sig, *spectrum)
 
 
 def _some(items, most=3):

@@ -144,7 +144,7 @@ class SpectralFeatures(torch.nn.Module):
             eps=norm.eps,
         ).transpose(1, 2)
 
-    def forward(self, wavs, wav_lens):
+    def forward(self, wavs, wav_lens, spectrum=None):
         """Compute features.
 
         Arguments
@@ -153,6 +153,8 @@ class SpectralFeatures(torch.nn.Module):
             Waveforms, ``(batch, samples)``.
         wav_lens : torch.Tensor
             Valid part of each waveform relative to the longest, ``(batch,)``.
+        spectrum : torch.Tensor, optional
+            From ``spectrum(wavs)``, where that has been computed already.
 
         Returns
         -------
@@ -161,7 +163,7 @@ class SpectralFeatures(torch.nn.Module):
         lengths : torch.Tensor
             Valid frames, integers of shape ``(batch,)``.
         """
-        features = self.spectrum(wavs)
+        features = self.spectrum(wavs) if spectrum is None else spectrum
         samples = (wav_lens * wavs.shape[1]).round().long()
         # The transform is centred: a frame stands at every multiple of the hop.
         lengths = samples // self.hop_samples + 1
@@ -334,6 +336,42 @@ class SpectrogramFeatures(SpectralFeatures):
         return torch.log(_power(stft) + 1e-10)
 
 
+@torch.no_grad()
+def same_spectrum(first, second, device="cpu"):
+    """Tell whether two kinds of features are the same before normalisation.
+
+    They are tried out on noise that fades by 120 dB, so that floors and clips
+    show.
+
+    Arguments
+    ---------
+    first, second : torch.nn.Module
+        Features of two models, of any kind.
+    device : str or torch.device
+        Where they are.
+
+    Returns
+    -------
+    bool
+        Whether ``spectrum`` gives the same bits.
+
+    Example
+    -------
+    >>> features = LogMelFeatures(normalize="running")
+    >>> same_spectrum(features, LogMelFeatures(normalize="running"))
+    True
+    >>> same_spectrum(features, LogMelFeatures(normalize="sentence"))
+    False
+    """
+    both = first, second
+    if not all(isinstance(f, SpectralFeatures) for f in both):
+        return False
+    generator = torch.Generator().manual_seed(0)
+    wavs = torch.randn(1, 16000, generator=generator)
+    wavs = (wavs * torch.logspace(0, -6, 16000)).to(device)
+    return torch.equal(*(f.spectrum(wavs) for f in both))
+
+
 class AcousticModel(torch.nn.Module):
     """Features, encoder and CTC head as one module from waveform to frames.
 
@@ -381,7 +419,7 @@ class AcousticModel(torch.nn.Module):
         """Distance between two output frames (seconds)."""
         return self.features.frame_period * self.encoder.stride
 
-    def forward(self, wavs, wav_lens):
+    def forward(self, wavs, wav_lens, *spectrum):
         """Encode a batch of waveforms.
 
         Arguments
@@ -390,13 +428,16 @@ class AcousticModel(torch.nn.Module):
             Waveforms, ``(batch, samples)``.
         wav_lens : torch.Tensor
             Valid part of each waveform relative to the longest, ``(batch,)``.
+        *spectrum : torch.Tensor
+            None, or for ``SpectralFeatures`` their spectrum, where that has
+            been computed already.
 
         Returns
         -------
         Encoding
             Hidden states, logits and valid lengths.
         """
-        features, lengths = self.features(wavs, wav_lens)
+        features, lengths = self.features(wavs, wav_lens, *spectrum)
         if self.training and self.augment is not None:
             features = self.augment(features)
         hidden, lengths = self.encoder(features, lengths)
