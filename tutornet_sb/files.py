@@ -146,7 +146,7 @@ def write_folder_atomically(folder, write):
             raise
 
 
-def write_json(path, content):
+def write_json(path, content, indent=2):
     """Write a JSON file in one piece.
 
     Arguments
@@ -155,6 +155,8 @@ def write_json(path, content):
         File to write.
     content : dict
         What it shall hold.
+    indent : int, optional
+        Blanks before what is within; None puts all on one line.
     """
-    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
     write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))

@@ -15,6 +15,10 @@ WEIGHTS = "model.ckpt"
 TOKENIZER = "tokenizer.model"
 RESULTS = "results.json"
 HYPERPARAMS = "hyperparams.yaml"
+# In a run's folder those of its stages, and in each of these
+STAGES = "stages"
+ERRORS = "errors.json"
+TRAIN_LOG = "train_log.txt"
 # The tag of a network that may start from published weights
 MAKE_NETWORK = "!apply:tutornet_sb.networks.huggingface.make_network"
 

@@ -175,6 +175,14 @@ def test_the_results_hold_all_that_is_promised(work, results):
     libri = json.loads((work / "mini libri" / "minilibri.json").read_text())
     seconds = libri["splits"]["train-clean-100"]["seconds"]
     assert results["train_audio_seconds"] == pytest.approx(seconds, abs=0.1)
+    # Batches of an epoch, one epoch a stage
+    steps = [s["steps"] for s in results["stages"].values()]
+    schedules = [
+        torch.load(path, weights_only=False)["last_epoch"]
+        for path in sorted((work / STUDENT).rglob("lr_schedule.ckpt"))
+    ]
+    # The schedule never steps past its end.
+    assert [count - 1 for count in steps] == schedules
     parts = [s["train_seconds"] for s in results["stages"].values()]
     assert min(parts) > 0
     assert results["train_seconds"] == pytest.approx(sum(parts))
@@ -219,6 +227,14 @@ def test_rates_are_those_of_the_alignment_file(work, results, stage, split):
     wer, cer = (f(references, hypotheses) for f in (jiwer.wer, jiwer.cer))
     assert found["wer"] == pytest.approx(100 * wer)
     assert found["cer"] == pytest.approx(100 * cer)
+    # Those that confidence intervals are made of
+    errors = read_json(file.with_name(runs.ERRORS))[split]
+    assert list(errors) == [key for key, _ in sorted(lines)]
+    words, spoken, characters, written = map(
+        sum, zip(*errors.values(), strict=True)
+    )
+    assert found["wer"] == pytest.approx(100 * words / spoken)
+    assert found["cer"] == pytest.approx(100 * characters / written)
 
 
 def test_each_stage_leaves_the_weights_of_its_best_checkpoint(work):

@@ -8,6 +8,7 @@ import torch
 
 from tutornet_sb.networks.acoustic_model import Encoding
 from tutornet_sb.reporting.scores import (
+    count_errors,
     real_time_factor,
     score,
     write_alignments,
@@ -58,6 +59,27 @@ def test_rates_are_those_of_a_plain_edit_distance(seed):
     assert scores["utterances"] == len(references)
     words = sum(len(text.split()) for text in references.values())
     assert scores["words"] == words
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_errors_of_each_utterance_are_its_edit_distances(seed):
+    references, hypotheses = random_texts(seed)
+    assert count_errors(references, hypotheses) == {
+        key: [
+            count
+            for split in (str.split, list)
+            for count in (
+                edits(split(text), split(hypotheses[key])),
+                len(split(text)),
+            )
+        ]
+        for key, text in references.items()
+    }
+
+
+def test_errors_of_empty_texts():
+    errors = count_errors({"a": "", "b": "ONE"}, {"a": "TWO", "b": ""})
+    assert errors == {"a": [1, 0, 3, 0], "b": [1, 1, 3, 3]}
 
 
 def test_utterances_meet_by_id_not_by_order():

@@ -44,6 +44,57 @@ def score(references, hypotheses):
     }
 
 
+def count_errors(references, hypotheses):
+    """Count the errors of each utterance, for tests over utterances.
+
+    Arguments
+    ---------
+    references : dict
+        Transcript of each utterance by id.
+    hypotheses : dict
+        Recognised text of each utterance by id.
+
+    Returns
+    -------
+    dict
+        For each utterance by id, ``[word errors, words, character errors,
+        characters]``, the totals being those of the reference.
+
+    Raises
+    ------
+    ValueError
+        As :func:`score`.
+
+    Example
+    -------
+    >>> count_errors({"a": "ONE TWO"}, {"a": "ONE TOO"})
+    {'a': [1, 2, 1, 7]}
+    """
+    both = _compare(references, hypotheses)
+    errors = {}
+    for index, key in enumerate(sorted(references)):
+        errors[key] = [
+            count
+            for result in both
+            for count in _count(
+                result.alignments[index], result.references[index]
+            )
+        ]
+    return errors
+
+
+def _count(chunks, reference):
+    wrong = sum(
+        max(
+            chunk.ref_end_idx - chunk.ref_start_idx,
+            chunk.hyp_end_idx - chunk.hyp_start_idx,
+        )
+        for chunk in chunks
+        if chunk.type != "equal"
+    )
+    return wrong, len(reference)
+
+
 def write_alignments(path, references, hypotheses):
     """Write the alignment of every utterance for a person to read.
 

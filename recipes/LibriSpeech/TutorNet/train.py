@@ -85,6 +85,7 @@ from tutornet_sb.processes import main_first, own_share, run_on_main
 from tutornet_sb.reporting.compare import summarize, table
 from tutornet_sb.reporting.latency import emission_latency, word_ends
 from tutornet_sb.reporting.scores import (
+    count_errors,
     real_time_factor,
     score,
     write_alignments,
@@ -524,7 +525,7 @@ def store_taps(hparams):
 
 def stage_folder(name, hparams):
     """Where a stage keeps its checkpoints, logs and alignments."""
-    return Path(hparams["output_folder"]) / "stages" / name
+    return Path(hparams["output_folder"]) / runs.STAGES / name
 
 
 def encodings_of(hparams):
@@ -652,7 +653,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         hparams=hparams
         | {
             "epoch_counter": counter,
-            "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
+            "train_logger": FileTrainLogger(str(folder / runs.TRAIN_LOG)),
             "log_folder": str(folder / "tensorboard"),
             # The head takes no part in RKD.
             "find_unused_parameters": name == "rkd",
@@ -682,6 +683,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         prepare_head(student, modules["teacher"], train, hparams)
     figures = {
         "epochs": epochs,
+        "steps": brain.steps_per_epoch * epochs,
         "train_audio_seconds": seconds,
         "train_seconds": brain.watch.seconds,
         "selected_by": brain.selected_by,
@@ -706,7 +708,8 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
     decoding = {key: hparams[key] for key in ("beam_size", "kenlm_model_path")}
     if figures.get("decoding") != decoding:
         figures |= {"decoding": decoding, "splits": {}}
-    known = figures["splits"]
+    known, counts = figures["splits"], folder / runs.ERRORS
+    errors = read_json(counts) if counts.is_file() else {}
     searcher = None
     if hparams["beam_size"] is not None:
         searcher = CTCBeamSearcher(
@@ -721,12 +724,13 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
         run_opts=run_opts,
     )
     for split, data in scored.items():
-        if split in known:
+        if split in known and split in errors:
             continue
         loader = make_dataloader(
             data, batch_sampler=own_share(batches(hparams, data, shuffle=False))
         )
         brain.evaluate(loader)
+        errors[split] = count_errors(brain.references, brain.hypotheses)
         known[split] = score(brain.references, brain.hypotheses)
         texts = {"": brain.hypotheses}
         if searcher is not None:
@@ -736,6 +740,7 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
         for suffix, hypotheses in texts.items():
             path = folder / f"wer_{split}{suffix}.txt"
             run_on_main(write_alignments, [path, brain.references, hypotheses])
+        run_on_main(write_json, [counts, errors, None])
         run_on_main(write_json, [folder / STAGE_SUMMARY, figures])
 
 
