@@ -1,0 +1,310 @@
+"""Runs of a plan, several at a time, with one display of their progress."""
+
+import contextlib
+import fcntl
+import os
+import shlex
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+)
+
+from tutornet_sb import runs
+from tutornet_sb.files import write_atomically
+
+# Of a finished run: the command line that made it
+COMMAND = "command.txt"
+POLL = 0.5  # seconds
+PATIENCE = 60.0  # seconds that a run has to end when it is told to
+
+
+class Outcome(NamedTuple):
+    """What became of a job.
+
+    Attributes
+    ----------
+    job : Job
+        The job.
+    state : str
+        ``made``, ``reused`` (it was finished), ``failed``, or ``left out``
+        (for want of a run that failed).
+    reason : str
+        What is wrong, empty if nothing is.
+    """
+
+    job: object
+    state: str
+    reason: str = ""
+
+
+def run_jobs(jobs, recipe, at_once=1):
+    """Run what is not finished, and go on when one fails.
+
+    A run that was stopped is continued by ``train.py``. What a run prints is
+    added to ``SEED.log`` beside its folder, after its command line. The log is
+    locked while the run lives, so that a run which has outlived its
+    ``tutornet compare`` is waited for instead of being trained twice.
+
+    Arguments
+    ---------
+    jobs : list of Job
+        In the order in which they start, if what they need is there.
+    recipe : pathlib.Path
+        Folder in which ``train.py`` is run.
+    at_once : int
+        How many run at the same time, each with one thread.
+
+    Returns
+    -------
+    list of Outcome
+        One for each job, in the order in which they ended.
+    """
+    console = Console(stderr=True)
+    with (
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            console=console,
+        ) as display,
+        _ending_on_sigterm(),
+    ):
+        return _Runner(jobs, recipe, at_once, display).run()
+
+
+class _Started(NamedTuple):
+    job: object
+    process: subprocess.Popen
+    task: int
+    since: float
+
+
+class _Runner:
+    def __init__(self, jobs, recipe, at_once, display):
+        self.waiting = list(jobs)
+        self.recipe = recipe
+        self.at_once = at_once
+        self.display = display
+        self.started, self.outcomes = {}, {}
+        self.total = display.add_task("all runs", total=len(jobs), unit="runs")
+
+    def run(self):
+        try:
+            while self.waiting or self.started:
+                for started in list(self.started.values()):
+                    self.look_after(*started)
+                self.start_some()
+                if self.started or self.waiting:
+                    time.sleep(POLL)
+        finally:
+            self.end_all()
+        return list(self.outcomes.values())
+
+    def start_some(self):
+        """Start jobs that are ready, as many as there is room for."""
+        for job in list(self.waiting):
+            missing = [
+                self.outcomes[folder]
+                for folder in job.needs
+                if folder in self.outcomes and self.outcomes[folder].reason
+            ]
+            if missing:
+                self.finish(
+                    job, "left out", f"it needs {missing[0].job.folder}"
+                )
+            elif all(folder in self.outcomes for folder in job.needs):
+                if len(self.started) < self.at_once:
+                    self.start(job)
+
+    def start(self, job):
+        filled = job.with_epochs(self.recipe)
+        if is_made(filled, self.recipe):
+            self.finish(job, "reused")
+            return
+        folder = self.recipe / filled.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(log_of(folder), "a", encoding="utf-8") as log:
+            try:
+                # Held by the run too, for it prints there, until it ends.
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Another process still makes this run: see again later.
+                return
+            command = filled.command()
+            print(f"$ {shlex.join(command)}", file=log, flush=True)
+            process = subprocess.Popen(
+                command,
+                cwd=self.recipe,
+                env={"OMP_NUM_THREADS": "1"} | os.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for this process, which then ends the runs.
+                start_new_session=True,
+            )
+        self.waiting.remove(job)
+        task = self.display.add_task(
+            _short(job), total=filled.epochs, unit="epochs"
+        )
+        self.started[job.folder] = _Started(
+            filled, process, task, time.monotonic()
+        )
+
+    def look_after(self, job, process, task, since):
+        """See how far a run is, or how it ended."""
+        folder = self.recipe / job.folder
+        code = process.poll()
+        self.display.update(task, completed=count_epochs(folder))
+        if code is None:
+            return
+        del self.started[job.folder]
+        self.display.remove_task(task)
+        log = log_of(folder)
+        if code:
+            self.finish(
+                job,
+                "failed",
+                f"{_last_line(log)} (exit code {code}, see {log})",
+            )
+            return
+        if not runs.read_results(folder):
+            reason = f"it left no {runs.RESULTS}, see {log}"
+            self.finish(job, "failed", reason)
+            return
+        line = shlex.join(job.command()[1:]) + "\n"
+        write_atomically(
+            folder / COMMAND, lambda path: path.write_text(line, "utf-8")
+        )
+        self.finish(job, "made", seconds=time.monotonic() - since)
+
+    def finish(self, job, state, reason="", seconds=None):
+        self.waiting = [
+            other for other in self.waiting if other.folder != job.folder
+        ]
+        self.outcomes[job.folder] = Outcome(job, state, reason)
+        told = f"{state}: {job.folder}"
+        if seconds is not None:
+            told += f" ({seconds:.0f} s)"
+        if reason:
+            told += f": {reason}"
+        self.display.console.print(told, markup=False, highlight=False)
+        self.display.advance(self.total)
+
+    def end_all(self):
+        """Let no run outlive this process, if it can be helped."""
+        processes = [started.process for started in self.started.values()]
+        for process in processes:
+            _signal(process, signal.SIGTERM)
+        deadline = time.monotonic() + PATIENCE
+        for process in processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                _signal(process, signal.SIGKILL)
+                process.wait()
+
+
+def is_made(job, recipe):
+    """Tell whether a run is finished and was made by the same command.
+
+    Arguments
+    ---------
+    job : Job
+        The run.
+    recipe : pathlib.Path
+        The recipe's folder.
+
+    Returns
+    -------
+    bool
+        False too where the command is not known: ``train.py`` then says
+        whether it is the same experiment.
+    """
+    folder = recipe / job.folder
+    path = folder / COMMAND
+    if not (path.is_file() and runs.read_results(folder)):
+        return False
+    line = shlex.join(job.command()[1:])
+    return path.read_text(encoding="utf-8").strip() == line
+
+
+def log_of(folder):
+    """Name the file that holds what a run has printed.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Output folder of the run.
+
+    Returns
+    -------
+    pathlib.Path
+        Beside it.
+
+    Example
+    -------
+    >>> log_of(Path("results/mini/ctc_lstm/1")).name
+    '1.log'
+    """
+    return folder.with_name(f"{folder.name}.log")
+
+
+def count_epochs(folder):
+    """Count the epochs that a run has behind it, all stages together.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Output folder of the run.
+
+    Returns
+    -------
+    int
+        Epochs.
+    """
+    return sum(
+        len(path.read_bytes().splitlines())
+        for path in (folder / runs.STAGES).glob(f"*/{runs.TRAIN_LOG}")
+    )
+
+
+def _short(job):
+    """Corpus, run and seed."""
+    return "/".join(Path(job.folder).parts[-3:])
+
+
+def _last_line(log):
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((line for line in reversed(lines) if line.strip()), "")
+
+
+def _signal(process, number):
+    # It leads a group of its own, with the processes that load data.
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm():
+    """Let SIGTERM end the runs too, as Ctrl-C does."""
+
+    def end(number, frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
