@@ -1,12 +1,21 @@
-"""The folder of a finished run: a model, its tokenizer and its results."""
+"""The folder of a finished run: a model, its tokenizer, results and speech."""
 
+import tempfile
 from io import StringIO
 from pathlib import Path
+from typing import NamedTuple
 
 import sentencepiece
+import soundfile
+import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
+from speechbrain.dataio.dataset import DynamicItemDataset
 
+from tutornet_sb.corpora.librispeech import (
+    find_librispeech,
+    prepare_librispeech,
+)
 from tutornet_sb.distillation.teacher import load_model_weights
 from tutornet_sb.files import read_json
 
@@ -21,6 +30,8 @@ ERRORS = "errors.json"
 TRAIN_LOG = "train_log.txt"
 # The tag of a network that may start from published weights
 MAKE_NETWORK = "!apply:tutornet_sb.networks.huggingface.make_network"
+# Of a development set where not all of it is needed
+SOME_UTTERANCES = 50
 
 
 def is_finished(folder):
@@ -136,3 +147,113 @@ def read_results(folder):
     """
     path = Path(folder) / RESULTS
     return read_json(path) if path.is_file() else {}
+
+
+class Utterance(NamedTuple):
+    """One of the corpus that the run was scored on."""
+
+    path: str
+    text: str
+
+    def read(self):
+        """Read the waveform, ``(samples,)``."""
+        return torch.from_numpy(soundfile.read(self.path, dtype="float32")[0])
+
+
+class Speech(NamedTuple):
+    """What a finished run, or another form of its model, is tried on.
+
+    Attributes
+    ----------
+    split : str
+        Name of the test split.
+    test : list of Utterance
+        All of it.
+    valid : list of Utterance
+        Some of the development set.
+    """
+
+    split: str
+    test: list
+    valid: list
+
+
+def find_speech(run, data, results, model, needed):
+    """Find the first test set that a run was scored on, and some of dev.
+
+    Arguments
+    ---------
+    run : pathlib.Path
+        Output folder of ``train.py``.
+    data : str or pathlib.Path or None
+        Where the corpus lies, by default where it lay then.
+    results : dict or None
+        As from ``reporting.compare.summarize``.
+    model : AcousticModel
+        That of the run.
+    needed : bool
+        Whether it is an error if there is none.
+
+    Returns
+    -------
+    Speech or None
+        What was found.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the corpus is named or needed and not there.
+    ValueError
+        If the run was scored on no such splits, and they are needed.
+    """
+    scored = (results or {"splits": {}})["splits"]
+    valid = [split for split in scored if split.startswith("dev")]
+    test = [split for split in scored if split not in valid]
+    if not (valid and test):
+        if needed:
+            raise ValueError(
+                f"{run} was scored on no dev and test split, and one of each "
+                "is needed"
+            )
+        return None
+    folders = [data] if data is not None else _known_data(run)
+    there = [folder for folder in folders if Path(folder).is_dir()]
+    if not there:
+        if data is None and not needed:
+            return None
+        raise FileNotFoundError(
+            f"the corpus of {run} is not in {' or '.join(map(str, folders))}: "
+            "say where it lies by --data"
+        )
+    read = {}
+    with tempfile.TemporaryDirectory() as manifests:
+        root = find_librispeech(there[0])
+        paths = prepare_librispeech(
+            root,
+            manifests,
+            splits=[valid[0], test[0]],
+            sample_rate=model.features.sample_rate,
+        )
+        for split, path in paths.items():
+            items = DynamicItemDataset.from_csv(
+                str(path), replacements={"data_root": str(root)}
+            ).data.values()
+            # Of like length side by side, as in any batch.
+            read[split] = [
+                Utterance(item["wav"], item["wrd"])
+                for item in sorted(
+                    items, key=lambda item: float(item["duration"])
+                )
+            ]
+    # Short and long ones
+    step = -(-len(read[valid[0]]) // SOME_UTTERANCES)
+    return Speech(test[0], read[test[0]], read[valid[0]][::step])
+
+
+def _known_data(run):
+    """Where the corpus lay when the run was made. No code is run."""
+    path = run / HYPERPARAMS
+    content = YAML().load(path) if path.is_file() else {}
+    folder = Path(content.get("data_folder") or Path("data") / "MiniLibri")
+    places = [Path("."), Path(str(content.get("recipe_folder") or "."))]
+    return list(dict.fromkeys(place / folder for place in places))

@@ -34,7 +34,6 @@ from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.publishing import onnx as graphs
 from tutornet_sb.publishing import runner
 from tutornet_sb.publishing.export import export
-from tutornet_sb.publishing.forms import find_speech
 from tutornet_sb.publishing.onnx import (
     ConvolutionSTFT,
     compare,
@@ -451,14 +450,14 @@ def test_the_corpus_of_the_run_is_found(run, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, _ = runs.load_run(copy)
     results = {"splits": {"dev-clean": {}, "test-clean": {}}}
-    speech = find_speech(copy, None, results, model, needed=True)
+    speech = runs.find_speech(copy, None, results, model, needed=True)
     assert speech.split == "test-clean"
     assert len(speech.test) == 11 and len(speech.valid) == 11
     lengths = [len(one.read()) for one in speech.test]
     assert lengths == sorted(lengths)
-    assert find_speech(copy, None, None, model, needed=False) is None
+    assert runs.find_speech(copy, None, None, model, needed=False) is None
     with pytest.raises(ValueError, match="no dev and test split"):
-        find_speech(copy, None, None, model, needed=True)
+        runs.find_speech(copy, None, None, model, needed=True)
 
 
 def test_the_runner_is_a_file_of_its_own(exported):

@@ -22,7 +22,7 @@ from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.files import read_json, write_folder_atomically, write_json
 from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
 from tutornet_sb.networks.recurrent import RecurrentEncoder
-from tutornet_sb.publishing.forms import add_onnx, add_sherpa, find_speech
+from tutornet_sb.publishing.forms import add_onnx, add_sherpa
 from tutornet_sb.publishing.model_card import README, model_card
 from tutornet_sb.reporting.compare import summarize
 
@@ -263,7 +263,7 @@ def export(
     speech = None
     if onnx or sherpa:
         # Neither int8 nor what sherpa-onnx makes of a model is exact.
-        speech = find_speech(
+        speech = runs.find_speech(
             run, data, config["results"], model, needed=int8 or sherpa
         )
     if is_stock:
