@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from contextlib import ExitStack, contextmanager
@@ -9,6 +10,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
@@ -27,6 +29,9 @@ from tutornet_sb.publishing.export import export as export_run
 from tutornet_sb.publishing.loading import load_recogniser
 from tutornet_sb.publishing.model_card import loading_lines
 from tutornet_sb.reporting.compare import insert, table
+from tutornet_sb.reporting.jobs import run_jobs
+from tutornet_sb.reporting.plan import read_plan
+from tutornet_sb.reporting.report import copy_small_files, write_report
 from tutornet_sb.reporting.scores import score as score_transcripts
 
 app = typer.Typer(
@@ -60,10 +65,39 @@ def tutornet():
 
 @app.command()
 def compare(
-    folders: Annotated[
+    what: Annotated[
         list[Path],
-        typer.Argument(metavar="RUNS...", help="Output folders of train.py."),
+        typer.Argument(
+            metavar="PLAN|RUNS...",
+            help="A plan (YAML) of runs, which are made first, or output "
+            "folders of train.py. A plan's recipe can run code: give only what "
+            "you trust.",
+        ),
     ],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write results.csv, report.md and report.html there, and of a "
+            "plan the small files of its runs. Of a plan, by default, "
+            "the folder report beside its runs.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Runs of a plan at a time, one thread each; by default as "
+            "many as there are processors, and one on a GPU.",
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS=FOLDER",
+            help="Where a corpus of a plan lies. Can be given several times.",
+        ),
+    ] = None,
     into: Annotated[
         Path | None,
         typer.Option(
@@ -75,15 +109,68 @@ def compare(
         str, typer.Option(help="NAME of the place in that file.")
     ] = "results",
 ):
-    """Lay runs out in a table; runs that differ in their seed share a row."""
-    try:
-        text = table(folders)
-        if into is not None:
+    """Lay runs out in a table, and report on them; or make them by a plan.
+
+    Runs that differ in their seed share a row. What is finished of a plan is
+    reused, and what was stopped continues. If a run fails the others go on,
+    and the exit code is 1.
+    """
+    failed = 0
+    with _failing_in_one_line("compare"):
+        if len(what) == 1 and what[0].suffix in (".yaml", ".yml"):
+            folders, failed = _carry_out(what[0], to, jobs, data or [])
+        elif jobs is not None or data:
+            raise ValueError("--jobs and --data are for a plan, a .yaml file")
+        else:
+            folders = what
+            # A run that cannot be read is found before the report is written.
+            table(folders)
+            if to is not None:
+                write_report(folders, to, "Comparison of runs", _say)
+        text = table(folders) if folders else ""
+        if into is not None and folders:
             insert(into, name, text)
-    except (OSError, ValueError) as error:
-        typer.echo(f"tutornet compare: {error}", err=True)
-        raise typer.Exit(1) from None
-    typer.echo(text)
+    if folders:
+        typer.echo(text)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _carry_out(path, to, jobs, data):
+    """Make the runs of a plan and report on them.
+
+    Returns the folders with the small files of its finished runs, and how many
+    failed.
+    """
+    pairs = [word.partition("=") for word in data]
+    if not all(folder for _, _, folder in pairs):
+        raise ValueError(f"--data {' '.join(data)}: must be CORPUS=FOLDER")
+    plan = read_plan(path, {name: folder for name, _, folder in pairs})
+    to = plan.results / "report" if to is None else to
+    if jobs is None:
+        jobs = 1 if torch.cuda.is_available() else os.cpu_count()
+    outcomes = run_jobs(plan.jobs, plan.recipe, jobs)
+    failures = [outcome for outcome in outcomes if outcome.reason]
+    made = {outcome.job.folder for outcome in outcomes if not outcome.reason}
+    folders = [
+        plan.recipe / job.folder for job in plan.jobs if job.folder in made
+    ]
+    copies = []
+    if folders:
+        write_report(folders, to, plan.title, _say)
+        for folder in folders:
+            copies.append(to / "runs" / folder.relative_to(plan.results))
+            copy_small_files(folder, copies[-1])
+        _say(f"the report is {to / 'report.html'}")
+    if failures:
+        _say(f"{len(failures)} of {len(outcomes)} runs are missing:")
+    for outcome in failures:
+        _say(f"{outcome.job.folder} {outcome.state}: {outcome.reason}")
+    return copies, len(failures)
+
+
+def _say(text):
+    typer.echo(f"tutornet compare: {text}", err=True)
 
 
 @app.command()

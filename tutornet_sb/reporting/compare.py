@@ -62,12 +62,39 @@ def summarize(folder):
         ) from None
 
 
+def group(folders):
+    """Put runs together that differ in their seed alone.
+
+    These lie side by side in one folder.
+
+    Arguments
+    ---------
+    folders : list of (str or pathlib.Path)
+        Output folders of ``train.py``.
+
+    Returns
+    -------
+    list of list of dict
+        From :func:`summarize`; each run once.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder holds no result file.
+    """
+    groups = {}
+    for folder in dict.fromkeys(map(str, folders)):
+        run = summarize(folder)
+        key = tuple(run[name] for name in ALIKE) + (Path(folder).parent,)
+        groups.setdefault(key, []).append(run)
+    return list(groups.values())
+
+
 def table(folders):
     """Lay runs out in a Markdown table, one row for each network and method.
 
-    Runs side by side in one folder, as those that differ in their seed alone
-    are, share a row, which gives the mean and the standard deviation of the
-    sample.
+    Runs that differ in their seed alone share a row, which gives the mean and
+    the standard deviation of the sample.
 
     Arguments
     ---------
@@ -84,17 +111,10 @@ def table(folders):
     FileNotFoundError
         If a folder holds no result file.
     """
-    groups = {}
-    for folder in dict.fromkeys(map(str, folders)):
-        run = summarize(folder)
-        key = tuple(run[name] for name in ALIKE) + (Path(folder).parent,)
-        groups.setdefault(key, []).append(run)
+    groups = group(folders)
     splits = list(
         dict.fromkeys(
-            split
-            for group in groups.values()
-            for run in group
-            for split in run["splits"]
+            split for runs in groups for run in runs for split in run["splits"]
         )
     )
     head = ["corpus", "network", "method", "teacher", "epochs", "seeds"]
@@ -103,18 +123,17 @@ def table(folders):
     timed = [
         split
         for split in splits
-        if any(
-            _latency(run, split) for group in groups.values() for run in group
-        )
+        if any(_latency(run, split) for runs in groups for run in runs)
     ]
     head += [f"{split} latency (ms)" for split in timed]
     rows = [head + ["run"]]
-    for (*names, parameters, where), group in groups.items():
-        speed = statistics.mean(run["real_time_factor"] for run in group)
-        row = [str(name or "-") for name in names] + [str(len(group))]
+    for alike in groups:
+        *names, parameters = (alike[0][name] for name in ALIKE)
+        speed = statistics.mean(run["real_time_factor"] for run in alike)
+        row = [str(name or "-") for name in names] + [str(len(alike))]
         row += [f"{parameters / 1e6:.2f}", f"{speed:.3f}"]
         for split in splits:
-            scores = [run["splits"].get(split) for run in group]
+            scores = [run["splits"].get(split) for run in alike]
             if None in scores:
                 row.append("-")
                 continue
@@ -124,12 +143,14 @@ def table(folders):
             )
             row.append(" / ".join(rates))
         for split in timed:
-            times = [_latency(run, split) for run in group]
+            times = [_latency(run, split) for run in alike]
             row.append(
                 "-" if None in times else f"{statistics.mean(times):.0f}"
             )
-        one = len(group) == 1
-        rows.append(row + [group[0]["folder"] if one else str(where)])
+        where = alike[0]["folder"]
+        if len(alike) > 1:
+            where = str(Path(where).parent)
+        rows.append([*row, where])
     return markdown_table(rows)
 
 
