@@ -91,6 +91,13 @@ def compare(
             "many as there are processors, and one on a GPU.",
         ),
     ] = None,
+    corpus: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="Only this corpus of a plan. Can be given several times.",
+        ),
+    ] = None,
     data: Annotated[
         list[str] | None,
         typer.Option(
@@ -118,9 +125,11 @@ def compare(
     failed = 0
     with _failing_in_one_line("compare"):
         if len(what) == 1 and what[0].suffix in (".yaml", ".yml"):
-            folders, failed = _carry_out(what[0], to, jobs, data or [])
-        elif jobs is not None or data:
-            raise ValueError("--jobs and --data are for a plan, a .yaml file")
+            folders, failed = _carry_out(what[0], to, jobs, corpus, data or [])
+        elif jobs is not None or corpus or data:
+            raise ValueError(
+                "--jobs, --corpus and --data are for a plan, a .yaml file"
+            )
         else:
             folders = what
             # A run that cannot be read is found before the report is written.
@@ -136,7 +145,7 @@ def compare(
         raise typer.Exit(1)
 
 
-def _carry_out(path, to, jobs, data):
+def _carry_out(path, to, jobs, corpora, data):
     """Make the runs of a plan and report on them.
 
     Returns the folders with the small files of its finished runs, and how many
@@ -145,7 +154,8 @@ def _carry_out(path, to, jobs, data):
     pairs = [word.partition("=") for word in data]
     if not all(folder for _, _, folder in pairs):
         raise ValueError(f"--data {' '.join(data)}: must be CORPUS=FOLDER")
-    plan = read_plan(path, {name: folder for name, _, folder in pairs})
+    data = {name: folder for name, _, folder in pairs}
+    plan = read_plan(path, data, corpora or None)
     to = plan.results / "report" if to is None else to
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else os.cpu_count()

@@ -87,13 +87,13 @@ def recipe(tmp_path):
 def plan(tmp_path, recipe):
     """Writes a plan, that above with changes, and reads it."""
 
-    def write(data=None, **changes):
+    def write(data=None, only=None, **changes):
         path = tmp_path / "my plan.yaml"
         content = YAML(typ="safe").load(PLAN) | changes
         content = {k: v for k, v in content.items() if v is not ...}
         # JSON is YAML too.
         path.write_text(json.dumps(content))
-        return read_plan(path, data)
+        return read_plan(path, data, only)
 
     return write
 
@@ -275,6 +275,14 @@ def test_corpora_students_and_teachers_have_names_and_options(plan, tmp_path):
     assert [job.epochs for job in found.jobs[:4]] == [14, 9, 70, 9]
 
 
+def test_one_corpus_of_a_plan(plan):
+    # The other one need not be there.
+    found = plan(only=["mini"], corpora=["mini", "small"], seeds=[1])
+    assert {job.folder.split("/")[2] for job in found.jobs} == {"mini"}
+    with pytest.raises(PlanError, match="--corpus: .* did you mean mini"):
+        plan(only=["mimi"])
+
+
 def test_the_teacher_of_the_corpus_is_the_default(plan):
     found = plan(teachers=..., methods=["skd"], seeds=[1])
     assert folders(found) == [
@@ -391,13 +399,12 @@ def test_a_plan_that_is_no_plain_yaml(tmp_path, text):
     sorted((ROOT / "benchmarks" / "plans").glob("*.yaml")),
     ids=lambda path: path.stem,
 )
-def test_the_plans_of_the_benchmarks_can_be_read(path, tmp_path):
-    data = {}
-    if "digits" in path.stem:
-        data["digits"] = tmp_path
-    found = read_plan(path, data)
+def test_the_plans_of_the_benchmarks_can_be_read(path):
+    found = read_plan(path, only=["mini"])
     assert found.recipe == RECIPE
-    assert found.jobs
+    methods = {job.options.get("method") for job in found.jobs}
+    # Its teacher, and students of it
+    assert methods >= {None, "rkd+skd"}
 
 
 # --------------------------------------------------------------------- running

@@ -196,7 +196,7 @@ def total_seconds(results):
     return results["train_seconds"] + teacher.get("train_seconds", 0.0)
 
 
-def read_plan(path, data=None):
+def read_plan(path, data=None, only=None):
     """Read a plan and check all of it, before anything is run.
 
     The recipe's own YAML files are loaded to check the options, which can run
@@ -208,6 +208,8 @@ def read_plan(path, data=None):
         The plan.
     data : dict, optional
         Where corpora lie, by the name that the plan gives them.
+    only : list of str, optional
+        Names of those corpora that are wanted, all by default.
 
     Returns
     -------
@@ -224,7 +226,7 @@ def read_plan(path, data=None):
     path = Path(path)
     content = _read_yaml(path)
     try:
-        return _Reader(path, content, data or {}).read()
+        return _Reader(path, content, data or {}, only).read()
     except PlanError as error:
         raise PlanError(f"{path}: {error}") from None
 
@@ -245,7 +247,7 @@ def _read_yaml(path):
 class _Reader:
     """Makes jobs of a plan's content."""
 
-    def __init__(self, path, content, data):
+    def __init__(self, path, content, data, only):
         _check_keys(content, PLAN, "the plan")
         self.content = content
         recipe = path.parent / content.get("recipe", Path.cwd())
@@ -267,8 +269,10 @@ class _Reader:
         self.base = YAML().load(self.texts[BASE])
         self.known = [*self.base, *RUN_OPTIONS]
         self.corpora = self._entries(content, "corpora", "corpora")
-        for name in data:
-            _choose(name, self.corpora, "--data", "corpus")
+        self.only = list(self.corpora) if only is None else only
+        for option, names in (("--data", data), ("--corpus", self.only)):
+            for name in names:
+                _choose(name, self.corpora, option, "corpus")
         for name, (_, options) in self.corpora.items():
             if name in data:
                 options["data_folder"] = str(Path(data[name]).resolve())
@@ -300,7 +304,11 @@ class _Reader:
 
     def _experiment(self, block):
         self._check_options(block["options"], "options")
-        corpora = _names(block, "corpora", self.corpora)
+        corpora = [
+            name
+            for name in _names(block, "corpora", self.corpora)
+            if name in self.only
+        ]
         teachers = _names(block, "teachers", self.teachers)
         students = self._entries(block, "students", "models")
         methods = _list(block, "methods")
