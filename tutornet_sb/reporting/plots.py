@@ -27,7 +27,7 @@ def to_png(figure):
     Returns
     -------
     bytes
-        A PNG file, the same for the same figure.
+        A PNG file, the same for figures of the same data.
     """
     file = BytesIO()
     figure.savefig(

@@ -210,14 +210,14 @@ def write_report(folders, to, title, told=print):
             if row["run"] == found.name:
                 row.update(figures)
     sections = [
-        Section("How to read this", HOW_TO_READ),
         _against_ctc(rows),
         _error_rates(rows),
         _costs(rows),
         _curves(groups),
         _pareto(groups),
-        _diagnostics(rows),
         *_pictures(groups, ears, missing),
+        _diagnostics(rows),
+        Section("How to read this", HOW_TO_READ),
         _missing(missing),
         _commands(groups),
     ]

@@ -1,0 +1,390 @@
+"""Reports of runs whose errors are written by hand."""
+
+import csv
+import re
+import shutil
+import statistics
+
+import numpy as np
+import pytest
+
+from tutornet_sb import files
+from tutornet_sb.reporting.compare import group
+from tutornet_sb.reporting.diagnostics import DIAGNOSTICS
+from tutornet_sb.reporting.report import (
+    Group,
+    copy_small_files,
+    find_references,
+    write_report,
+)
+from tutornet_sb.reporting.statistics import difference, interval
+
+TEACHER = {
+    "name": "jasper_dr",
+    "folder": "results/mini/teacher_jasper_dr/1234",
+    "train_seconds": 500.0,
+}
+KEYS = [f"1-2-{number:04d}" for number in range(30)]
+PARTS = [
+    "Against CTC alone",
+    "Error rates",
+    "Size, speed and cost",
+    "Learning curves",
+    "Speed and size",
+    "What the student took over",
+    "How to read this",
+    "What is missing",
+    "Runs",
+]
+
+
+def errors_of(seed, rate):
+    """Errors of each utterance: words, then characters."""
+    rng = np.random.default_rng(seed)
+    # The same words for all
+    words = 4 + np.arange(len(KEYS)) % 5
+    wrong = rng.binomial(words, rate)
+    letters = rng.binomial(5 * words, rate / 3)
+    rows = zip(wrong, words, letters, 5 * words, strict=True)
+    return {
+        key: list(map(int, row)) for key, row in zip(KEYS, rows, strict=True)
+    }
+
+
+def rates(errors):
+    wrong, words, letters, written = np.array(list(errors.values())).sum(0)
+    return {
+        "wer": float(100 * wrong / words),
+        "cer": float(100 * letters / written),
+        "utterances": len(errors),
+        "words": int(words),
+    }
+
+
+def save(folder, rate, method="ctc", epochs=4, **changes):
+    """A run that left all but its weights."""
+    seed = int(folder.name)
+    errors = {
+        split: errors_of(seed + 100 * number, rate)
+        for number, split in enumerate(("dev-clean", "test-clean"))
+    }
+    stages = {name: {"steps": 50} for name in method.split("+")}
+    *_, last = stages
+    stages[last]["splits"] = {split: rates(e) for split, e in errors.items()}
+    results = {
+        "method": method,
+        "corpus": "mini",
+        "student": "lstm",
+        "seed": seed,
+        "parameters": 250_000,
+        "epochs": epochs,
+        "train_audio_seconds": 60.0,
+        "train_seconds": 100.0 + seed,
+        "real_time_factor": 0.01,
+        "stages": stages,
+        "teacher": None if method == "ctc" else TEACHER,
+    }
+    files.write_json(folder / "results.json", results | changes)
+    files.write_json(folder / "stages" / last / "errors.json", errors)
+    wer = results["stages"][last]["splits"]["dev-clean"]["wer"]
+    for stage in stages:
+        lines = []
+        for epoch in (1, 2):
+            line = f"epoch: {epoch}, lr: 1.00e-03, seconds: {10 * epoch}.00"
+            line += f" - train loss: 2.00 - valid loss: {5 - epoch}.00"
+            if stage != "rkd":
+                line += f", valid WER: {wer + 20 - 10 * epoch}"
+            lines.append(line + "\n")
+        log = folder / "stages" / stage / "train_log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs_made(tmp_path_factory):
+    """A student alone and taught, two seeds, and a teacher."""
+    root = tmp_path_factory.mktemp("made") / "mini"
+    made = [save(root / "ctc_lstm" / str(s), 0.4) for s in (1, 2)]
+    made += [
+        save(root / "rkd+skd_lstm" / str(s), 0.2, "rkd+skd") for s in (1, 2)
+    ]
+    made += [
+        save(
+            root / "teacher_jasper_dr" / "1234",
+            0.1,
+            student="jasper_dr",
+            parameters=1_000_000,
+            epochs=9,
+        )
+    ]
+    for folder in made[2:4]:
+        files.write_json(
+            folder / DIAGNOSTICS,
+            {
+                "same_frame": 40.0 + int(folder.name),
+                "within_one_frame": 80.0,
+                "blank_rate": 70.0,
+                "teacher_blank_rate": 71.0,
+            },
+        )
+    (made[0] / "command.txt").write_text(
+        "train.py hparams/base.yaml --seed 1\n"
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def report(runs_made, tmp_path_factory):
+    to = tmp_path_factory.mktemp("report") / "deep" / "report"
+    write_report(runs_made, to, "Does <it> teach?", told=lambda line: None)
+    return to
+
+
+@pytest.fixture(scope="module")
+def rows(report):
+    with open(report / "results.csv", newline="") as file:
+        found = list(csv.DictReader(file))
+    return {(row["run"], row["split"]): row for row in found}
+
+
+def mean_errors(number, rate, column):
+    """Of an utterance, over the two seeds."""
+    both = [errors_of(s + 100 * number, rate) for s in (1, 2)]
+    wrong = [[e[key][column] for key in KEYS] for e in both]
+    return np.mean(wrong, axis=0), [both[0][key][column + 1] for key in KEYS]
+
+
+def test_there_is_a_line_for_each_run_and_split(rows):
+    assert list(rows) == [
+        (run, split)
+        for run in ("ctc_lstm", "rkd+skd_lstm", "teacher_jasper_dr")
+        for split in ("dev-clean", "test-clean")
+    ]
+
+
+@pytest.mark.parametrize("split", ["dev-clean", "test-clean"])
+@pytest.mark.parametrize(("name", "column"), [("wer", 0), ("cer", 2)])
+def test_rates_have_intervals_and_the_spread_of_the_seeds(
+    rows, split, name, column
+):
+    row, number = rows["ctc_lstm", split], split == "test-clean"
+    values = [rates(errors_of(s + 100 * number, 0.4))[name] for s in (1, 2)]
+    assert float(row[name]) == pytest.approx(statistics.mean(values))
+    assert float(row[f"{name}_sd"]) == pytest.approx(statistics.stdev(values))
+    assert row[f"{name}_by_seed"] == " ".join(f"{v:.2f}" for v in values)
+    errors, units = mean_errors(number, 0.4, column)
+    found = float(row[f"{name}_low"]), float(row[f"{name}_high"])
+    assert found == pytest.approx(interval(errors, units))
+    assert (row["utterances"], row["seeds"]) == ("30", "1 2")
+
+
+def test_a_single_seed_has_no_spread(rows):
+    row = rows["teacher_jasper_dr", "dev-clean"]
+    assert row["wer_sd"] == "" and row["wer_low"] != ""
+
+
+def test_students_are_compared_with_ctc_alone(rows):
+    row = rows["rkd+skd_lstm", "test-clean"]
+    ours, words = mean_errors(1, 0.2, 0)
+    theirs, _ = mean_errors(1, 0.4, 0)
+    expected = difference(ours, theirs, words)
+    assert row["reference"] == "ctc_lstm"
+    for key, value in {
+        "wer_difference": expected.points,
+        "wer_difference_low": expected.low,
+        "wer_difference_high": expected.high,
+        "wer_reduction": expected.reduction,
+        "wer_reduction_low": expected.reduction_low,
+        "wer_reduction_high": expected.reduction_high,
+        "p_value": expected.p_value,
+    }.items():
+        assert float(row[key]) == pytest.approx(value), key
+    assert row["seeds_better"] == "2 of 2"
+    for run in ("ctc_lstm", "teacher_jasper_dr"):
+        assert rows[run, "test-clean"]["reference"] == ""
+
+
+def test_cost_counts_steps_seconds_and_the_teacher(rows):
+    row = rows["rkd+skd_lstm", "dev-clean"]
+    assert float(row["steps"]) == 100
+    assert float(row["seconds"]) == 101.5
+    assert float(row["total_seconds"]) == 601.5
+    assert float(row["mb"]) == 1
+    alone = rows["ctc_lstm", "dev-clean"]
+    assert alone["total_seconds"] == alone["seconds"] == "101.5"
+    assert float(alone["steps"]) == 50
+
+
+def test_diagnostics_are_means_over_the_seeds(rows):
+    row = rows["rkd+skd_lstm", "dev-clean"]
+    assert float(row["same_frame"]) == 41.5
+    assert float(row["within_one_frame"]) == 80
+    assert float(row["blank_rate"]) == 70
+    assert float(row["rkd_error_first"]) == 4
+    assert float(row["rkd_error_last"]) == 3
+    assert rows["ctc_lstm", "dev-clean"]["same_frame"] == ""
+
+
+def test_epochs_until_ctc_alone_is_reached(rows, runs_made):
+    # The taught student is below what CTC alone ends with at its first figure,
+    # which follows two epochs of RKD.
+    row = rows["rkd+skd_lstm", "dev-clean"]
+    assert float(row["epochs_to_reach_it"]) == 3
+
+
+def test_the_report_has_all_parts_and_figures(report, rows):
+    text = (report / "report.md").read_text()
+    page = (report / "report.html").read_text()
+    assert re.findall("^## (.+)$", text, re.MULTILINE) == PARTS
+    assert re.findall("<h2>(.+?)</h2>", page) == PARTS
+    assert text.startswith("# Does <it> teach?\n")
+    assert "<h1>Does &lt;it&gt; teach?</h1>" in page
+    row = rows["rkd+skd_lstm", "test-clean"]
+    figure = "{:.1f} [{:.1f}, {:.1f}]".format(
+        *(float(row[f"wer{part}"]) for part in ("", "_low", "_high"))
+    )
+    reduction = "{:+.1f} [{:.1f}, {:.1f}]".format(
+        *(float(row[f"wer_reduction{part}"]) for part in ("", "_low", "_high"))
+    )
+    for written in (text, page):
+        assert f"{figure} ± " in written
+        assert reduction in written
+        assert "train.py hparams/base.yaml --seed 1" in written
+        assert "Bisani and Ney 2004" in written
+
+
+def test_the_page_stands_alone(report):
+    page = (report / "report.html").read_text()
+    # No address of anything, no script, no file beside it
+    assert "http" not in re.sub('data:image/png;base64,[^"]+', "", page)
+    assert "<script" not in page and "@import" not in page
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert all(
+        source.startswith(("data:image/png;base64,", "#")) for source in sources
+    )
+    assert sum(source.startswith("data:") for source in sources) == 2
+    assert len(page.encode()) > 20_000
+
+
+def test_pictures_lie_beside_the_markdown(report):
+    text = (report / "report.md").read_text()
+    named = re.findall(r"\]\((pictures/[^)]+)\)", text)
+    assert named == [
+        "pictures/learning_mini_lstm.png",
+        "pictures/pareto_mini.png",
+    ]
+    for name in named:
+        assert (report / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_missing_is_said(report):
+    text = (report / "report.md").read_text().partition("## What is missing")[2]
+    assert "No spikes: the run holds no weights: ctc_lstm." in text
+    assert "No pictures of what it hears: no teacher is there" in text
+    # None of these lacks them.
+    assert "errors.json" not in text and "steps" not in text
+
+
+def test_old_runs_are_compared_by_what_they_have(runs_made, tmp_path):
+    old = []
+    for folder in runs_made:
+        copy = tmp_path / folder.parent.name / folder.name
+        results = files.read_json(folder / "results.json")
+        for stage in results["stages"].values():
+            del stage["steps"]
+        files.write_json(copy / "results.json", results)
+        old.append(copy)
+    write_report(old, tmp_path / "report", "Old runs", told=lambda line: None)
+    with open(tmp_path / "report" / "results.csv", newline="") as file:
+        row = list(csv.DictReader(file))[2]
+    assert row["run"] == "rkd+skd_lstm"
+    assert "wer_low" not in row and "p_value" not in row
+    assert float(row["wer_reduction"]) > 0
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "No errors of each utterance (errors.json): ctc_lstm, rkd" in text
+    assert "No steps of the optimizer: ctc_lstm, rkd" in text
+    assert "Learning curves" not in text
+
+
+def test_a_report_can_be_made_again_of_the_small_files(
+    runs_made, report, tmp_path
+):
+    copies = []
+    for folder in runs_made:
+        copies.append(tmp_path / "mini" / folder.parent.name / folder.name)
+        (folder / "model.ckpt").write_text("large")
+        copy_small_files(folder, copies[-1])
+        (folder / "model.ckpt").unlink()
+        assert not (copies[-1] / "model.ckpt").exists()
+    write_report(copies, tmp_path / "again", "Does <it> teach?", lambda _: None)
+    for name in ("results.csv",):
+        assert (tmp_path / "again" / name).read_text() == (
+            report / name
+        ).read_text()
+
+
+# ------------------------------------------------------------------ references
+
+
+def groups_of(folders):
+    return {g.name: g for g in map(Group, group(folders))}
+
+
+def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
+    def add(name, method="ctc", **changes):
+        return save(tmp_path / name / "1", 0.3, method, **changes)
+
+    found = groups_of(
+        [
+            add("ctc_lstm"),
+            add("ctc_lstm_epochs_8", epochs=8),
+            add("ctc_wide", parameters=300_000),
+            add("ctc_gru", student="gru"),
+            add("ctc_digits", corpus="digits"),
+            add("teacher_lstm"),
+            add("skd_lstm", "skd"),
+            add("rkd+skd_lstm_epochs_8", "rkd+skd", epochs=8),
+            add("ctc_lstm_at_cost_of_skd_lstm", epochs=8),
+            add("skd_crdnn", "skd", student="crdnn"),
+        ]
+    )
+
+    def references(name):
+        chosen = find_references(found[name], list(found.values()))
+        return {kind: reference.name for kind, reference in chosen.items()}
+
+    assert references("skd_lstm") == {
+        "at equal epochs": "ctc_lstm",
+        "at equal cost": "ctc_lstm_at_cost_of_skd_lstm",
+    }
+    assert references("rkd+skd_lstm_epochs_8") == {
+        "at equal epochs": "ctc_lstm_epochs_8"
+    }
+    assert references("skd_crdnn") == references("ctc_lstm") == {}
+
+
+def test_of_several_references_the_name_most_alike_counts(tmp_path):
+    names = ["ctc_lstm_lr_0.1", "ctc_lstm_lr_0.2", "ctc_lstm_lr_0.3"]
+    made = [save(tmp_path / name / "1", 0.3) for name in names]
+    made.append(save(tmp_path / "skd_lstm_by_x_lr_0.2" / "1", 0.3, "skd"))
+    found = groups_of(made)
+    (reference,) = find_references(
+        found["skd_lstm_by_x_lr_0.2"], list(found.values())
+    ).values()
+    assert reference.name == "ctc_lstm_lr_0.2"
+
+
+def test_runs_of_the_same_name_are_told_apart(tmp_path):
+    for corpus, rate in (("a", 0.3), ("b", 0.2)):
+        save(tmp_path / corpus / "ctc_lstm" / "1", rate)
+    write_report(
+        [tmp_path / "a/ctc_lstm/1", tmp_path / "b/ctc_lstm/1"],
+        tmp_path / "report",
+        "Two",
+        told=lambda line: None,
+    )
+    with open(tmp_path / "report" / "results.csv", newline="") as file:
+        names = {row["run"] for row in csv.DictReader(file)}
+    assert names == {"a/ctc_lstm", "b/ctc_lstm"}
+    shutil.rmtree(tmp_path / "report")
