@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
+from typer.testing import CliRunner
 
 from tutornet_sb import runs
+from tutornet_sb.cli import app
 from tutornet_sb.files import read_json
+from tutornet_sb.reporting.compare import table
 from tutornet_sb.reporting.jobs import COMMAND, log_of, run_jobs
 from tutornet_sb.reporting.plan import PlanError, read_plan
 
@@ -55,11 +58,22 @@ for epoch in range(done + 1, epochs + 1):
         time.sleep(0.05)
     with log.open("a") as file:
         print(f"epoch: {epoch}, lr: 1.00e-03, seconds: {epoch}.00", file=file)
-seconds = 10.0 * epochs
-results = {"train_seconds": seconds, "epochs": epochs, "teacher": None}
+results = {
+    "method": told.get("method", "ctc"),
+    "corpus": "mini",
+    "student": Path(told["student_yaml"]).stem,
+    "seed": int(told["seed"]),
+    "parameters": 1000,
+    "epochs": epochs,
+    "train_audio_seconds": 60.0,
+    "train_seconds": 10.0 * epochs,
+    "real_time_factor": 0.01,
+    "stages": {"ctc": {"splits": {"dev-clean": {"wer": 50.0, "cer": 20.0}}}},
+    "teacher": None,
+}
 if taught:
-    found = Path(teacher) / "results.json"
-    results["teacher"] = json.loads(found.read_text())
+    found = json.loads((Path(teacher) / "results.json").read_text())
+    results["teacher"] = found | {"name": found["student"], "folder": teacher}
 (folder / "results.json").write_text(json.dumps(results))
 note("end")
 """
@@ -553,3 +567,73 @@ def test_a_killed_plan_continues(plan, recipe, number):
     assert outcome.state == "made"
     assert len(epochs.read_text().splitlines()) == 8
     assert read_json(folder / "results.json")["epochs"] == 8
+
+
+# ---------------------------------------------------------------- the command
+
+
+def compare(tmp_path, *arguments):
+    words = ["compare", tmp_path / "my plan.yaml", *arguments]
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def test_the_command_makes_runs_and_reports(plan, recipe, tmp_path):
+    plan(seeds=[1], title="A question")
+    document = tmp_path / "doc.md"
+    document.write_text("<!-- here -->\n<!-- end here -->\n")
+    to = tmp_path / "out"
+    options = ("--to", to, "--into", document, "--name", "here")
+    result = compare(tmp_path, "--jobs", 2, *options)
+    assert result.exit_code == 0, result.stderr
+    assert "# A question" in (to / "report.md").read_text()
+    assert (to / "report.html").is_file() and (to / "results.csv").is_file()
+    copies = [
+        to / "runs" / "mini" / name
+        for name in (
+            "teacher_jasper_dr/7",
+            "ctc_lstm/1",
+            "skd_lstm_by_jasper_dr/1",
+            "rkd+skd_lstm_by_jasper_dr/1",
+        )
+    ]
+    assert result.stdout == table(copies) + "\n"
+    assert table(copies) in document.read_text()
+    assert all((copy / COMMAND).is_file() for copy in copies)
+    # The same report of what was kept
+    again = CliRunner().invoke(
+        app, ["compare", *map(str, copies), "--to", str(tmp_path / "again")]
+    )
+    assert again.exit_code == 0 and again.stdout == result.stdout
+    assert (tmp_path / "again" / "results.csv").read_text() == (
+        to / "results.csv"
+    ).read_text()
+
+
+def test_the_command_names_what_failed_and_reports_the_rest(
+    plan, recipe, tmp_path
+):
+    (recipe / "fail_skd_lstm_by_jasper_dr").touch()
+    found = plan(seeds=[1])
+    result = compare(tmp_path)
+    assert result.exit_code == 1
+    assert "1 of 4 runs are missing" in result.stderr
+    failed = result.stderr.strip().splitlines()[-1]
+    assert "skd_lstm_by_jasper_dr/1 failed: RuntimeError" in failed
+    assert str(log_of(recipe / found.jobs[2].folder)) in failed
+    assert "rkd+skd_lstm_by_jasper_dr" in result.stdout
+    report = recipe / "results" / "my plan" / "report" / "report.md"
+    assert "rkd+skd_lstm_by_jasper_dr" in report.read_text()
+
+
+def test_the_command_refuses_a_mistake_in_one_line(plan, recipe, tmp_path):
+    with pytest.raises(PlanError):
+        plan(methods=["ctc", "sdk"])
+    result = compare(tmp_path)
+    assert result.exit_code == 1
+    (line,) = result.stderr.strip().splitlines()
+    assert line.startswith("tutornet compare: ")
+    assert "did you mean skd" in line
+    assert not (recipe / "results").exists()
+    assert "CORPUS=FOLDER" in compare(tmp_path, "--data", "mini").stderr
+    result = CliRunner().invoke(app, ["compare", "a", "b", "--jobs", "2"])
+    assert result.exit_code == 1 and "are for a plan" in result.stderr
