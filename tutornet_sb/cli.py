@@ -159,7 +159,11 @@ def _carry_out(path, to, jobs, corpora, data):
     to = plan.results / "report" if to is None else to
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else os.cpu_count()
-    outcomes = run_jobs(plan.jobs, plan.recipe, jobs)
+    try:
+        outcomes = run_jobs(plan.jobs, plan.recipe, jobs)
+    except KeyboardInterrupt:
+        _say("stopped: the same command continues")
+        sys.exit(130)
     failures = [outcome for outcome in outcomes if outcome.reason]
     made = {outcome.job.folder for outcome in outcomes if not outcome.reason}
     folders = [

@@ -625,6 +625,18 @@ def test_the_command_names_what_failed_and_reports_the_rest(
     assert "rkd+skd_lstm_by_jasper_dr" in report.read_text()
 
 
+def test_the_command_says_that_it_was_stopped(plan, tmp_path, monkeypatch):
+    plan(seeds=[1])
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("tutornet_sb.cli.run_jobs", stop)
+    result = compare(tmp_path)
+    assert result.exit_code == 130
+    assert "stopped: the same command continues" in result.stderr
+
+
 def test_the_command_refuses_a_mistake_in_one_line(plan, recipe, tmp_path):
     with pytest.raises(PlanError):
         plan(methods=["ctc", "sdk"])

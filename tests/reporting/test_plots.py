@@ -162,6 +162,18 @@ def test_spikes_of_all_models_stand_above_each_other(example):
     )
 
 
+def test_symbols_do_not_lie_on_each_other(example):
+    crowd = example._replace(
+        symbols=[(0.1, "A"), (0.1, "B"), (0.101, "C"), (0.15, "D")]
+    )
+    written = texts(frame_weights(crowd, "").axes[1])
+    assert [symbol for _, symbol in written] == list("ABCD")
+    times = np.array([time for time, _ in written])
+    # A letter is a hundredth of the picture wide.
+    assert np.diff(times).min() > 0.002
+    assert times[0] == 0.1 and times[3] == 0.15
+
+
 def test_pictures_are_png_files(example):
     def draw():
         yield learning_curves({"a": ([1, 2], [3, 4], [50, 40])}, "t")

@@ -7,6 +7,7 @@ from io import BytesIO
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 LINES = "-", "--", "-.", ":"
 MARKERS = "o", "s", "^", "D", "v", "P", "X", "*"
@@ -63,18 +64,13 @@ def learning_curves(curves, title):
             )
     panels[0].set(xlabel="epochs, all stages", ylabel="dev WER (%)")
     panels[1].set(xlabel="seconds of the student's training")
+    panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     for panel in panels:
-        panel.set_ylim(bottom=0, top=105)
+        panel.set_ylim(0, 105)
+        panel.set_xlim(left=0)
         panel.grid(color="0.85", linewidth=0.6)
     figure.suptitle(title)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=1 if _longest(curves) > 40 else 2,
-        handlelength=4,
-        frameon=False,
-        fontsize="small",
-    )
+    _name_lines(figure, panels[0])
     return figure
 
 
@@ -117,13 +113,7 @@ def pareto(points, title, rate="WER (%)"):
     panels[0].set(xlabel="real-time factor", ylabel=rate)
     panels[1].set(xlabel="size (MB, weights in float32)")
     figure.suptitle(title)
-    figure.legend(
-        *panels[0].get_legend_handles_labels(),
-        loc="outside lower center",
-        ncols=1 if _longest(points) > 40 else 2,
-        frameon=False,
-        fontsize="small",
-    )
+    _name_lines(figure, panels[0])
     return figure
 
 
@@ -180,7 +170,7 @@ def frame_weights(example, title):
         aspect="auto",
         cmap="Greys",
         vmin=np.percentile(features, 20),
-        vmax=features.max() + 1.2 * np.ptp(features),
+        vmax=features.max() + 0.6 * np.ptp(features),
         extent=(0, end, 0, features.shape[1]),
     )
     panel.set(ylabel="mel band", title=title)
@@ -196,10 +186,8 @@ def frame_weights(example, title):
             linewidth=(1.2, 1.8, 1.0)[index % 3],
         )
     over.set(ylabel="weight, 1 on average", ylim=(0, None), xlim=(0, end))
-    over.legend(
-        loc="upper right", framealpha=0.9, fontsize="small", handlelength=4
-    )
-    _write_symbols(text, example.symbols)
+    _write_symbols(text, example.symbols, end)
+    _name_lines(figure, over)
     return figure
 
 
@@ -219,6 +207,7 @@ def posterior_spikes(example, title):
         A panel for each model, and one for the transcript.
     """
     models = example.posteriors
+    end = len(example.features) * example.feature_period
     figure = Figure(
         figsize=(WIDTH, 0.8 + 1.5 * len(models)), layout="constrained"
     )
@@ -247,23 +236,19 @@ def posterior_spikes(example, title):
         panel.plot(
             times, letters, color="black", linewidth=1, label="likeliest symbol"
         )
-        for frame in _peaks(posteriors, blank):
-            symbol = int(posteriors[frame].argmax())
-            panel.text(
-                times[frame],
-                1.03,
-                _sign(example.pieces[symbol]),
-                ha="center",
-                va="bottom",
-                fontsize="small",
-            )
+        _write_in_a_row(
+            panel,
+            1.1,
+            [
+                (times[frame], example.pieces[int(posteriors[frame].argmax())])
+                for frame in _peaks(posteriors, blank)
+            ],
+            end,
+        )
         panel.set(ylim=(0, 1.22), yticks=(0, 0.5, 1), ylabel=_folded(name))
     panels[0].set_title(title)
-    panels[0].legend(
-        loc="lower right", ncols=2, framealpha=0.9, fontsize="x-small"
-    )
-    _write_symbols(text, example.symbols)
-    text.set_xlim(0, len(example.features) * example.feature_period)
+    _write_symbols(text, example.symbols, end)
+    _name_lines(figure, panels[0])
     return figure
 
 
@@ -277,13 +262,36 @@ def _peaks(posteriors, blank):
             yield start + int(posteriors[start:end, symbol].argmax())
 
 
-def _write_symbols(panel, symbols):
-    """The transcript, each symbol at its time."""
-    panel.set(ylim=(0, 1), yticks=(), xlabel="seconds")
+def _write_symbols(panel, symbols, end):
+    """The transcript, each symbol at its time; the panel ends with it."""
+    panel.set(ylim=(0, 1), xlim=(0, end), yticks=(), xlabel="seconds")
     for side in ("top", "left", "right"):
         panel.spines[side].set_visible(False)
+    _write_in_a_row(panel, 0.4, symbols, end)
+
+
+def _write_in_a_row(panel, height, symbols, end):
+    """Symbols at their times, moved on where they would lie on each other."""
+    earliest = 0.0
     for time, symbol in symbols:
-        panel.text(time, 0.4, _sign(symbol), ha="center", va="center")
+        time = max(time, earliest)
+        earliest = time + 0.011 * end
+        panel.text(time, height, _sign(symbol), ha="center", va="center")
+
+
+def _name_lines(figure, panel):
+    """A legend below, where it hides nothing."""
+    lines, names = panel.get_legend_handles_labels()
+    longest = max(map(len, names))
+    figure.legend(
+        lines,
+        names,
+        loc="outside lower center",
+        ncols=1 if longest > 40 else 2 if longest > 16 else 3,
+        handlelength=4,
+        frameon=False,
+        fontsize="small",
+    )
 
 
 def _sign(piece):
@@ -300,10 +308,6 @@ def _style(index):
         "linewidth": 1.3,
         "markerfacecolor": "white" if index % 2 else None,
     }
-
-
-def _longest(names):
-    return max(map(len, names), default=0)
 
 
 def _folded(name, width=18):

@@ -1,0 +1,108 @@
+"""A real plan from nothing to its report, on a minute of synthetic speech."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tutornet_sb import runs
+from tutornet_sb.cli import app
+from tutornet_sb.corpora.minilibri import make_minilibri
+from tutornet_sb.reporting.plan import total_seconds
+
+RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
+
+
+def compare(*words):
+    return CliRunner().invoke(app, ["compare", *map(str, words)])
+
+
+@pytest.mark.slow
+def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
+    make_minilibri(
+        tmp_path / "speech",
+        seed=3,
+        train_minutes=0.6,
+        dev_minutes=0.15,
+        test_minutes=0.15,
+        train_speakers=3,
+        test_speakers=2,
+        workers=1,
+    )
+    results = tmp_path / "results"
+    plan = {
+        "title": "A tiny plan",
+        "recipe": str(RECIPE),
+        "results_folder": str(results),
+        "corpora": {"tiny": {"file": "small"}},
+        "teachers": {"jasper_dr": {"epochs": 1, "speed_perturb": None}},
+        "students": {
+            "small_lstm": {
+                "file": "lstm",
+                "student_overrides": {"channels": 16, "hidden_size": 16},
+            }
+        },
+        "methods": ["ctc", "rkd+skd"],
+        "seeds": [1, 2],
+        "options": {"epochs": 2, "rkd_share": 0.5, "targets": "store"},
+        "ctc_at_cost_of": "rkd+skd",
+    }
+    path = tmp_path / "plan.yaml"
+    path.write_text(json.dumps(plan))
+    words = path, "--data", f"tiny={tmp_path / 'speech'}"
+    words = *words, "--jobs", 2, "--to", tmp_path / "report"
+    done = compare(*words)
+    assert done.exit_code == 0, done.stderr
+
+    taught = [
+        results / "tiny" / "rkd+skd_small_lstm_by_jasper_dr" / str(seed)
+        for seed in (1, 2)
+    ]
+    alone = [results / "tiny" / "ctc_small_lstm" / str(seed) for seed in (1, 2)]
+    name = "ctc_small_lstm_at_cost_of_rkd+skd_small_lstm_by_jasper_dr"
+    bought = [results / "tiny" / name / str(seed) for seed in (1, 2)]
+    assert all(map(runs.is_finished, taught + alone + bought))
+    cost = sum(total_seconds(runs.read_results(run)) for run in taught)
+    epoch = sum(runs.read_results(run)["train_seconds"] for run in alone) / 2
+    epochs = {runs.read_results(run)["epochs"] for run in bought}
+    assert epochs == {round(cost / epoch)}
+    # One teacher, and one store of what it said
+    (teacher,) = (results / "tiny").glob("teacher_*/*/results.json")
+    (store,) = (results / "tiny").glob("targets_*")
+    for run in taught:
+        told = runs.read_results(run)["teacher"]["folder"]
+        assert told == str(teacher.parent)
+
+    report = tmp_path / "report"
+    pictures = {p.stem for p in (report / "pictures").iterdir()}
+    assert pictures == {
+        "learning_tiny_small_lstm",
+        "pareto_tiny",
+        "weights_tiny_jasper_dr",
+        "spikes_tiny_small_lstm",
+    }
+    text = (report / "report.md").read_text()
+    assert "What is missing" not in text
+    with open(report / "results.csv", newline="") as file:
+        rows = {(row["run"], row["split"]): row for row in csv.DictReader(file)}
+    row = rows[taught[0].parent.name, "test-clean"]
+    assert row["reference"] == "ctc_small_lstm"
+    assert row["at_cost_reference"] == name
+    for key in ("wer_low", "cer_high", "wer_sd", "p_value", "steps"):
+        assert row[key] != "", key
+    for key in ("same_frame", "blank_rate", "rkd_error_first"):
+        assert 0 <= float(row[key]) <= 100, key
+    wers = [
+        runs.read_results(run)["stages"]["skd"]["splits"]["test-clean"]["wer"]
+        for run in taught
+    ]
+    assert float(row["wer"]) == pytest.approx(sum(wers) / 2)
+
+    before = {p: p.stat().st_mtime_ns for p in results.rglob("results.json")}
+    again = compare(*words)
+    assert again.exit_code == 0 and again.stdout == done.stdout
+    after = {p: p.stat().st_mtime_ns for p in results.rglob("results.json")}
+    assert after == before
+    assert again.stderr.count("reused: ") == 7
