@@ -11,12 +11,15 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.corpora.librispeech import (
     CorpusError,
     find_librispeech,
     prepare_librispeech,
+    read_transcript,
 )
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -144,6 +147,143 @@ def test_every_damage_is_named(corpus, tmp_path):
     files = [row["file"] for row in read(out / "skipped_dev-clean.csv")]
     assert "dev-clean/5/1/5-1-0000.flac" in files
     assert "dev-clean/5/1/5-1.trans.txt" in files
+
+
+# ----------------------------------------------------------- whatever it holds
+
+# What a line, a field of a manifest or SpeechBrain might trip over
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="$\ufffd")
+WORDS = st.one_of(
+    st.text(LETTERS, max_size=8),
+    st.sampled_from(
+        ['"', "'", ",", '","', "\\", "#", "=", "\t", "\0", "a\x85b"]
+    ),
+)
+TEXTS = st.lists(WORDS, max_size=5).map(" ".join)
+SPACES = st.sampled_from([" ", "  ", "\t", " \t"])
+ENDS = st.sampled_from(["\n", "\r\n", "\r", "\n\n", " \n"])
+IDS = st.from_regex("[a-z0-9-]{1,8}", fullmatch=True)
+
+
+def tidy(text):
+    """Words as the reader parts them, where lines end as those of bytes do."""
+    return " ".join(text.split())
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("scratch")
+
+
+@given(st.dictionaries(IDS, st.tuples(SPACES, TEXTS, ENDS)))
+def test_transcripts_are_read_as_they_were_written(scratch, lines):
+    path = scratch / "x.trans.txt"
+    lines = {
+        key: (space, text.replace("\n", "").replace("\r", ""), end)
+        for key, (space, text, end) in lines.items()
+    }
+    path.write_bytes(
+        "".join(
+            f"{key}{space}{text}{end}"
+            for key, (space, text, end) in lines.items()
+        ).encode()
+    )
+    texts, faults = read_transcript(path)
+    expected = {key: tidy(text) for key, (_, text, _) in lines.items()}
+    assert texts == {key: text for key, text in expected.items() if text}
+    empty = [key for key, text in expected.items() if not text]
+    assert faults == dict.fromkeys(empty, "empty transcript")
+
+
+@given(st.binary(max_size=80), st.sampled_from(["", "1-", "a"]))
+def test_any_bytes_are_transcripts_or_faults(scratch, content, prefix):
+    path = scratch / "x.trans.txt"
+    path.write_bytes(content)
+    texts, faults = read_transcript(path, prefix)
+    words = [
+        line.decode(errors="replace").split() for line in content.splitlines()
+    ]
+    names = {line[0] for line in words if line}
+    assert texts.keys() | faults.keys() == names
+    assert not texts.keys() & faults.keys()
+    for name, text in texts.items():
+        assert name.startswith(prefix)
+        assert text and text == tidy(text) and "$" not in name + text
+        assert f"{name} {text}" in [" ".join(line) for line in words]
+
+
+STATES = {
+    "sound": None,
+    "no audio": "transcript without audio",
+    "no text": "audio without transcript",
+    "empty text": "empty transcript",
+    "dollar": "$ in transcript",
+    "not UTF-8": "transcript not UTF-8",
+    "twice": "duplicate id",
+    "empty audio": "empty audio file",
+    "other audio": "unreadable audio",
+    "8 kHz": "sample rate of 8000 Hz",
+}
+
+
+@settings(max_examples=25)
+@given(
+    st.dictionaries(
+        st.tuples(*[st.integers(0, 10**6)] * 3),
+        st.tuples(st.sampled_from([*STATES, "sound", "sound"]), TEXTS),
+        min_size=1,
+        max_size=8,
+    )
+)
+def test_a_manifest_holds_each_sound_utterance_and_the_rest_is_told(
+    scratch, utterances
+):
+    root = scratch / "LibriSpeech"
+    shutil.rmtree(root, ignore_errors=True)
+    expected, told = {}, {}
+    for (speaker, chapter, number), (state, text) in utterances.items():
+        folder = root / "dev-clean" / str(speaker) / str(chapter)
+        folder.mkdir(parents=True, exist_ok=True)
+        name = f"{speaker}-{chapter}-{number:04d}"
+        audio = folder / f"{name}.flac"
+        text = "A" + text.replace("\n", "").replace("\r", "")
+        if state == "empty audio":
+            audio.touch()
+        elif state == "other audio":
+            audio.write_bytes(b"fLaC and nothing else")
+        elif state != "no audio":
+            rate = 8000 if state == "8 kHz" else 16000
+            write_audio(audio, 160 + number % 100, sample_rate=rate)
+        line = f"{name} {text}\n".encode()
+        if state == "empty text":
+            line = f"{name}\n".encode()
+        elif state == "not UTF-8":
+            line = f"{name} CAF".encode() + b"\xc9\n"
+        elif state == "dollar":
+            line = f"{name} $data_root {text}\n".encode()
+        elif state == "twice":
+            line *= 2
+        if state != "no text":
+            with open(folder / f"{speaker}-{chapter}.trans.txt", "ab") as file:
+                file.write(line)
+        if state == "sound":
+            expected[name] = (tidy(text), (160 + number % 100) / 16000)
+        else:
+            told[name] = STATES[state]
+    out = scratch / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        (manifest,) = prepare_librispeech(root, out, max_skipped=1).values()
+    except CorpusError as error:
+        assert not expected and "no usable utterance" in str(error)
+    else:
+        items = read_with_speechbrain(manifest, root)
+        assert {
+            item["id"]: (item["wrd"], item["duration"]) for item in items
+        } == expected
+        for item in items:
+            assert pathlib.Path(item["wav"]).is_file()
+    assert reasons(out) == told
 
 
 def test_too_much_damage_is_an_error_at_the_end(corpus, tmp_path):

@@ -1,13 +1,18 @@
 """Targets as bytes: what comes back, against plain references."""
 
 import functools
+import itertools
 
 import faiss
 import numpy
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tutornet_sb.distillation.encodings import (
+    HIDDEN,
+    POSTERIORS,
     QUANTISERS,
     TargetCodec,
     train_codebooks,
@@ -68,19 +73,55 @@ def there_and_back(codec, targets, taps=tuple(TAPS)):
 # ---------------------------------------------------------------- posteriors
 
 
-@pytest.mark.parametrize("kind", ["fp16", "uint8", "topk"])
-def test_posteriors_are_distributions_and_the_blank_is_kept(targets, kind):
-    found = there_and_back(
-        make_codec(targets, posteriors=kind, hidden="fp16"), targets
-    ).posteriors
-    assert found.min() >= 0
-    torch.testing.assert_close(
-        found.sum(-1), torch.ones(3, 40), rtol=0, atol=1e-6
+@given(
+    st.sampled_from(POSTERIORS),
+    st.sampled_from(HIDDEN),
+    st.integers(1, 3),
+    st.integers(1, 5),
+    st.floats(0, 12),
+    st.integers(0, 10**6),
+)
+def test_any_targets_come_back_frame_by_frame(
+    posteriors, hidden, utterances, frames, sharpness, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+    shape = utterances, frames
+    logits = torch.randn(*shape, SYMBOLS, generator=generator)
+    logits[..., BLANK] += 2 * torch.randn(*shape, generator=generator)
+    scale = 10 ** torch.empty(*shape, 1).uniform_(-3, 3, generator=generator)
+    states = torch.randn(*shape, sum(TAPS.values()), generator=generator)
+    drawn = TeacherTargets(
+        scale * states,
+        (sharpness * logits).softmax(-1),
+        torch.full((utterances,), frames),
+        0.02,
     )
-    blank = targets.posteriors[..., BLANK]
+    codec = make_codec(drawn, posteriors=posteriors, hidden=hidden)
+    found = there_and_back(codec, drawn)
+    assert found.posteriors.min() >= 0
+    torch.testing.assert_close(
+        found.posteriors.sum(-1), torch.ones(shape), rtol=0, atol=1e-6
+    )
+    blank = drawn.posteriors[..., BLANK]
     # fp16 of the smaller side: eleven bits
     bound = torch.minimum(blank, 1 - blank) * 2**-11 + 2**-23
-    assert ((found[..., BLANK] - blank).abs() <= bound).all()
+    assert ((found.posteriors[..., BLANK] - blank).abs() <= bound).all()
+    pair = nonblank(found, BLANK), nonblank(drawn, BLANK)
+    torch.testing.assert_close(*pair, rtol=2e-3, atol=1e-6)
+    for own in (slice(0, 10), slice(10, 34)):
+        pair = [
+            energy(x._replace(hidden=x.hidden[..., own]))
+            for x in (found, drawn)
+        ]
+        torch.testing.assert_close(*pair, rtol=2e-3, atol=1e-6)
+    # A frame is alone what it is in company.
+    raw = torch.cat(codec.encode(drawn), -1)
+    for b, t in itertools.product(range(utterances), range(frames)):
+        alone = codec.decode(
+            raw[b : b + 1, t : t + 1], torch.ones(1).long(), list(TAPS)
+        )
+        for x, y in zip(alone[:2], found[:2], strict=True):
+            torch.testing.assert_close(x[0, 0], y[b, t])
 
 
 def test_fp16_posteriors_are_within_its_precision(targets):
@@ -279,21 +320,6 @@ def test_more_bytes_are_nearer_and_sums_nearer_than_parts():
     sums = [distance("rq", fresh, n) for n in (1, 2, 6)]
     assert sums[0] > sums[1] > sums[2] > 0
     assert sums[2] < errors[2]
-
-
-@pytest.mark.parametrize("hidden", ["fp16", "int8", "pq", "rq"])
-@pytest.mark.parametrize("posteriors", ["fp16", "uint8", "topk"])
-def test_frames_weigh_what_the_true_teacher_says(targets, posteriors, hidden):
-    codec = make_codec(targets, posteriors=posteriors, hidden=hidden)
-    found = there_and_back(codec, targets)
-    for own in (slice(0, 10), slice(10, 34)):
-        pair = [
-            energy(x._replace(hidden=x.hidden[..., own]))
-            for x in (found, targets)
-        ]
-        torch.testing.assert_close(*pair, rtol=2e-3, atol=1e-6)
-    pair = nonblank(found, BLANK), nonblank(targets, BLANK)
-    torch.testing.assert_close(*pair, rtol=2e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("hidden", ["fp16", "int8", "pq", "rq"])

@@ -1,19 +1,23 @@
 """Latency of emission, on signals and paths whose times are known."""
 
+import itertools
 import math
-import random
 import types
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
 from tutornet_sb.networks.acoustic_model import Encoding
 from tutornet_sb.reporting.latency import (
+    align_symbols,
     emission_latency,
     split_words,
+    symbol_runs,
     word_ends,
 )
 
@@ -82,19 +86,53 @@ def batch_of(utterances):
     )
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_words_are_those_of_the_text(seed):
-    rng = random.Random(seed)
-    pieces = ["▁", "A", "BC", "▁D", "▁EF", "G", "|", " ", "H I"]
-    symbols = rng.choices(range(len(pieces)), k=30)
-    text = "".join(pieces[i] for i in symbols)
-    words = split_words(symbols, pieces)
+SPELLING = ["▁", "A", "BC", "▁D", "▁EF", "G", "|", " ", "H I"]
+
+
+@given(st.lists(st.integers(0, len(SPELLING) - 1), max_size=30))
+def test_words_are_those_of_the_text(symbols):
+    text = "".join(SPELLING[i] for i in symbols)
+    words = split_words(symbols, SPELLING)
     expected = text.replace("▁", " ").replace("|", " ").split()
     assert [word for word, _, _ in words] == expected
     for word, first, last in words:
-        spelled = "".join(pieces[i] for i in symbols[first : last + 1])
+        spelled = "".join(SPELLING[i] for i in symbols[first : last + 1])
         assert word in spelled.replace("▁", "")
-        assert pieces[symbols[last]] not in ("▁", "|", " ")
+        assert SPELLING[symbols[last]] not in ("▁", "|", " ")
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=20), st.integers(0, 3))
+def test_runs_are_those_of_itertools(labels, blank):
+    expected, first = [], 0
+    for symbol, run in itertools.groupby(labels):
+        last = first + len(list(run)) - 1
+        if symbol != blank:
+            expected.append((symbol, first, last))
+        first = last + 1
+    assert symbol_runs(torch.tensor(labels), blank) == expected
+
+
+@given(
+    st.integers(1, 6),
+    st.lists(st.integers(1, 3), max_size=4),
+    st.integers(0, 10**6),
+)
+def test_alignments_are_the_best_of_all_paths(frames, symbols, seed):
+    generator = torch.Generator().manual_seed(seed)
+    log_probs = torch.randn(frames, 4, generator=generator).log_softmax(-1)
+    found = align_symbols(log_probs, symbols)
+    scores = {}
+    for labels in itertools.product({0, *symbols}, repeat=frames):
+        runs = symbol_runs(torch.tensor(labels))
+        if [symbol for symbol, _, _ in runs] == symbols:
+            score = sum(log_probs[t, k].item() for t, k in enumerate(labels))
+            scores[tuple((first, last) for _, first, last in runs)] = score
+    if not scores:
+        assert found is None
+    else:
+        assert scores[tuple(found)] == pytest.approx(
+            max(scores.values()), abs=1e-5
+        )
 
 
 def test_ends_of_tones_with_gaps():

@@ -29,7 +29,9 @@ def _to_bytes(x):
 
 
 def _from_bytes(raw, dtype):
-    return raw.contiguous().view(dtype)
+    # A part of a lone frame is contiguous and yet not where numbers may begin.
+    raw = raw.clone(memory_format=torch.contiguous_format)
+    return raw.view(dtype)
 
 
 def _to_half(x, what):

@@ -269,6 +269,7 @@ def read_header(folder):
 
 def _check_header(header):
     """Raise if any value that is used has another type or is out of range."""
+    _check_depth(header)
     what, made = header["what"], header["made"]
     taps, vocabulary = what["teacher"]["taps"], what["vocabulary"]
     for name, value, low, high in (
@@ -288,6 +289,8 @@ def _check_header(header):
         value = encodings.get(name, 1)
         if type(value) is not int or not 1 <= value <= 2**20:
             raise ValueError(f"{name} is {value!r}")
+    if encodings.get("hidden") in QUANTISERS and "code_bytes" not in encodings:
+        raise ValueError("code_bytes is missing")
     if vocabulary is not None:
         if not isinstance(vocabulary["symbols"], list):
             raise ValueError("symbols are no list")
@@ -297,6 +300,16 @@ def _check_header(header):
         raise ValueError(f"id is {made['id']!r}")
     if not isinstance(made["codebooks"], (str, type(None))):
         raise ValueError("codebooks has no checksum")
+
+
+def _check_depth(tree, most=50):
+    """Raise where a tree is deeper than headers are, and comparing it hard."""
+    if most < 0:
+        raise RecursionError
+    values = tree.values() if isinstance(tree, dict) else tree
+    for value in values:
+        if isinstance(value, (dict, list)):
+            _check_depth(value, most - 1)
 
 
 def make_codec(what, codebooks=None):
