@@ -199,3 +199,20 @@ def test_an_interrupted_writer_leaves_the_old_folder(tmp_path, monkeypatch):
         files.write_folder_atomically(folder, lambda to: (to / "new").touch())
     assert [path.name for path in folder.iterdir()] == ["old"]
     assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("content", [b"", b"harm", b"\xff" * 999])
+def test_a_tokenizer_that_is_none_is_named(finished, content):
+    folder, _ = finished
+    path = folder / runs.TOKENIZER
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} cannot be read as a token"):
+        runs.load_run(folder)
+
+
+def test_a_tokenizer_without_end_is_not_read(finished):
+    folder, _ = finished
+    with open(folder / runs.TOKENIZER, "r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match="which no tokenizer has"):
+        runs.load_run(folder)

@@ -28,6 +28,8 @@ HYPERPARAMS = "hyperparams.yaml"
 STAGES = "stages"
 ERRORS = "errors.json"
 TRAIN_LOG = "train_log.txt"
+# Tokenizers of hundreds of thousands of symbols take some megabytes.
+_MOST_BYTES = 2**26
 # The tag of a network that may start from published weights
 MAKE_NETWORK = "!apply:tutornet_sb.networks.huggingface.make_network"
 # Of a development set where not all of it is needed
@@ -74,17 +76,45 @@ def load_run(folder):
     FileNotFoundError
         If the folder holds no finished run.
     ValueError
-        If the weights do not fit the model.
+        If the weights do not fit the model, or the tokenizer is damaged.
     """
     folder = Path(folder)
     text = StringIO()
     YAML().dump(read_network(folder), text)
     model = load_hyperpyyaml(text.getvalue())["model"]
     load_model_weights(model, folder / WEIGHTS)
-    tokenizer = sentencepiece.SentencePieceProcessor(
-        model_file=str(folder / TOKENIZER)
-    )
-    return model, tokenizer
+    return model, read_tokenizer(folder / TOKENIZER)
+
+
+def read_tokenizer(path):
+    """Read a tokenizer's model.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File by SentencePiece.
+
+    Returns
+    -------
+    sentencepiece.SentencePieceProcessor
+        Its symbols.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file.
+    """
+    size = Path(path).stat().st_size
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{path} has {size} bytes, which no tokenizer has: it is not read"
+        )
+    try:
+        return sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path} cannot be read as a tokenizer: {error}"
+        ) from None
 
 
 def read_network(folder):

@@ -1,6 +1,7 @@
 """The teacher: frozen, tapped where asked, strictly loaded."""
 
 import copy
+import zipfile
 
 import pytest
 import torch
@@ -402,7 +403,47 @@ def make_code(path):
     torch.save({"model": Swap(0, 1)}, path)
 
 
-@pytest.mark.parametrize("spoil", [cut_short, make_empty, make_text, make_code])
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    weight = torch.load(path, weights_only=True)["head.weight"]
+    content[content.index(weight.numpy().tobytes()) + 1] ^= 1
+    path.write_bytes(content)
+
+
+def call_a_folder(path):
+    """Of which torch gives what happens to lie in the memory."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        at = archive.start_dir
+    # Its flag stands 38 bytes behind the beginning of each entry.
+    while (at := content.find(b"PK\1\2", at)) >= 0:
+        content[at + 38] |= 0x10
+        at += 46
+    path.write_bytes(content)
+
+
+def pack(path):
+    """A bomb, were it larger."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+
+
+def write_long_ago(path):
+    """The format before torch 1.6, which has no checksums."""
+    weights = torch.load(path, weights_only=True)
+    torch.save(weights, path, _use_new_zipfile_serialization=False)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        *(cut_short, make_empty, make_text, make_code),
+        *(flip_a_bit, call_a_folder, pack, write_long_ago),
+    ],
+)
 def test_unreadable_weights(tmp_path, spoil):
     path = tmp_path / "model.ckpt"
     model = make_lstm()
@@ -412,6 +453,35 @@ def test_unreadable_weights(tmp_path, spoil):
         load_model_weights(model, path)
     assert str(path) in str(raised.value)
     assert raised.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        5.0,
+        torch.zeros(SYMBOLS, dtype=torch.int32),
+        torch.zeros(SYMBOLS, dtype=torch.bool),
+        torch.zeros(SYMBOLS, dtype=torch.complex64),
+        torch.zeros(SYMBOLS).to_sparse(),
+        torch.zeros(SYMBOLS, device="meta"),
+    ],
+    ids=str,
+)
+def test_weights_that_are_no_plain_numbers(tmp_path, odd):
+    model, path = make_lstm(), tmp_path / "model.ckpt"
+    name = "head.bias"
+    if not isinstance(odd, torch.Tensor):
+        # As a number, it has the right shape.
+        name = next(
+            k for k, value in model.state_dict().items() if not value.ndim
+        )
+    torch.save(model.state_dict() | {name: odd}, path)
+    before = copy.deepcopy(model.state_dict())
+    match = f"else than the numbers of a layer under 1 names: {name}"
+    with pytest.raises(ValueError, match=match):
+        load_model_weights(model, path)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
 
 
 def test_file_of_something_else(tmp_path):

@@ -351,10 +351,25 @@ def test_onnx_files_that_cannot_be_run(tmp_path):
     with pytest.raises(ValueError, match="does not say what it is"):
         load_recogniser(path)
     write_onnx(path, SYMBOLS)
+    path.write_bytes(path.read_bytes().replace(b"tiny", b"\xff" * 4))
+    with pytest.raises(ValueError, match="cannot be loaded by onnxruntime"):
+        load_recogniser(path)
+    write_onnx(path, SYMBOLS)
     model = onnx.load(path)
     model.graph.output.pop()
     onnx.save(model, path)
     with pytest.raises(ValueError, match="the outputs log_probs and frames"):
+        load_recogniser(path)
+
+
+def test_an_onnx_file_whose_frames_are_none(tmp_path):
+    path = tmp_path / "x.onnx"
+    write_onnx(path, SYMBOLS)
+    model = onnx.load(path)
+    # How many samples there are, not how many of each utterance
+    model.graph.node[-1].input[0] = "hop"
+    onnx.save(model, path)
+    with pytest.raises(ValueError, match="for the valid ones of its 50 frames"):
         load_recogniser(path)
 
 

@@ -65,6 +65,40 @@ def test_a_folder_without_results_is_named(tmp_path):
             function(tmp_path / "empty")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stages": []},
+        {"stages": {}},
+        {"stages": {"ctc": 1}},
+        {"stages": {"ctc": {"splits": [1]}}},
+        {"stages": {"ctc": {"splits": {"test": 9.0}}}},
+        {"stages": {"ctc": {"splits": {"test": {"wer": "9", "cer": 1}}}}},
+        {"stages": {"ctc": {"splits": {"test": {"wer": 9.0}}}}},
+        {"stages": {"ctc": {"splits": {"test": scores(9.0) | {"latency": 1}}}}},
+        {"student": ["lstm"]},
+        {"teacher": "jasper_dr"},
+        {"teacher": {"name": 1}},
+        {"parameters": 10**400},
+        {"real_time_factor": None},
+        {"epochs": {}},
+    ],
+    ids=str,
+)
+def test_figures_of_another_kind_are_refused(tmp_path, change):
+    folder = save(tmp_path / "run", {"test": scores(9.0)}, **change)
+    with pytest.raises(ValueError, match="results.json in .*run is damaged"):
+        table([folder])
+
+
+@pytest.mark.parametrize("text", ["", "[" * 10**5, "[1]", "7", '"x"', "\xff"])
+def test_results_that_are_none(tmp_path, text):
+    folder = save(tmp_path / "run", {})
+    (folder / "results.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match="run.*is damaged"):
+        table([folder])
+
+
 def test_one_run_is_one_row(tmp_path):
     folder = save(tmp_path / "run", {"test-clean": scores(12.34, 5.67)})
     (row,) = cells(table([folder]))

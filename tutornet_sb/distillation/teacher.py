@@ -1,5 +1,6 @@
 """The frozen teacher and the checks around it."""
 
+import zipfile
 from pathlib import Path
 
 import torch
@@ -197,6 +198,7 @@ def load_model_weights(model, path):
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file of model weights at {path}")
     try:
+        _check_archive(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     # The kinds of damage raise all kinds of errors.
     except Exception as error:
@@ -211,9 +213,73 @@ def load_model_weights(model, path):
             f"{path} holds a {type(weights).__name__}, not model weights; "
             "write it by torch.save(model.state_dict(), path)"
         )
-    refuse_other_weights(model.state_dict(), weights, path)
+    return fill_weights(model, weights, path)
+
+
+# The flag of a folder in a zip file
+_FOLDER = 0x10
+
+
+def _check_archive(path):
+    """Raise where a file of ``torch.save`` is not what was written.
+
+    ``torch.load`` looks at no checksum, unpacks whatever is packed, and gives
+    what the memory held for an entry that says it is a folder.
+    """
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        total = sum(entry.file_size for entry in entries)
+        if total > Path(path).stat().st_size or any(
+            entry.compress_type or entry.external_attr & _FOLDER
+            for entry in entries
+        ):
+            raise ValueError("it is packed as torch.save never does")
+        for entry in entries:
+            with archive.open(entry) as file:
+                while file.read(2**20):
+                    pass
+
+
+def fill_weights(model, weights, path):
+    """Give a model the weights that were read from a file, or none of them.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        The model to fill.
+    weights : dict
+        All its weights by name.
+    path : str or pathlib.Path
+        The file, named in the error.
+
+    Returns
+    -------
+    torch.nn.Module
+        The same model.
+
+    Raises
+    ------
+    ValueError
+        If they are those of another network, or no plain numbers.
+    """
+    own = model.state_dict()
+    refuse_other_weights(own, weights, path)
+    odd = [key for key in own if _kind(weights[key]) != _kind(own[key])]
+    if odd:
+        raise ValueError(
+            f"{path} holds something else than the numbers of a layer under "
+            f"{len(odd)} names: {_some(odd)}"
+        )
     model.load_state_dict(weights, strict=True)
     return model
+
+
+def _kind(value):
+    """What may take a value's place without a loss of its meaning."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return type(value).__name__
+    kinds = value.is_meta, value.is_complex(), value.is_floating_point()
+    return (*kinds, value.dtype == torch.bool)
 
 
 def refuse_other_weights(own, weights, path):

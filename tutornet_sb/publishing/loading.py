@@ -15,7 +15,10 @@ from torch.nn.modules import module as registration
 
 from tutornet_sb import runs
 from tutornet_sb.distillation import sources
-from tutornet_sb.distillation.teacher import refuse_other_weights
+from tutornet_sb.distillation.teacher import (
+    fill_weights,
+    refuse_other_weights,
+)
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.publishing.export import (
     CONFIG,
@@ -599,7 +602,7 @@ def _load_export(folder, name, device):
         raise ValueError(f"{name}: {error}") from None
     if not isinstance(model, AcousticModel):
         raise ValueError(f"{name}: the description is not an AcousticModel's")
-    model.load_state_dict(safetensors.torch.load_file(path))
+    fill_weights(model, safetensors.torch.load_file(path), path)
     if model.features.sample_rate != config["sample_rate"]:
         raise ValueError(
             f"{name} says that it hears {config['sample_rate']} Hz, and its "
@@ -684,10 +687,15 @@ def _try_out(recogniser):
             + _first_line(error)
         ) from None
     symbols = len(recogniser.pieces)
-    if log_probs.ndim != 3 or log_probs.shape[2] != symbols:
+    if log_probs.ndim != 3 or log_probs.shape[::2] != (1, symbols):
         raise ValueError(
             f"{recogniser.name} gives {tuple(log_probs.shape)} for its "
             f"{symbols} symbols; (batch, frames, symbols) is needed"
+        )
+    if frames.shape != (1,) or not 0 <= frames[0] <= log_probs.shape[1]:
+        raise ValueError(
+            f"{recogniser.name} gives {frames.tolist()} for the valid ones of "
+            f"its {log_probs.shape[1]} frames"
         )
     if not log_probs[:, : frames[0]].isfinite().all():
         raise ValueError(

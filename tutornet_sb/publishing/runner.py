@@ -51,13 +51,13 @@ class OnnxModel:
             self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=[provider]
             )
+            known = self.session.get_modelmeta().custom_metadata_map
         # Its errors have no class of their own.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise ValueError(
                 f"{path} cannot be loaded by onnxruntime: {reason}"
             ) from None
-        known = self.session.get_modelmeta().custom_metadata_map
         try:
             self.about = json.loads(known.get(METADATA, "{}"))
         except (ValueError, RecursionError) as error:

@@ -31,7 +31,7 @@ def summarize(folder):
     FileNotFoundError
         If the folder holds no result file.
     ValueError
-        If the file lacks a figure.
+        If the file lacks a figure, or has something else in its place.
     """
     results = read_results(folder)
     if not results:
@@ -48,7 +48,7 @@ def summarize(folder):
     )
     try:
         *_, last = results["stages"].values()
-        return {
+        summary = {
             "folder": str(folder),
             "name": results["student"],
             "teacher": results["teacher"] and results["teacher"]["name"],
@@ -60,6 +60,43 @@ def summarize(folder):
             f"results.json in {folder} lacks {error}: was it written by "
             "train.py?"
         ) from None
+    except (TypeError, AttributeError, ValueError):
+        summary = {}
+    if not _is_sound(summary):
+        raise ValueError(
+            f"results.json in {folder} is damaged: it has a text for a figure, "
+            "or the reverse. Was it written by train.py?"
+        )
+    return summary
+
+
+def _is_sound(summary):
+    """Tell whether the figures of a run are figures, and its names texts."""
+    kinds = {"teacher": str | None, "splits": dict}
+    kinds |= dict.fromkeys(("name", "method", "corpus", "folder"), str)
+    splits = summary.get("splits")
+    return (
+        isinstance(splits, dict)
+        and all(map(_is_scored, splits.values()))
+        and all(
+            isinstance(value, kinds[key]) if key in kinds else _is_number(value)
+            for key, value in summary.items()
+        )
+    )
+
+
+def _is_scored(scores):
+    latency = scores.get("latency", {}) if isinstance(scores, dict) else None
+    if not isinstance(latency, dict):
+        return False
+    # None is that of a split in which no word counts.
+    median = latency.get("median")
+    figures = [scores.get("wer"), scores.get("cer"), median or 0]
+    return all(map(_is_number, figures))
+
+
+def _is_number(value):
+    return isinstance(value, int | float) and abs(value) < 2**63
 
 
 def group(folders):
