@@ -14,6 +14,8 @@ import soundfile
 import speechbrain as sb
 import torch
 import torchaudio
+from hypothesis import given
+from hypothesis import strategies as st
 from small_runs import (
     BLOCKS,
     RATE,
@@ -1045,3 +1047,37 @@ def test_references_that_do_not_serve(world, corpus, tmp_path):
     twin = write(tmp_path / "1-7-0000.wav", make_speech(0, 0.3))
     line = refused(model, folder, twin, "--score", folder)
     assert "have the same id, 1-7-0000" in line
+
+
+LINES = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "b", "1-7-0000", "é", "$x"]),
+        st.sampled_from(["", "ONE", "ONE  TWO", "$", "\ufffd", "C'EST ÉTÉ"]),
+    ),
+    max_size=5,
+)
+
+
+@given(st.lists(LINES, min_size=1, max_size=3), st.booleans())
+def test_references_are_all_read_or_the_first_fault_is_named(
+    tmp_path_factory, parts, as_folder
+):
+    folder = tmp_path_factory.mktemp("references")
+    if not as_folder:
+        parts = parts[:1]
+    for number, lines in enumerate(parts):
+        text = "".join(f"{key} {text}\n" for key, text in lines)
+        (folder / f"{number}.trans.txt").write_text(text, encoding="utf-8")
+    path = folder if as_folder else folder / "0.trans.txt"
+    every = [line for lines in parts for line in lines]
+    names = [key for key, _ in every]
+    is_sound = len(set(names)) == len(names) and not any(
+        not text or "$" in key + text or "\ufffd" in text for key, text in every
+    )
+    if is_sound:
+        expected = {key: " ".join(text.split()) for key, text in every}
+        assert read_references(path) == expected
+    else:
+        with pytest.raises(ValueError, match="trans.txt: ") as raised:
+            read_references(path)
+        assert any(f": {key}: " in str(raised.value) for key in names)
