@@ -192,7 +192,8 @@ class Target:
     """Something that reads files.
 
     A target writes sound files once, then for each input a changed one, and has
-    it read. ``share`` says how many of all inputs it gets.
+    it read. ``share`` says how many of all inputs it gets: fewer where each
+    takes longer.
     """
 
     share = 1
@@ -243,6 +244,7 @@ class Stored(Target):
 
     def __init__(self, folder):
         super().__init__(folder)
+        self.spoilt = []
         self.stores = [
             self.fill(self.folder / f"{index}", *encoding)
             for index, encoding in enumerate(ENCODINGS)
@@ -283,14 +285,21 @@ class Stored(Target):
         return folder, what, files, wanted, parts
 
     def choose(self, generator):
-        """One of the stores, as it was written."""
-        store = generator.choice(self.stores)
-        for path, content in store[2].items():
+        """One of the stores, as it was written but for what is written next."""
+        for path, content in self.spoilt:
             path.write_bytes(content)
-        for path in (store[0] / "shards").iterdir():
+        self.spoilt.clear()
+        store = generator.choice(self.stores)
+        shards = list((store[0] / "shards").iterdir())
+        for path in shards:
             if path not in store[2]:
                 path.unlink()
         return store
+
+    def spoil(self, files, path, content):
+        """Write a file, which is restored before the next input."""
+        self.spoilt.append((path, files[path]))
+        path.write_bytes(content)
 
     def read_all(self, store, wanted, forged):
         """Read all there is; what is no longer there is left out."""
@@ -322,7 +331,7 @@ class Stored(Target):
 class Shard(Stored):
     """A shard: records, index and footer."""
 
-    share = 40
+    share = 24
 
     def read(self, generator):
         """Read, check and now and then repair a store with such a shard."""
@@ -334,7 +343,7 @@ class Shard(Stored):
             if forged
             else mutate(files[path], generator)
         )
-        path.write_bytes(content)
+        self.spoil(files, path, content)
         store = TargetStore(folder, partial=True)
         if generator.random() < 0.05:
             self.repair(store, wanted, forged)
@@ -425,7 +434,7 @@ def seal(content, begin, sizes):
 class Records(Stored):
     """Records in memory, one after another, as a damaged shard is read."""
 
-    share = 60
+    share = 240
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -459,7 +468,7 @@ class Records(Stored):
 class Header(Stored):
     """header.json of a store."""
 
-    share = 40
+    share = 50
 
     def read(self, generator):
         """Open a store with such a header, for a run that knows the true one.
@@ -470,9 +479,10 @@ class Header(Stored):
         path = folder / HEADER
         if generator.random() < 0.5:
             tree = mutate_tree(json.loads(files[path]), generator)
-            path.write_bytes(write_tree(tree, generator))
+            content = write_tree(tree, generator)
         else:
-            path.write_bytes(mutate(files[path], generator))
+            content = mutate(files[path], generator)
+        self.spoil(files, path, content)
         store = TargetStore(folder, partial=generator.random() < 0.5)
         check_same(folder, store.what, what)
         return self.read_all(store, wanted, False)
@@ -481,7 +491,7 @@ class Header(Stored):
 class Codebooks(Stored):
     """codebooks.bin of a store."""
 
-    share = 20
+    share = 37
 
     def read(self, generator):
         """Open a store with such codebooks, with or without its checksum."""
@@ -489,7 +499,7 @@ class Codebooks(Stored):
         path = folder / "codebooks.bin"
         if path not in files:
             path = folder / HEADER
-        path.write_bytes(mutate(files[path], generator))
+        self.spoil(files, path, mutate(files[path], generator))
         store = TargetStore(folder)
         outcome = self.read_all(store, wanted, False)
         if path.name == HEADER:
@@ -574,7 +584,7 @@ def repack(content, generator):
 class Export(Target):
     """An exported folder: config.json and model.safetensors."""
 
-    share = 2
+    share = 1
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -682,7 +692,7 @@ def mutate_graph(model, generator):
 class Tokenizer(Target):
     """A SentencePiece model."""
 
-    share = 5
+    share = 8
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -710,7 +720,7 @@ class Tokenizer(Target):
 class Results(Target):
     """results.json of a run, which tables are made of."""
 
-    share = 15
+    share = 30
 
     def __init__(self, folder):
         super().__init__(folder)
