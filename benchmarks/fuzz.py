@@ -74,8 +74,10 @@ RESULT = ROOT / "benchmarks" / "results" / "reliability" / "fuzz.json"
 sys.path.insert(0, str(ROOT / "tests"))
 
 INPUTS = 1_000_000
-# Seconds for one file, and bytes that reading it may add to the process
+# Seconds of work on one file, of which WAIT times as many may pass on a busy
+# machine, and bytes that reading it may add to the process
 TOO_LONG = 10
+WAIT = 12
 TOO_MUCH = 2**28
 # Refused, as written, as the file says; the rest are crashes.
 OUTCOMES = ("refused", "equal", "other", "error", "ended", "hung", "memory")
@@ -331,7 +333,7 @@ class Stored(Target):
 class Shard(Stored):
     """A shard: records, index and footer."""
 
-    share = 24
+    share = 15
 
     def read(self, generator):
         """Read, check and now and then repair a store with such a shard."""
@@ -434,7 +436,7 @@ def seal(content, begin, sizes):
 class Records(Stored):
     """Records in memory, one after another, as a damaged shard is read."""
 
-    share = 240
+    share = 300
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -468,7 +470,7 @@ class Records(Stored):
 class Header(Stored):
     """header.json of a store."""
 
-    share = 50
+    share = 35
 
     def read(self, generator):
         """Open a store with such a header, for a run that knows the true one.
@@ -491,7 +493,7 @@ class Header(Stored):
 class Codebooks(Stored):
     """codebooks.bin of a store."""
 
-    share = 37
+    share = 20
 
     def read(self, generator):
         """Open a store with such codebooks, with or without its checksum."""
@@ -517,7 +519,7 @@ def make_layers():
 class Weights(Target):
     """A checkpoint by torch.save."""
 
-    share = 6
+    share = 4
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -692,7 +694,7 @@ def mutate_graph(model, generator):
 class Tokenizer(Target):
     """A SentencePiece model."""
 
-    share = 8
+    share = 6
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -720,7 +722,7 @@ class Tokenizer(Target):
 class Results(Target):
     """results.json of a run, which tables are made of."""
 
-    share = 30
+    share = 25
 
     def __init__(self, folder):
         super().__init__(folder)
@@ -834,19 +836,34 @@ def fuzz_target(target, inputs, first=0, seed=0):
 
 def wait(reader, state, report, crashes):
     """Wait for a reader's end; returns how it failed, or None."""
-    hung = False
+    hung, at, before = False, None, 0.0
     while reader.is_alive():
         reader.join(0.2)
         while not report.empty():
             crashes.append(report.get())
-        if not hung and time.monotonic() - state[1] > TOO_LONG + 1:
-            hung = reader.is_alive()
+        if not reader.is_alive():
+            break
+        if at != state[0]:
+            at, before = state[0], seconds_of(reader)
+        elif not hung and (
+            seconds_of(reader) - before > TOO_LONG
+            or time.monotonic() - state[1] > WAIT * TOO_LONG
+        ):
+            hung = True
             reader.kill()
     while not report.empty():
         crashes.append(report.get())
     if state[0] < 0:
         return None
     return "hung" if hung else "ended"
+
+
+def seconds_of(process):
+    """Processor time of a process (seconds)."""
+    fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2]
+    # Those of the user and of the system are the 14th and 15th.
+    ticks = sum(map(int, fields.split()[11:13]))
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def fuzz(inputs=INPUTS, only=None, first=0, seed=0):

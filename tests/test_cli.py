@@ -6,7 +6,7 @@ import re
 
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
 from typer.testing import CliRunner
 
 from tutornet_sb import runs
@@ -231,7 +231,8 @@ def test_layers_of_another_size(network):
 def test_layers_of_a_finished_run(network, tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
-    (folder / runs.MODEL_YAML).write_text(NETWORK)
+    resolved = resolve_references(NETWORK).read()
+    (folder / runs.MODEL_YAML).write_text(resolved)
     model = load_hyperpyyaml(NETWORK)["model"]
     torch.save(model.state_dict(), folder / runs.WEIGHTS)
     manifest = tmp_path / "train.csv"

@@ -210,9 +210,56 @@ def test_a_tokenizer_that_is_none_is_named(finished, content):
         runs.load_run(folder)
 
 
-def test_a_tokenizer_without_end_is_not_read(finished):
+@pytest.mark.parametrize("name", [runs.TOKENIZER, runs.MODEL_YAML])
+def test_a_file_without_end_is_not_read(finished, name):
     folder, _ = finished
-    with open(folder / runs.TOKENIZER, "r+b") as file:
+    with open(folder / name, "r+b") as file:
         file.truncate(2**40)
-    with pytest.raises(ValueError, match="which no tokenizer has"):
+    with pytest.raises(ValueError, match=f"{name} has .* more than any such"):
+        runs.load_run(folder)
+
+
+def test_results_without_end_are_not_read(finished):
+    folder, _ = finished
+    with open(folder / runs.RESULTS, "r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(ValueError, match="more than any such file"):
+        runs.read_results(folder)
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("model: [", "damaged: .*while parsing"),
+        ("\0", "damaged: .*special characters"),
+        ("[" * 5000, "is damaged"),
+        ("{a: " * 5000, "is damaged"),
+        ("", "describes no 'model'"),
+        ("model: 7", "not one of a network"),
+        ("a: 7", "not one of a network"),
+        ("model: !new:torch.nn.Linear {in_features: 2}", "out_features"),
+        # A thousand million laughs
+        (
+            "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+            + "".join(
+                f"a{i}: &a{i} [{f'*a{i - 1}, ' * 9}]\n" for i in range(1, 9)
+            )
+            + "model: *a8\n",
+            "too many parts",
+        ),
+        (
+            "a0: &a0 {a: x, b: x}\n"
+            + "".join(
+                f"a{i}: &a{i} {{a: *a{i - 1}, b: *a{i - 1}, c: *a{i - 1}}}\n"
+                for i in range(1, 40)
+            )
+            + "model: *a39\n",
+            "too many parts",
+        ),
+    ],
+)
+def test_a_description_that_is_none(finished, text, said):
+    folder, _ = finished
+    (folder / runs.MODEL_YAML).write_text(text)
+    with pytest.raises(ValueError, match=f"model.yaml.*{said}"):
         runs.load_run(folder)

@@ -230,14 +230,22 @@ def layers(
         Path,
         typer.Argument(
             metavar="MODEL_YAML|RUN",
-            help="A network's YAML file, or an output folder of train.py. "
-            "Either can run code: give only what you trust.",
+            help="A network's YAML file, which can run code: give only what "
+            "you trust. Or an output folder of train.py.",
         ),
     ],
     size: Annotated[
         str,
         typer.Option(help="Size of the network, of those in its YAML file."),
     ] = "full",
+    trust_remote_code: Annotated[
+        bool,
+        typer.Option(
+            "--trust-remote-code",
+            help="Load a run of other parts than the recipe's networks have, "
+            "which can run any code.",
+        ),
+    ] = False,
 ):
     """List the layers of a model, and which of them can be paired.
 
@@ -247,7 +255,7 @@ def layers(
         if not model.is_dir():
             network = _build(model, size)
         elif size == "full":
-            network, _ = runs.load_run(model)
+            network, _ = runs.load_run(model, trust_remote_code)
         else:
             raise ValueError("--size is for a YAML file: a run has its own")
         lines = _lay_out(list_layers(network))
@@ -352,9 +360,8 @@ def transcribe(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A run (your own: it can run code), a folder by `tutornet "
-            "export`, an id on the Hugging Face hub (owner/name), or an ONNX "
-            "file.",
+            help="A run, a folder by `tutornet export`, an id on the Hugging "
+            "Face hub (owner/name), or an ONNX file.",
         ),
     ],
     audio: Annotated[
@@ -372,8 +379,9 @@ def transcribe(
         bool,
         typer.Option(
             "--trust-remote-code",
-            help="Load a model that is described by a hyperparams.yaml, which "
-            "can run any code.",
+            help="Load a model that is described by a hyperparams.yaml, or a "
+            "run of other parts than the recipe's networks have; either can "
+            "run any code.",
         ),
     ] = False,
     json_lines: Annotated[

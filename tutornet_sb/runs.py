@@ -10,14 +10,21 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
 )
-from tutornet_sb.distillation.teacher import load_model_weights
+from tutornet_sb.description import NotAllowed, describe_strictly, rebuild
+from tutornet_sb.distillation.teacher import (
+    fill_weights,
+    load_model_weights,
+    read_weights,
+)
 from tutornet_sb.files import read_json
+from tutornet_sb.networks.acoustic_model import AcousticModel
 
 MODEL_YAML = "model.yaml"
 WEIGHTS = "model.ckpt"
@@ -28,7 +35,8 @@ HYPERPARAMS = "hyperparams.yaml"
 STAGES = "stages"
 ERRORS = "errors.json"
 TRAIN_LOG = "train_log.txt"
-# Tokenizers of hundreds of thousands of symbols take some megabytes.
+# Tokenizers of hundreds of thousands of symbols take some megabytes, all other
+# files that are read at once far less.
 _MOST_BYTES = 2**26
 # The tag of a network that may start from published weights
 MAKE_NETWORK = "!apply:tutornet_sb.networks.huggingface.make_network"
@@ -53,16 +61,18 @@ def is_finished(folder):
     return all((Path(folder) / name).is_file() for name in names)
 
 
-def load_run(folder):
+def load_run(folder, trust_remote_code=False):
     """Load the model of a finished run and its tokenizer.
 
-    ``model.yaml`` is HyperPyYAML and so can run code: load only runs that you
-    trust.
+    ``model.yaml`` is HyperPyYAML and so could run code. By default, only a
+    network made of the parts that the recipe's networks are made of is loaded.
 
     Arguments
     ---------
     folder : str or pathlib.Path
         Output folder of ``train.py``.
+    trust_remote_code : bool
+        Whether ``model.yaml`` may name anything.
 
     Returns
     -------
@@ -76,14 +86,40 @@ def load_run(folder):
     FileNotFoundError
         If the folder holds no finished run.
     ValueError
-        If the weights do not fit the model, or the tokenizer is damaged.
+        If the weights do not fit the model, the tokenizer is damaged, or
+        ``model.yaml`` names what it may not.
     """
     folder = Path(folder)
-    text = StringIO()
-    YAML().dump(read_network(folder), text)
-    model = load_hyperpyyaml(text.getvalue())["model"]
-    load_model_weights(model, folder / WEIGHTS)
+    network = read_network(folder)
+    if trust_remote_code:
+        text = StringIO()
+        YAML().dump(network, text)
+        model = load_hyperpyyaml(text.getvalue())["model"]
+        load_model_weights(model, folder / WEIGHTS)
+    else:
+        model = _rebuild(network, folder)
     return model, read_tokenizer(folder / TOKENIZER)
+
+
+def _rebuild(network, folder):
+    """Make a network of known parts alone, no larger than its weights."""
+    path = folder / MODEL_YAML
+    weights = read_weights(folder / WEIGHTS)
+    try:
+        description = describe_strictly(network.get("model"))
+        model = rebuild(description, weights, folder / WEIGHTS)
+    except NotAllowed as error:
+        raise ValueError(
+            f"{path}: {error}, and could run any code on this machine: read "
+            "it, then allow it by trust_remote_code (--trust-remote-code)"
+        ) from None
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(model, AcousticModel):
+        raise ValueError(f"{path} describes no AcousticModel")
+    return fill_weights(model, weights, folder / WEIGHTS)
 
 
 def read_tokenizer(path):
@@ -104,11 +140,7 @@ def read_tokenizer(path):
     ValueError
         If it is no such file.
     """
-    size = Path(path).stat().st_size
-    if size > _MOST_BYTES:
-        raise ValueError(
-            f"{path} has {size} bytes, which no tokenizer has: it is not read"
-        )
+    _refuse_floods(path)
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except RuntimeError as error:
@@ -137,6 +169,8 @@ def read_network(folder):
     ------
     FileNotFoundError
         If the folder holds no finished run.
+    ValueError
+        If ``model.yaml`` is damaged.
     """
     folder = Path(folder)
     if not is_finished(folder):
@@ -144,17 +178,36 @@ def read_network(folder):
             f"{folder} holds no finished run of train.py "
             f"({MODEL_YAML}, {WEIGHTS}, {TOKENIZER} and {RESULTS} are needed)"
         )
-    content = YAML().load(folder / MODEL_YAML)
-    _forget_sources(content)
+    path = folder / MODEL_YAML
+    _refuse_floods(path)
+    try:
+        content = YAML().load(path)
+    except (YAMLError, RecursionError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged: {reason}") from None
+    if not hasattr(content, "values"):
+        raise ValueError(f"{path} is damaged: it describes no 'model'")
+    _forget_sources(content, set())
     return content
 
 
-def _forget_sources(node):
+def _refuse_floods(path):
+    size = Path(path).stat().st_size
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{path} has {size} bytes, more than any such file: it is not read"
+        )
+
+
+def _forget_sources(node, seen):
     """Do without the published weights that the training started from."""
+    if not hasattr(node, "values") or id(node) in seen:
+        return
+    seen.add(id(node))
     if getattr(getattr(node, "tag", None), "value", None) == MAKE_NETWORK:
         node["source"] = None
-    for value in node.values() if hasattr(node, "values") else ():
-        _forget_sources(value)
+    for value in node.values():
+        _forget_sources(value, seen)
 
 
 def read_results(folder):
@@ -176,7 +229,10 @@ def read_results(folder):
         If the file is damaged.
     """
     path = Path(folder) / RESULTS
-    return read_json(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    _refuse_floods(path)
+    return read_json(path)
 
 
 class Utterance(NamedTuple):

@@ -1,6 +1,7 @@
 """Teachers of all kinds, made here with random weights: the originals, run on
 each utterance alone, are the reference."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -51,6 +52,9 @@ TINY = {
 # The order of facebook/wav2vec2-base-960h begins so.
 VOCAB = ["<pad>", "<s>", "</s>", "<unk>", "|", "E", "T", "A", "'"]
 SAMPLES = torch.tensor([9600, 6401, 3000, 700])
+
+
+load_trusted = functools.partial(load_teacher, trust_remote_code=True)
 
 
 @pytest.fixture(autouse=True)
@@ -439,7 +443,7 @@ def test_an_encoder_asr_gives_the_posteriors_of_the_original(
         tmp_path / "asr", stride=stride, sample_rate=sample_rate
     )
     original = original_asr(folder, tmp_path / "copy")
-    source = load_teacher(folder)
+    source = load_trusted(folder)
     assert source.kind == "encoder_asr"
     assert (source.sample_rate, source.blank_index) == (sample_rate, 0)
     assert source.model.frame_period == pytest.approx(0.01 * stride)
@@ -473,7 +477,7 @@ def test_an_encoder_asr_gives_the_posteriors_of_the_original(
 
 
 def test_the_symbols_of_an_encoder_asr(tmp_path):
-    source = load_teacher(save_encoder_asr(tmp_path / "a"))
+    source = load_trusted(save_encoder_asr(tmp_path / "a"))
     tokenizer = sentencepiece.SentencePieceProcessor(
         model_file=str(tmp_path / "a" / "tokenizer.model")
     )
@@ -481,14 +485,14 @@ def test_the_symbols_of_an_encoder_asr(tmp_path):
     assert source.decode(tokenizer.encode("TWO ONE")) == "TWO ONE"
 
     folder = save_encoder_asr(tmp_path / "b", tokenizer=TEXT_ENCODER, outputs=7)
-    source = load_teacher(folder)
+    source = load_trusted(folder)
     expected = ["<blank>", "T", "O", " ", "N", "<unused 5>", "<unused 6>"]
     assert source.pieces == expected
     assert source.decode([1, 2, 3, 2, 4]) == "TO ON"
 
     folder = save_encoder_asr(tmp_path / "c", tokenizer=TEXT_ENCODER, outputs=3)
     with pytest.raises(ValueError, match="5 symbols for 3 outputs"):
-        load_teacher(folder)
+        load_trusted(folder)
 
 
 @pytest.mark.parametrize(
@@ -509,9 +513,9 @@ def test_the_blank_is_that_of_the_decoding(tmp_path, decoding, expected):
     folder = save_encoder_asr(tmp_path / "asr", decoding=decoding)
     if expected is None:
         with pytest.raises(ValueError, match="names no blank"):
-            load_teacher(folder)
+            load_trusted(folder)
     else:
-        assert load_teacher(folder).blank_index == expected
+        assert load_trusted(folder).blank_index == expected
 
 
 @pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
@@ -529,7 +533,7 @@ def test_the_weights_of_an_encoder_asr_must_be_all_and_no_others(
     torch.save(weights, folder / "asr.ckpt")
     match = r"asr\.ckpt holds the weights of another network.*1\.w\.bias"
     with pytest.raises(ValueError, match=match):
-        load_teacher(folder)
+        load_trusted(folder)
 
 
 @pytest.mark.parametrize(
@@ -555,10 +559,10 @@ def test_a_description_that_is_not_of_an_encoder_asr(tmp_path, old, new, error):
     path.write_text(text.replace(old, new))
     if error is None:
         # Logits instead of log-probabilities do as well.
-        assert load_teacher(folder).model.head.out_features == 29
+        assert load_trusted(folder).model.head.out_features == 29
     else:
         with pytest.raises(ValueError, match=error):
-            load_teacher(folder)
+            load_trusted(folder)
 
 
 @pytest.mark.parametrize("content", [None, b"damaged"])
@@ -571,11 +575,11 @@ def test_a_file_of_an_encoder_asr_is_missing_or_damaged(tmp_path, content):
     (folder / "asr.ckpt").unlink()
     if content is None:
         with pytest.raises(FileNotFoundError, match=r"has no asr\.ckpt"):
-            load_teacher(folder)
+            load_trusted(folder)
     else:
         (folder / "asr.ckpt").write_bytes(content)
         with pytest.raises(ValueError, match=r"asr\.ckpt cannot be read"):
-            load_teacher(folder)
+            load_trusted(folder)
 
 
 # ----------------------------------------------------------- what is no teacher
@@ -601,7 +605,7 @@ def test_a_wrong_kind_is_told(tmp_path):
     with pytest.raises(FileNotFoundError, match="no finished run"):
         load_teacher(tmp_path, kind="run")
     with pytest.raises(FileNotFoundError, match=r"has no hyperparams\.yaml"):
-        load_teacher(tmp_path, kind="encoder_asr")
+        load_trusted(tmp_path, kind="encoder_asr")
     with pytest.raises(ValueError, match="called 'asr'; there are run, enc"):
         load_teacher(tmp_path, kind="asr")
     with pytest.raises(ValueError, match="a revision .main. is of a hub id"):
@@ -638,9 +642,11 @@ def test_a_hub_id_is_loaded_at_its_revision(tmp_path):
     assert torch.equal(source.model.head.weight, originals[1].lm_head.weight)
 
 
-def test_code_from_the_hub_runs_only_if_trusted(tmp_path):
+def test_code_of_an_encoder_asr_runs_only_if_trusted(tmp_path):
     folder = save_encoder_asr(tmp_path / "asr")
-    expected = load_teacher(folder).model.head.weight
+    with pytest.raises(ValueError, match="asr is .* run any code.*trust_remo"):
+        load_teacher(folder)
+    expected = load_trusted(folder).model.head.weight
     put_on_hub(folder, tmp_path)
     with pytest.raises(ValueError, match="can run any code.*trust_remote_code"):
         load_teacher("some/model")

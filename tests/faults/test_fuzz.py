@@ -18,10 +18,10 @@ def test_two_thousand_files_are_refused_or_read_as_they_are():
     figures, crashes = fuzz.fuzz(2000)
     assert crashes == []
     assert sum(row["inputs"] for row in figures.values()) >= 2000
+    assert sum(row["equal"] + row["other"] for row in figures.values()) > 100
     for row in figures.values():
-        assert row["refused"] > 0.5 * row["inputs"]
+        assert row["refused"] > 0
         assert sum(row[name] for name in fuzz.CRASHES) == 0
-        assert row["equal"] + row["other"] > 0
 
 
 class Reader(fuzz.Target):
@@ -70,7 +70,7 @@ def test_every_kind_of_crash_is_told(
     tmp_path, monkeypatch, harm, outcome, said
 ):
     if outcome == "hung":
-        monkeypatch.setattr(fuzz, "TOO_LONG", 1)
+        monkeypatch.setattr(fuzz, "WAIT", 0.1)
     third = fuzz.draw(Reader, 0, 3).random()
     counts, crashes = fuzz.fuzz_target(Reader(tmp_path, (harm, third)), 20)
     assert sum(counts.values()) == 20

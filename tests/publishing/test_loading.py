@@ -26,10 +26,11 @@ from small_runs import (
 )
 
 from tutornet_sb import files, runs
+from tutornet_sb.description import ALLOWED, rebuild
 from tutornet_sb.distillation import sources
 from tutornet_sb.publishing import loading
 from tutornet_sb.publishing.export import export
-from tutornet_sb.publishing.loading import load_recogniser, rebuild
+from tutornet_sb.publishing.loading import load_recogniser
 
 # What differs from the size `small`, to be quick
 TINY = {
@@ -585,6 +586,6 @@ def test_the_weights_of_an_onnx_file_lie_in_its_folder(tmp_path):
 def test_the_list_holds_what_the_recipe_uses_and_it_is_all_there():
     import importlib
 
-    for name in loading.ALLOWED:
+    for name in ALLOWED:
         module, _, attribute = name.rpartition(".")
         assert callable(getattr(importlib.import_module(module), attribute))

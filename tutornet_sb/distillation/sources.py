@@ -27,6 +27,8 @@ from tutornet_sb.networks.acoustic_model import AcousticModel
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
 HYPERPARAMS = "hyperparams.yaml"
+# No honest config.json is longer.
+_MOST_BYTES = 2**24
 # Lengths of noise (samples) by which a frame period is measured. They differ by
 # a multiple of the strides in use, 5, 10, 20, 30, 40 and 80 ms at 8 or 16 kHz.
 PROBE_SAMPLES = (16000, 54400)
@@ -73,8 +75,9 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
     - ``encoder``: Whisper's encoder, or wav2vec 2.0, HuBERT or WavLM without
       (or regardless of) a CTC head, for representations only.
 
-    The YAML of a ``run`` and of an ``encoder_asr`` can run code: load only
-    what you trust.
+    The YAML of an ``encoder_asr`` can run any code, and that of a ``run`` too
+    if it names other parts than the recipe's networks have: both ask for
+    `trust_remote_code`.
 
     Arguments
     ---------
@@ -86,7 +89,7 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
     kind : str, optional
         One of the above; by default, recognised by the files.
     trust_remote_code : bool
-        Whether code that comes with a hub id may run.
+        Whether code that comes with the model may run.
 
     Returns
     -------
@@ -118,20 +121,23 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
             f"no kind of teacher is called {kind!r}; there are "
             + ", ".join(KINDS)
         )
-    if kind in ("run", "encoder_asr") and not is_folder:
-        if kind == "run":
-            raise ValueError(f"a run must be a folder, and {source} is none")
+    folder = source
+    if kind == "run" and not is_folder:
+        raise ValueError(f"a run must be a folder, and {source} is none")
+    if kind == "encoder_asr":
         if not trust_remote_code:
             raise ValueError(
                 f"{source} is described by a {HYPERPARAMS}, which can run any "
-                "code on this machine: read it at "
-                f"https://huggingface.co/{source}, then load it with "
-                "trust_remote_code, and best with a revision"
+                "code on this machine: read it, then allow it by "
+                "trust_remote_code (--trust-remote-code), and from the hub "
+                "best with a revision"
             )
-        folder = download(source, revision)
-    else:
-        folder = source
-    model, symbols, blank_index, decode = KINDS[kind](folder, revision)
+        if not is_folder:
+            folder = download(source, revision)
+    load = KINDS[kind]
+    if kind == "run":
+        load = functools.partial(load, trust_remote_code=trust_remote_code)
+    model, symbols, blank_index, decode = load(folder, revision)
     if symbols is not None:
         outputs = model.head.out_features
         if len(symbols) > outputs:
@@ -208,6 +214,8 @@ def _config(source, revision):
     if path is None:
         return {}
     try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{source}: {CONFIG} is damaged: {error}") from None
@@ -247,7 +255,7 @@ def recognise(source, revision=None):
             f"nor {CONFIG} with a model_type (Hugging Face transformers)"
         )
     names = config.get("architectures") or []
-    is_ctc = any(name.endswith("ForCTC") for name in names)
+    is_ctc = any(str(name).endswith("ForCTC") for name in names)
     # It refuses the types that it cannot load.
     return "ctc" if is_ctc else "encoder"
 
@@ -264,8 +272,8 @@ def _check_type(source, revision, known):
     return model_type
 
 
-def _load_run(folder, revision):
-    model, tokenizer = runs.load_run(folder)
+def _load_run(folder, revision, trust_remote_code):
+    model, tokenizer = runs.load_run(folder, trust_remote_code)
     return model, pieces(tokenizer), 0, tokenizer.decode
 
 

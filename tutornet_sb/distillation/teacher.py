@@ -195,6 +195,29 @@ def load_model_weights(model, path):
     >>> load_model_weights(torch.nn.Linear(2, 2), path)
     Linear(in_features=2, out_features=2, bias=True)
     """
+    return fill_weights(model, read_weights(path), path)
+
+
+def read_weights(path):
+    """Read a model's weights, and run nothing that may stand there instead.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        File written by ``torch.save(model.state_dict(), path)``.
+
+    Returns
+    -------
+    dict
+        Weights by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file cannot be read as weights.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no file of model weights at {path}")
     try:
@@ -213,7 +236,7 @@ def load_model_weights(model, path):
             f"{path} holds a {type(weights).__name__}, not model weights; "
             "write it by torch.save(model.state_dict(), path)"
         )
-    return fill_weights(model, weights, path)
+    return weights
 
 
 # The flag of a folder in a zip file

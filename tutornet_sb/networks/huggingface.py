@@ -8,7 +8,9 @@ waveform is normalised together with its padding, and Whisper's log-mel
 energies are clipped below the loudest of the whole batch.
 """
 
+import json
 import math
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -87,6 +89,7 @@ def load_published(auto_class, source, revision=None, heads=()):
     ValueError
         If the model cannot be found or read, or if its weights do not fit it.
     """
+    _refuse_ways_out(source)
     try:
         model, report = auto_class.from_pretrained(
             source,
@@ -125,6 +128,22 @@ def load_published(auto_class, source, revision=None, heads=()):
             f"{type(model).__name__} that its config.json describes: {found}"
         )
     return model
+
+
+def _refuse_ways_out(folder):
+    """Refuse an index of weights that names files elsewhere."""
+    for path in sorted(Path(folder).glob("*.index.json")):
+        try:
+            names = set(json.loads(path.read_bytes())["weight_map"].values())
+            is_odd = any(name != Path(name).name for name in names)
+        # What is no index raises all kinds of errors.
+        except Exception:
+            is_odd = True
+        if is_odd:
+            raise ValueError(
+                f"{path} is damaged: it names other files than those of its "
+                "folder"
+            )
 
 
 def first_line(error):

@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 
 from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.description import TAG, describe
 from tutornet_sb.files import read_json, write_folder_atomically, write_json
 from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
 from tutornet_sb.networks.recurrent import RecurrentEncoder
@@ -57,8 +58,6 @@ CORPUS_SETTINGS = ("train_splits", "untranscribed_splits", "minilibri")
 
 PACKAGE = __name__.partition(".")[0]
 INTERFACE = f"{PACKAGE}.publishing.interface"
-# !new:package.module.Class and the like
-TAG = re.compile(r"!(new|name|apply):([\w.]+)")
 # How train.py names a teacher from the hub
 HUB_REVISION = re.compile(r"[\w.-]+/[\w.-]+@\S+")
 
@@ -241,7 +240,7 @@ def export(
     _refuse_to_overwrite(folder, run)
     onnx = onnx or int8
     network = runs.read_network(run)
-    model, tokenizer = runs.load_run(run)
+    model, tokenizer = runs.load_run(run, trust_remote_code=True)
     model.eval()
     is_stock = not foreign and _is_stock(model)
     config = {
@@ -328,7 +327,8 @@ def is_export(folder):
         True if its ``config.json`` says so.
     """
     path = Path(folder) / CONFIG
-    if not path.is_file():
+    # Not one of any length, from whoever wrote it
+    if not path.is_file() or path.stat().st_size > 2**26:
         return False
     try:
         content = read_json(path)
@@ -336,40 +336,6 @@ def is_export(folder):
         # Of whoever wrote it
         return False
     return isinstance(content, dict) and content.get("format") == FORMAT
-
-
-def describe(node):
-    """Describe what a HyperPyYAML node would make, as plain data.
-
-    Arguments
-    ---------
-    node : object
-        As read by ruamel.yaml, references resolved.
-
-    Returns
-    -------
-    object
-        Mappings, lists and scalars as they are; a tagged node as a dictionary
-        of its tag and name and of its ``arguments``.
-
-    Example
-    -------
-    >>> node = YAML().load("layer: !new:torch.nn.Linear {in_features: 2}")
-    >>> describe(node)["layer"]
-    {'!new': 'torch.nn.Linear', 'arguments': {'in_features': 2}}
-    """
-    if hasattr(node, "items"):
-        plain = {key: describe(value) for key, value in node.items()}
-    elif isinstance(node, list):
-        plain = [describe(value) for value in node]
-    else:
-        plain = getattr(node, "value", node)
-    tag = TAG.fullmatch(
-        getattr(getattr(node, "tag", None), "value", None) or ""
-    )
-    if tag is None:
-        return plain
-    return {f"!{tag[1]}": tag[2], "arguments": plain or {}}
 
 
 def _refuse_to_overwrite(folder, run):

@@ -220,15 +220,22 @@ def prepare(
             f"the licence of {folder} does not follow from its corpus: say "
             "--license, for instance --license cc-by-4.0"
         )
-    card = model_card(
-        config,
-        folder,
-        name,
-        license=license,
-        language=language,
-        revision=None if revision == MAIN else revision,
-        private=private,
-    )
+    try:
+        card = model_card(
+            config,
+            folder,
+            name,
+            license=license,
+            language=language,
+            revision=None if revision == MAIN else revision,
+            private=private,
+        )
+    # Of what somebody made up, all kinds of errors
+    except Exception as error:
+        raise ValueError(
+            f"{folder / CONFIG} is damaged, and no model card can be made of "
+            f"it ({type(error).__name__}: {error}): export the run again"
+        ) from None
     return Upload(
         name,
         revision or MAIN,

@@ -1,7 +1,5 @@
 """Load a model of any kind for inference, code-free where it is published."""
 
-import functools
-import importlib
 import json
 import math
 from collections.abc import Callable
@@ -11,19 +9,15 @@ from typing import NamedTuple
 import safetensors
 import safetensors.torch
 import torch
-from torch.nn.modules import module as registration
 
 from tutornet_sb import runs
+from tutornet_sb.description import LIMITS, rebuild
 from tutornet_sb.distillation import sources
-from tutornet_sb.distillation.teacher import (
-    fill_weights,
-    refuse_other_weights,
-)
+from tutornet_sb.distillation.teacher import fill_weights
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.publishing.export import (
     CONFIG,
     FORMAT,
-    HYPERPARAMS,
     SAFETENSORS,
 )
 from tutornet_sb.reporting.latency import split_words
@@ -33,48 +27,6 @@ ONNX_FILE = "model.onnx"
 # In an ONNX file's metadata: the key, and what it says there
 # A vocabulary of 65536 symbols takes a megabyte.
 _MOST_BYTES = 4 * 2**20
-# What a description may name. All of it makes a layer from sizes and options
-# and reads or writes nothing; see _check_arguments for the rest.
-ALLOWED = frozenset(
-    f"{module}.{name}"
-    for module, names in {
-        "tutornet_sb.networks.acoustic_model": (
-            "AcousticModel LogMelFeatures SpectrogramFeatures"
-        ),
-        "tutornet_sb.networks.deepspeech2": "DeepSpeech2Encoder",
-        "tutornet_sb.networks.huggingface": (
-            "Waveform WhisperFeatures Wav2Vec2Encoder WhisperEncoder "
-            "make_network"
-        ),
-        "tutornet_sb.networks.jasper": "JasperEncoder",
-        "tutornet_sb.networks.lobes": "CRDNNEncoder ContextNetEncoder",
-        "tutornet_sb.networks.recurrent": "RecurrentEncoder",
-        "tutornet_sb.networks.transformer": "TransformerEncoder",
-        "speechbrain.lobes.models.CRDNN": "CRDNN",
-        "speechbrain.lobes.models.ContextNet": "ContextNet",
-        "speechbrain.lobes.models.convolution": "ConvolutionFrontEnd",
-        "speechbrain.lobes.models.transformer.TransformerASR": "TransformerASR",
-        "speechbrain.nnet.RNN": "LSTM GRU RNN",
-        "speechbrain.nnet.activations": "Swish",
-        "torch.nn": (
-            "Linear Sequential Identity Dropout LayerNorm BatchNorm1d Conv1d "
-            "ReLU LeakyReLU GELU SiLU Tanh"
-        ),
-    }.items()
-    for name in names.split()
-)
-MAKE_NETWORK = "tutornet_sb.networks.huggingface.make_network"
-# Sizes above these are no speech recogniser's, and features, which have no
-# weights to compare them to, would fill the memory.
-_MOST = 2**16
-_LIMITS = {
-    "sample_rate": 768_000,
-    "n_mels": 1024,
-    "n_bins": 2**14,
-    "win_length": 1000,
-    "hop_length": 1000,
-    "window": 120,
-}
 
 
 class Recogniser(NamedTuple):
@@ -125,8 +77,9 @@ def load_recogniser(
 ):
     """Load a model for inference.
 
-    - ``run``: folder of a finished run of ``train.py``. Its ``model.yaml`` can
-      run code: it should be your own.
+    - ``run``: folder of a finished run of ``train.py``. Without
+      `trust_remote_code`, a network of other parts than those of the recipe is
+      refused, since its ``model.yaml`` could run code.
     - ``export``: folder by ``tutornet export``, or hub id with one. Only
       ``config.json`` and ``model.safetensors`` are read (and downloaded); no
       code that comes with them runs.
@@ -146,7 +99,8 @@ def load_recogniser(
         Commit, tag or branch of a hub id. Only a commit is the same model for
         ever.
     trust_remote_code : bool
-        Whether a ``hyperparams.yaml`` may be loaded.
+        Whether a ``hyperparams.yaml`` may be loaded, or a ``model.yaml`` that
+        names other parts.
     device : str
         Where it runs, ``cpu`` or ``cuda``.
 
@@ -182,7 +136,7 @@ def load_recogniser(
             source, name, revision, trust_remote_code, device
         )
     elif (path / runs.MODEL_YAML).is_file():
-        recogniser = _load_run(path, device)
+        recogniser = _load_other(source, None, trust_remote_code, device)
     elif _says_export(path):
         recogniser = _load_export(path, name, device)
     elif files := sorted(path.glob("*.onnx")):
@@ -233,187 +187,8 @@ def read_config(folder):
     return config
 
 
-def rebuild(description, weights=None):
-    """Make the network of a description, and nothing else.
-
-    A description is what ``export.describe`` gives: plain data that names
-    layers. Only names of ``ALLOWED`` are looked up.
-
-    It is made twice. The first time it takes no memory, and stops when it has
-    far more parts than the weights that are there for it; the second time it
-    is known to fit them.
-
-    Arguments
-    ---------
-    description : dict
-        From ``config.json``.
-    weights : dict, optional
-        The shapes of the weights by name, as tensors on the device ``meta``.
-
-    Returns
-    -------
-    torch.nn.Module
-        With random weights.
-
-    Raises
-    ------
-    ValueError
-        If the description names what is not allowed or cannot be built, or
-        builds a network with other weights.
-
-    Example
-    -------
-    >>> layer = {"!new": "torch.nn.Linear"}
-    >>> layer["arguments"] = {"in_features": 2, "out_features": 3}
-    >>> rebuild(layer)
-    Linear(in_features=2, out_features=3, bias=True)
-    >>> rebuild({"!apply": "os.system", "arguments": ["ls"]})
-    Traceback (most recent call last):
-    ...
-    ValueError: the description names os.system, which is not among the parts \
-of a network that may be loaded
-    """
-    try:
-        if weights is not None:
-            with _Budget(weights), torch.device("meta"), _LiteralsStay():
-                planned = _make_network(description)
-            refuse_other_weights(planned.state_dict(), weights, SAFETENSORS)
-        return _make_network(description)
-    except RecursionError:
-        raise ValueError("the description is nested too deeply") from None
-
-
-class _LiteralsStay(torch.overrides.TorchFunctionMode):
-    """Keep the values of tensors that are written out, such as shapes."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = dict(kwargs or {})
-        if func is torch.tensor:
-            kwargs.setdefault("device", "cpu")
-        return func(*args, **kwargs)
-
-
-class _Budget:
-    """Stop the making of modules beyond what some weights could fill.
-
-    Layers may be made and dropped again, hence the generous factors.
-    """
-
-    def __init__(self, weights):
-        sizes = [tensor.numel() for tensor in weights.values()]
-        self._elements = 4 * sum(sizes) + 10**7
-        self._parts = 50 * len(sizes) + 1000
-
-    def __enter__(self):
-        self._handles = [
-            registration.register_module_parameter_registration_hook(self._use),
-            registration.register_module_buffer_registration_hook(self._use),
-            registration.register_module_module_registration_hook(self._use),
-        ]
-
-    def __exit__(self, *_):
-        for handle in self._handles:
-            handle.remove()
-
-    def _use(self, module, name, part):
-        self._parts -= 1
-        if isinstance(part, torch.Tensor):
-            self._elements -= part.numel()
-        if self._parts < 0 or self._elements < 0:
-            raise ValueError(
-                "the description is of a far larger network than the weights"
-            )
-
-
-def _make_network(description):
-    network = _make(description)
-    if not isinstance(network, torch.nn.Module):
-        raise ValueError("the description is not one of a network")
-    return network
-
-
-def _make(node):
-    if isinstance(node, list):
-        return [_make(value) for value in node]
-    if isinstance(node, float | int) and not abs(node) <= _MOST:
-        raise ValueError(f"the description holds a number of {node:g}")
-    if not isinstance(node, dict):
-        return node
-    tag = next((key for key in node if key.startswith("!")), None)
-    if tag is None:
-        return {key: _make_value(key, node[key]) for key in node}
-    name, arguments = node[tag], node.get("arguments", {})
-    if (
-        tag not in ("!new", "!name", "!apply")
-        or node.keys() - {tag, "arguments"}
-        or not isinstance(arguments, dict | list)
-    ):
-        raise ValueError(f"the description has an odd part: {str(node)[:80]}")
-    if not isinstance(name, str) or name not in ALLOWED:
-        raise ValueError(
-            f"the description names {str(name)[:80]}, which is not among the "
-            "parts of a network that may be loaded"
-        )
-    if name == MAKE_NETWORK:
-        _check_network(arguments)
-    module, _, attribute = name.rpartition(".")
-    called = getattr(importlib.import_module(module), attribute)
-    arguments = _make(arguments)
-    if isinstance(arguments, list):
-        called = functools.partial(called, *arguments)
-    else:
-        called = functools.partial(called, **arguments)
-    if tag == "!name":
-        return called
-    try:
-        return called()
-    # Of arguments that somebody made up, all kinds of errors
-    except Exception as error:
-        raise ValueError(
-            f"{name} cannot be built as described: {_first_line(error)}"
-        ) from None
-
-
-def _make_value(key, value):
-    if key == "input_shape" and isinstance(value, list):
-        # A network is run on such a batch to infer shapes.
-        sizes = [size for size in value if size is not None]
-        if not all(isinstance(size, int) for size in sizes) or (
-            math.prod(sizes) > _MOST
-        ):
-            raise ValueError(f"the description has an {key} of {value}")
-    limit = _LIMITS.get(key)
-    if limit is None:
-        return _make(value)
-    if not isinstance(value, int | float) or not 0 < value <= limit:
-        raise ValueError(
-            f"the description has a {key} of {str(value)[:80]}; it must be "
-            f"above 0 and at most {limit}"
-        )
-    return value
-
-
-def _check_network(arguments):
-    """Refuse what makes transformers read files, or load code."""
-    from tutornet_sb.networks.huggingface import ARCHITECTURE
-
-    known = {"model_type", "layerdrop", *ARCHITECTURE}
-    for key in arguments:
-        if key in ("source", "revision"):
-            if arguments[key] is not None and key == "source":
-                raise ValueError(
-                    "the description takes published weights from "
-                    f"{str(arguments[key])[:80]}; a model must bring its own"
-                )
-        elif key not in known and not key.endswith("dropout"):
-            if not key.startswith(("mask_time", "mask_feature")):
-                raise ValueError(
-                    f"the description gives {MAKE_NETWORK} the value "
-                    f"{str(key)[:80]}, which may not be loaded"
-                )
-
-
 def _first_line(error):
+    # Its module takes seconds to import.
     from tutornet_sb.networks.huggingface import first_line
 
     return first_line(error)
@@ -473,7 +248,7 @@ def _check_symbols(content, path):
             f"its {len(symbols)} symbols"
         )
     rate = content.get("sample_rate")
-    if type(rate) is not int or not 0 < rate <= _LIMITS["sample_rate"]:
+    if type(rate) is not int or not 0 < rate <= LIMITS["sample_rate"]:
         raise ValueError(
             f"{path} is damaged: 'sample_rate' is {str(rate)[:80]}"
         )
@@ -537,11 +312,6 @@ def _by_model(
     )
 
 
-def _load_run(folder, device):
-    source = sources.load_teacher(folder, kind="run")
-    return _by_source(source, device)
-
-
 def _by_source(source, device):
     if source.pieces is None:
         raise ValueError(f"{source.name} has no CTC head and cannot transcribe")
@@ -570,14 +340,9 @@ def _load_from_hub(source, name, revision, trust_remote_code, device):
 
 def _load_other(source, revision, trust_remote_code, device):
     """What teachers are made of too."""
-    kind = sources.recognise(source, revision)
-    if kind == "encoder_asr" and not trust_remote_code:
-        raise ValueError(
-            f"{source} is described by a {HYPERPARAMS}, which can run any code "
-            "on this machine: read it, then allow it by --trust-remote-code, "
-            "and from the hub best with a --revision"
-        )
-    teacher = sources.load_teacher(source, revision, kind, trust_remote_code)
+    teacher = sources.load_teacher(
+        source, revision, trust_remote_code=trust_remote_code
+    )
     return _by_source(teacher, device)
 
 
@@ -597,7 +362,7 @@ def _load_export(folder, name, device):
             f"{path} cannot be read as safetensors: {_first_line(error)}"
         ) from None
     try:
-        model = rebuild(config["student"], shapes)
+        model = rebuild(config["student"], shapes, SAFETENSORS)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if not isinstance(model, AcousticModel):

@@ -430,7 +430,9 @@ def find_teacher(hparams, run_opts):
         {
             "revision": hparams["teacher_revision"],
             "kind": hparams["teacher_kind"],
-            "trust_remote_code": hparams["trust_remote_code"],
+            # One's own run may be of any parts.
+            "trust_remote_code": hparams["trust_remote_code"]
+            or hparams["teacher_source"] is None,
         },
     )
     wanted = hparams["student"]["model"].features.sample_rate
