@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := $(CURDIR)/.venv/bin
 RECIPE := recipes/LibriSpeech/TutorNet
 
-.PHONY: demo test test-all lint
+.PHONY: demo test test-all lint audit
 
 # Made anew when a requirement changes; a set-up cut short is done again.
 .venv/ready: requirements.txt pyproject.toml
@@ -38,3 +38,16 @@ test-all: .venv/ready-to-test
 lint: .venv/ready-to-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Known holes of what is installed, by PyPI's database; in a place of its own,
+# for pip-audit needs other packages than the tests. Strict: without the database
+# it fails, where it would find no hole otherwise.
+.venv/audit/ready:
+	$(PYTHON) -m venv .venv/audit
+	.venv/audit/bin/python -m pip install --quiet 'pip-audit>=2.7,<3'
+	touch $@
+
+audit: .venv/ready-to-test .venv/audit/ready
+	$(BIN)/python -m pip freeze --exclude-editable > .venv/audit/installed.txt
+	.venv/audit/bin/pip-audit --strict --no-deps --disable-pip \
+	    --requirement .venv/audit/installed.txt

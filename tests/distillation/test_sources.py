@@ -181,6 +181,40 @@ def test_a_pickle_does_not_run_code(tmp_path, capsys):
     assert "has run" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/x", 7])
+def test_an_index_of_weights_leads_to_no_other_folder(tmp_path, name):
+    folder = tmp_path / "ctc"
+    save_ctc(folder)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").rename(tmp_path / "outside.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="names other files than those of its"):
+        load_teacher(folder)
+
+
+def test_code_named_by_a_config_is_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_ctc(tmp_path / "ctc")
+    path = tmp_path / "ctc" / "config.json"
+    names = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCTC"), "x.Y")
+    config = json.loads(path.read_text()) | {"auto_map": names}
+    path.write_text(json.dumps(config))
+    (tmp_path / "ctc" / "x.py").write_text("open('canary', 'w')\n")
+    assert load_teacher(tmp_path / "ctc").kind == "ctc"
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_config_without_end_is_not_read(tmp_path):
+    save_ctc(tmp_path)
+    with open(tmp_path / "config.json", "r+b") as file:
+        file.truncate(2**40)
+    with pytest.raises(
+        ValueError, match="config.json is damaged: it is longer"
+    ):
+        load_teacher(tmp_path)
+
+
 @pytest.mark.parametrize("change", ["missing", "unexpected", "another shape"])
 def test_ctc_weights_must_be_all_and_no_others(tmp_path, change):
     save_ctc(tmp_path)
