@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import httpx2
 import sentencepiece
 import torch
 from huggingface_hub import errors, snapshot_download
@@ -23,6 +24,7 @@ from speechbrain.utils.checkpoints import (
 from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.networks.acoustic_model import AcousticModel
+from tutornet_sb.redaction import hide_secrets
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
@@ -192,8 +194,13 @@ def download(source, revision, files=None):
         reason = f"it has no revision {revision}"
     except errors.LocalEntryNotFoundError:
         reason = "the hub cannot be reached, and it is not in the local cache"
-    except (errors.HfHubHTTPError, errors.HFValidationError) as error:
-        reason = str(error).strip().partition("\n")[0]
+    except (
+        errors.HfHubHTTPError,
+        errors.HFValidationError,
+        # A connection that is cut
+        httpx2.HTTPError,
+    ) as error:
+        reason = hide_secrets(str(error).strip().partition("\n")[0])
     raise ValueError(
         f"there is no folder {source}, and as a hub id it cannot be loaded: "
         + reason

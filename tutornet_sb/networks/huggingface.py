@@ -21,6 +21,7 @@ from transformers import (
 from transformers.models.whisper import modeling_whisper
 
 from tutornet_sb.networks.acoustic_model import frame_mask
+from tutornet_sb.redaction import hide_secrets
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm")
 # What decides a network's output, so must be as in the published weights.
@@ -164,7 +165,8 @@ def first_line(error):
     >>> first_line(ValueError("too long. Details:\n..."))
     'too long. Details:'
     """
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return hide_secrets(line)
 
 
 def make_network(model_type, source=None, revision=None, **config):

@@ -47,6 +47,7 @@ from tutornet_sb.publishing.model_card import (
     license_of,
     model_card,
 )
+from tutornet_sb.redaction import hide_secrets
 
 NEEDED = (
     CONFIG,
@@ -239,7 +240,7 @@ def prepare(
     return Upload(
         name,
         revision or MAIN,
-        f"{HfApi().endpoint}/{name}",
+        hide_secrets(f"{HfApi().endpoint}/{name}"),
         card,
         _find_files(folder),
     )
@@ -319,8 +320,7 @@ def publish(
                 break
             time.sleep(max(wait, problem.wait))
     reason = " ".join(f"{problem.reason}. {_what_is_left(progress)}".split())
-    # A server may well repeat what it was sent.
-    raise HubError(reason.replace(token, "<token>"))
+    raise HubError(hide_secrets(reason))
 
 
 def _find_files(folder):

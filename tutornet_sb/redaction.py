@@ -1,0 +1,33 @@
+"""Texts by others without what nobody else may read."""
+
+import re
+
+from huggingface_hub import errors, get_token
+
+
+def hide_secrets(text):
+    """Take the hub's token, and passwords in addresses, out of a text.
+
+    A server may well repeat what it was sent, and a client where it sent it.
+
+    Arguments
+    ---------
+    text : str
+        To be shown, such as the message of an error.
+
+    Returns
+    -------
+    str
+        The same without them.
+
+    Example
+    -------
+    >>> hide_secrets("http://me:secret@hub.example/x is not there")
+    'http://hub.example/x is not there'
+    """
+    text = re.sub(r"//[^/\s@]+@", "//", text)
+    try:
+        token = get_token()
+    except (errors.OIDCError, errors.DeviceCodeError):
+        token = None
+    return text.replace(token, "<token>") if token else text
