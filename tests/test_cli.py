@@ -70,7 +70,7 @@ def document(tmp_path):
 
 def one_line(result, command="compare"):
     """The only line of standard error."""
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith(f"tutornet {command}: ")
     return line

@@ -60,16 +60,18 @@ def write(path, text):
 def test_a_chain_of_files_is_merged_and_the_nearest_value_wins(tmp_path):
     write(tmp_path / "base.yaml", "a: 1\nb: 1\nc: 1\nd: !ref <c>\n")
     write(tmp_path / "middle.yaml", "extends: base.yaml\nb: 2\nc: 2\n")
-    top = write(tmp_path / "top.yaml", "extends: middle.yaml\nc: 3\ne: 4\n")
+    top = write(
+        tmp_path / "top.yaml", "extends: middle.yaml\nc: 3\ne: 4\na: !ref <e>\n"
+    )
     values = load_hyperpyyaml(read_experiment(top))
-    assert values == {"a": 1, "b": 2, "c": 3, "d": 3, "e": 4}
+    assert values == {"a": 4, "b": 2, "c": 3, "d": 3, "e": 4}
 
 
 def test_a_base_lies_beside_the_file_that_extends_it(tmp_path):
     write(tmp_path / "deep" / "base.yaml", "a: 1\n")
-    write(tmp_path / "deep" / "middle.yaml", "extends: base.yaml\nb: 2\n")
+    write(tmp_path / "deep" / "middle.yaml", "extends: base.yaml\na: 2\n")
     top = write(tmp_path / "top.yaml", "extends: deep/middle.yaml\n")
-    assert load_hyperpyyaml(read_experiment(top)) == {"a": 1, "b": 2}
+    assert load_hyperpyyaml(read_experiment(top)) == {"a": 2}
 
 
 def test_a_key_is_replaced_whole(tmp_path):

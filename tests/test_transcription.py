@@ -88,7 +88,7 @@ def invoke(*arguments):
 def refused(*arguments):
     """The only line of standard error."""
     result = invoke(*arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("tutornet transcribe: ")
     assert result.stdout == ""
@@ -783,7 +783,7 @@ def test_broken_files_are_named_and_the_others_are_done(world, tmp_path):
         files += [tmp_path / name] + good[1:2] * (index == 3)
     files.append(good[2])
     result = invoke(world / "jasper_mini", *files)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     lines = result.stderr.strip().splitlines()
     assert len(lines) == len(broken) + 1
     for line, (name, reason) in zip(lines, broken.items(), strict=False):
@@ -1006,7 +1006,7 @@ def test_files_are_scored_by_a_list_and_what_has_none_is_counted(
         "--output",
         to,
     )
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     lines = to.read_text().splitlines()
     assert len(lines) == 6
     wer, cer = scores(corpus.texts, lines[1:3])
@@ -1042,7 +1042,7 @@ def test_references_that_do_not_serve(world, corpus, tmp_path):
     again.unlink()
     other.write_text("x A\n")
     result = invoke(model, folder, "--score", other)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert f"no file has a reference in {other}" in result.stderr
     twin = write(tmp_path / "1-7-0000.wav", make_speech(0, 0.3))
     line = refused(model, folder, twin, "--score", folder)

@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
+from contextvars import ContextVar
 from io import StringIO
 from pathlib import Path
 from typing import Annotated
@@ -14,7 +15,6 @@ import torch
 import typer
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from speechbrain.utils.distributed import if_main_process
 from tqdm import tqdm
 
@@ -24,6 +24,12 @@ from tutornet_sb.corpora.digits import make_digits
 from tutornet_sb.distillation.extraction import repair_store
 from tutornet_sb.distillation.store import TargetStore
 from tutornet_sb.distillation.taps import list_layers
+from tutornet_sb.errors import (
+    BAD_INPUT,
+    InputError,
+    failing_in_one_line,
+    one_line,
+)
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.publishing import hub
 from tutornet_sb.publishing.export import export as export_run
@@ -34,9 +40,11 @@ from tutornet_sb.reporting.jobs import run_jobs
 from tutornet_sb.reporting.plan import read_plan
 from tutornet_sb.reporting.report import copy_small_files, write_report
 from tutornet_sb.reporting.scores import score as score_transcripts
+from tutornet_sb.settings import check_calls
 
 app = typer.Typer(
-    help="Tools around TutorNet runs; the recipe's train.py trains.",
+    help="Tools around TutorNet runs; the recipe's train.py trains. Exit "
+    "codes: 0 done, 1 unexpected error, 2 bad input or command line.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
@@ -44,6 +52,9 @@ corpora = typer.Typer(
     help="Make corpora in LibriSpeech's layout.", no_args_is_help=True
 )
 app.add_typer(corpora, name="corpus")
+
+# Whether the command that runs shows tracebacks
+_DEBUG = ContextVar("debug", default=False)
 
 License = Annotated[
     str | None,
@@ -63,8 +74,16 @@ Language = Annotated[
 
 
 @app.callback()
-def tutornet():
+def tutornet(
+    debug: Annotated[
+        bool,
+        typer.Option(
+            "--debug", help="Show the traceback of an error, before its line."
+        ),
+    ] = False,
+):
     """Tools around TutorNet runs."""
+    _DEBUG.set(debug)
 
 
 @corpora.callback()
@@ -437,7 +456,7 @@ def transcribe(
 
     Any format that soundfile reads, any sample rate, any number of channels,
     any length. A file that cannot be transcribed is named on standard error,
-    and the exit code is then 1; the others are done all the same.
+    and the exit code is then 2; the others are done all the same.
     """
     with _failing_in_one_line("transcribe"), ExitStack() as stack:
         files = transcription.find_audio(audio)
@@ -517,7 +536,7 @@ def transcribe(
             "transcribed",
             err=True,
         )
-        raise typer.Exit(1)
+        raise typer.Exit(BAD_INPUT)
 
 
 _BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s of audio, {remaining}"
@@ -723,31 +742,21 @@ def _load_recipe(hparams):
     return recipe
 
 
-@contextmanager
 def _failing_in_one_line(command):
-    """Name what is wrong with a model instead of showing a traceback."""
-    try:
-        yield
-    # The last three are what comes of a network that cannot be built.
-    except (
-        OSError,
-        ValueError,
-        YAMLError,
-        ImportError,
-        TypeError,
-        RuntimeError,
-        hub.HubError,
-    ) as error:
-        reason = " ".join(str(error).split())
-        typer.echo(f"tutornet {command}: {reason}", err=True)
-        raise typer.Exit(1) from None
+    """Show an error of a command as one line."""
+    return failing_in_one_line(f"tutornet {command}", _DEBUG.get())
 
 
 def _build(path, size):
     """Make a network with random weights."""
-    text = StringIO()
-    YAML().dump(include(path, ".", size), text)
-    network = load_hyperpyyaml(text.getvalue()).get("model")
+    content, text = include(path, ".", size), StringIO()
+    check_calls(content)
+    YAML().dump(content, text)
+    try:
+        network = load_hyperpyyaml(text.getvalue()).get("model")
+    # Of values that somebody made up, all kinds of errors
+    except Exception as error:
+        raise InputError(f"{path}: {one_line(error)}") from error
     if not isinstance(network, AcousticModel):
         raise ValueError(f"{path} has no AcousticModel under the key 'model'")
     return network

@@ -10,9 +10,9 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from speechbrain.dataio.dataset import DynamicItemDataset
 
+from tutornet_sb.composition import read_mapping
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
@@ -23,6 +23,7 @@ from tutornet_sb.distillation.teacher import (
     load_model_weights,
     read_weights,
 )
+from tutornet_sb.errors import InputError, explain
 from tutornet_sb.files import read_json
 from tutornet_sb.networks.acoustic_model import AcousticModel
 
@@ -94,7 +95,14 @@ def load_run(folder, trust_remote_code=False):
     if trust_remote_code:
         text = StringIO()
         YAML().dump(network, text)
-        model = load_hyperpyyaml(text.getvalue())["model"]
+        try:
+            model = load_hyperpyyaml(text.getvalue())["model"]
+        # Of values that somebody made up, all kinds of errors
+        except Exception as error:
+            raise InputError(
+                f"{folder / MODEL_YAML} describes no network that can be made: "
+                + explain(error)[0]
+            ) from error
         load_model_weights(model, folder / WEIGHTS)
     else:
         model = _rebuild(network, folder)
@@ -180,13 +188,7 @@ def read_network(folder):
         )
     path = folder / MODEL_YAML
     _refuse_floods(path)
-    try:
-        content = YAML().load(path)
-    except (YAMLError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path} is damaged: {reason}") from None
-    if not hasattr(content, "values"):
-        raise ValueError(f"{path} is damaged: it describes no 'model'")
+    content = read_mapping(path)
     _forget_sources(content, set())
     return content
 

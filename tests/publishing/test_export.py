@@ -310,7 +310,7 @@ def invoke(*arguments):
 def refused(*arguments):
     """The only line of standard error."""
     result = invoke(*arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("tutornet export: ")
     assert result.stdout == ""

@@ -97,7 +97,7 @@ def published(*arguments):
 def refused(*arguments):
     """The only line of standard error."""
     result = publish(*arguments)
-    assert result.exit_code == 1, result.stdout
+    assert result.exit_code == 2, result.stdout
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("tutornet publish: ")
     assert result.stdout == ""
@@ -685,7 +685,7 @@ def test_xet_fails_in_one_line(hub, folder, how):
         HF_XET_CLIENT_RETRY_MAX_ATTEMPTS="1",
         HF_XET_CLIENT_RETRY_BASE_DELAY="10ms",
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("tutornet publish: ")
     assert MEANT[how] in line

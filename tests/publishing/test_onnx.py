@@ -424,7 +424,7 @@ def test_the_corpus_is_asked_for_where_it_is_needed(
 ):
     monkeypatch.chdir(tmp_path)
     result = invoke(run, "to", form)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert "MiniLibri: say where it lies by --data" in line
     assert not (tmp_path / "to").exists()
@@ -432,7 +432,7 @@ def test_the_corpus_is_asked_for_where_it_is_needed(
 
 def test_a_corpus_that_is_not_there_is_named(run, tmp_path):
     result = invoke(run, tmp_path / "to", "--onnx", "--data", tmp_path / "no")
-    assert result.exit_code == 1 and "no: say where" in result.stderr
+    assert result.exit_code == 2 and "no: say where" in result.stderr
 
 
 def test_the_corpus_of_the_run_is_found(run, corpus, tmp_path, monkeypatch):

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 import torch
 
+from tutornet_sb.errors import one_line
+
 # The longer of the two waveforms a model is probed with lasts so many of its
 # frames more: layers of twice to six times its rate, or half to a sixth of it,
 # then differ by whole frames too.
@@ -122,6 +124,11 @@ def _probe(model, samples):
             generator = torch.Generator().manual_seed(0)
             wavs = 0.1 * torch.randn(2, samples, generator=generator)
             encoding = model(wavs.to(device), torch.ones(2, device=device))
+    except (RuntimeError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"the network cannot encode: {one_line(error)}. Do the sizes of "
+            "its layers match?"
+        ) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -168,6 +175,11 @@ def list_layers(model):
     -------
     list of Layer
         In the model's order.
+
+    Raises
+    ------
+    ValueError
+        If the model cannot be run, for instance when its sizes do not match.
 
     Example
     -------
