@@ -188,14 +188,14 @@ def write_onnx(path, symbols, told=None, hop=320):
     return weights
 
 
-def write_corpus(root):
-    """A development and a test set in LibriSpeech's layout, of tones."""
+def write_corpus(root, splits=("dev-clean", "test-clean"), count=11):
+    """Splits of so many utterances in LibriSpeech's layout, of tones."""
     words = ["ONE", "TWO", "THREE"]
-    for number, split in enumerate(("dev-clean", "test-clean")):
+    for number, split in enumerate(splits):
         chapter = root / split / "1" / str(number)
         chapter.mkdir(parents=True)
         lines = []
-        for index in range(11):
+        for index in range(count):
             key = f"1-{number}-{index:04d}"
             wav = make_speech(20 * number + index, 0.4 + 0.1 * index)
             soundfile.write(chapter / f"{key}.flac", wav.numpy(), RATE)

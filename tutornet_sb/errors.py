@@ -20,7 +20,7 @@ UNEXPECTED, BAD_INPUT = 1, 2
 # No space, quota reached, file too large
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 # What torch.save says of such a disk
-FULL_IN_TORCH = "PytorchStreamWriter failed", "file write failed"
+FULL_IN_TORCH = "PytorchStreamWriter failed", "unexpected pos"
 LIBRARIES = tuple(
     sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")
 )
@@ -221,7 +221,7 @@ def failing_in_one_line(program, debug=False):
         log = _write_traceback(error)
         if code == UNEXPECTED:
             where = (
-                f"its traceback is in {log}" if log else "--debug shows more"
+                f"the traceback is in {log}" if log else "--debug shows more"
             )
             line += f". This was not foreseen: {where}"
         _say(f"{program}: {line}", error, debug)

@@ -14,7 +14,7 @@ from hyperpyyaml import load_hyperpyyaml, resolve_references
 from ruamel.yaml import YAML
 from speechbrain.utils.run_opts import RunOptions
 
-from tutornet_sb.composition import read_experiment, tag_of
+from tutornet_sb.composition import read_experiment, read_mapping, tag_of
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.distillation.encodings import HIDDEN, POSTERIORS
 from tutornet_sb.distillation.frame_weighting import FRAME_WEIGHTINGS
@@ -219,8 +219,8 @@ def load_experiment(path, overrides, base):
     SettingError
         If a value is wrong, or what it describes cannot be made.
     """
-    text, yaml = read_experiment(path), YAML()
-    content, known = yaml.load(text), yaml.load(read_experiment(base))
+    text = read_experiment(path)
+    content, known = YAML().load(text), read_mapping(base)
     for key, value in overrides.items():
         if key not in content:
             names = [*content, *RunOptions.__dataclass_fields__]

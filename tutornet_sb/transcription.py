@@ -293,6 +293,35 @@ def _windows(blocks, size, hop):
 # ------------------------------------------------------------------- hearing
 
 
+def check_language_model(path):
+    """See that a language model is there, and what reads it.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        A KenLM file.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the packages for it are missing.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no language model at {path}")
+    missing = [
+        name
+        for name in ("kenlm", "pygtrie")
+        if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise ValueError(
+            "a language model needs packages that are not installed: "
+            f"pip install {' '.join(missing)}"
+        )
+
+
 def make_searcher(recogniser, beam_size=100, language_model=None):
     """Make SpeechBrain's beam searcher for a model.
 
@@ -318,18 +347,7 @@ def make_searcher(recogniser, beam_size=100, language_model=None):
         If the packages for it are missing, or it is damaged.
     """
     if language_model is not None:
-        if not Path(language_model).is_file():
-            raise FileNotFoundError(f"no language model at {language_model}")
-        missing = [
-            name
-            for name in ("kenlm", "pygtrie")
-            if importlib.util.find_spec(name) is None
-        ]
-        if missing:
-            raise ValueError(
-                "a language model needs packages that are not installed: "
-                f"pip install {' '.join(missing)}"
-            )
+        check_language_model(language_model)
         language_model = str(language_model)
     pieces = recogniser.pieces
     return CTCBeamSearcher(

@@ -483,8 +483,10 @@ def test_script(corpus, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "out/dev-clean.csv\n"
     failed = run(tmp_path / "nowhere")
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("error: There is no folder")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(
+        "librispeech_prepare.py: There is no folder"
+    )
     spec = importlib.util.spec_from_file_location("prepare", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

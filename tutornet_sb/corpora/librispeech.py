@@ -21,8 +21,10 @@ import pathlib
 import re
 
 import soundfile
+from speechbrain.dataio.dataio import read_audio
 from tqdm import tqdm
 
+from tutornet_sb.errors import InputError
 from tutornet_sb.files import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
@@ -37,14 +39,16 @@ SPLITS = (
     "test-other",
 )
 STATE_FILE = "librispeech.json"
-_FORMAT = 1  # raise when manifests change, so that old ones are made anew
+_FORMAT = 2  # raise when manifests change, so that old ones are made anew
 # STREAMINFO counts in 36 bits; libsndfile reports more for "unknown".
 _MOST_SAMPLES = 2**36
+# What every network can hear, spoken faster by half (seconds)
+_LEAST_SECONDS = 0.04
 
 Skip = collections.namedtuple("Skip", "id file reason")
 
 
-class CorpusError(ValueError):
+class CorpusError(InputError):
     """A corpus cannot be used or made as asked; the message says why."""
 
 
@@ -90,6 +94,7 @@ def prepare_librispeech(
     max_skipped=0.01,
     workers=None,
     untranscribed=(),
+    max_seconds=120.0,
 ):
     """Write one manifest a split, in the order of the utterance ids.
 
@@ -101,11 +106,12 @@ def prepare_librispeech(
 
     ``skipped_SPLIT.csv`` holds ``id, file, reason`` of each utterance left
     out: transcript without audio or the reverse; audio that is empty,
-    unreadable, not mono or at another sample rate; a transcript that is
-    empty, not UTF-8, named for another chapter, given twice, or with a
-    ``$``, which SpeechBrain would take for a placeholder. Letters outside
-    A-Z, apostrophe and space are no damage: they stay, with one warning a
-    split. Audio cut off behind an intact header is not noticed.
+    unreadable, not mono, at another sample rate, shorter than 0.04 s or longer
+    than `max_seconds`; a transcript that is empty, not UTF-8, named for
+    another chapter, given twice, or with a ``$``, which SpeechBrain would
+    take for a placeholder. Letters outside A-Z, apostrophe and space are
+    no damage: they stay, with one warning a split. Audio cut off behind an
+    intact header is not noticed: only `read_utterance` finds it.
 
     A split of `untranscribed` audio needs no transcripts; those that are
     there are not read. Its ``wrd`` is empty, and its files are
@@ -131,6 +137,9 @@ def prepare_librispeech(
     untranscribed : list of str, optional
         Splits that are prepared without their transcripts, besides those of
         `splits` or instead.
+    max_seconds : float
+        The longest utterance; LibriSpeech's has 35 s. A step of training holds
+        at least one in memory.
 
     Returns
     -------
@@ -161,7 +170,7 @@ def prepare_librispeech(
     except OSError as error:
         raise CorpusError(f"Cannot make {save_folder}: {error}") from error
 
-    options = [_FORMAT, sample_rate, max_skipped]
+    options = [_FORMAT, sample_rate, max_skipped, max_seconds]
     state = _read_state(save_folder)
     manifests, problems = {}, []
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -180,7 +189,9 @@ def prepare_librispeech(
                 logger.info("%s is prepared already.", outputs[0])
                 continue
             state.pop(name, None)
-            scan = functools.partial(_scan_chapter, root, sample_rate, silent)
+            scan = functools.partial(
+                _scan_chapter, root, sample_rate, max_seconds, silent
+            )
             rows, skips = _gather(
                 tqdm(
                     pool.map(scan, chapters, listings),
@@ -265,7 +276,9 @@ def _list_files(chapter):
     return sorted(files)
 
 
-def _scan_chapter(root, sample_rate, untranscribed, chapter, listing):
+def _scan_chapter(
+    root, sample_rate, max_seconds, untranscribed, chapter, listing
+):
     """Rows and skips of one chapter.
 
     Arguments
@@ -274,6 +287,8 @@ def _scan_chapter(root, sample_rate, untranscribed, chapter, listing):
         Folder of the splits.
     sample_rate : int
         In Hz.
+    max_seconds : float
+        Of an utterance.
     untranscribed : bool
         Whether to leave the transcripts unread and the rows' empty.
     chapter : pathlib.Path
@@ -321,7 +336,9 @@ def _scan_chapter(root, sample_rate, untranscribed, chapter, listing):
         else:
             path = chapter / f"{name}.flac"
             size = sizes[path.name]
-            duration, reason = _read_audio(path, size, sample_rate)
+            duration, reason = _read_header(
+                path, size, sample_rate, max_seconds
+            )
             if reason:
                 skips.append(Skip(name, file, reason))
             else:
@@ -389,7 +406,7 @@ def _check_names(audio, prefix, folder):
     return texts, skips
 
 
-def _read_audio(path, size, sample_rate):
+def _read_header(path, size, sample_rate, max_seconds):
     """Duration in seconds from the header, or the reason to skip."""
     if size == 0:
         return None, "empty audio file"
@@ -403,7 +420,60 @@ def _read_audio(path, size, sample_rate):
         return None, f"{info.channels} channels"
     if not 0 < info.frames < _MOST_SAMPLES:
         return None, "audio of no or unknown length"
-    return info.frames / info.samplerate, None
+    seconds = info.frames / info.samplerate
+    if seconds < _LEAST_SECONDS:
+        return None, f"audio shorter than {_LEAST_SECONDS:g} s"
+    if seconds > max_seconds:
+        return None, f"audio longer than max_seconds={max_seconds:g} allows"
+    return seconds, None
+
+
+def read_utterance(key, path, seconds, sample_rate=16000):
+    """Read the waveform of an utterance as its manifest describes it.
+
+    Arguments
+    ---------
+    key : str
+        Its id.
+    path : str
+        Its audio file.
+    seconds : float
+        Its duration.
+    sample_rate : int
+        In Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        The waveform, ``(samples,)``.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, damaged or of another length, or holds what is
+        no number.
+    """
+    try:
+        waveform = read_audio(path)
+    # SpeechBrain raises it, whatever is wrong.
+    except (RuntimeError, OSError) as error:
+        reason = f"cannot be read as audio ({error})"
+    else:
+        samples = round(seconds * sample_rate)
+        if waveform.shape != (samples,):
+            reason = (
+                f"has the shape {tuple(waveform.shape)}, and its header "
+                f"promised {samples} samples"
+            )
+        elif not waveform.isfinite().all():
+            reason = "holds samples that are not finite"
+        else:
+            return waveform
+    raise InputError(
+        f"utterance {key}: {path} {reason}. Repair the file, or take it out of "
+        "the corpus with its transcript, and give the same command again: what "
+        "has been computed stays"
+    )
 
 
 def _gather(scans):
@@ -422,7 +492,10 @@ def _judge(split, rows, skips, sample_rate, max_skipped):
         return f"{split} holds no utterance in LibriSpeech's layout."
     reasons = _count(skips)
     if not rows:
-        message = f"{split} has no usable utterance: {reasons}."
+        message = (
+            f"{split} has no usable utterance: {reasons}; the first is "
+            f"{skips[0].id}. Repair them."
+        )
         if all(skip.reason.startswith("sample rate") for skip in skips):
             message += (
                 f" All its audio is at another sample rate than the "
@@ -434,8 +507,8 @@ def _judge(split, rows, skips, sample_rate, max_skipped):
         return (
             f"{split}: {len(skips)} of {total} utterances "
             f"({len(skips) / total:.2%}) cannot be used, more than "
-            f"max_skipped={max_skipped:g} allows: {reasons}. Repair them or "
-            "raise max_skipped."
+            f"max_skipped={max_skipped:g} allows: {reasons}; the first is "
+            f"{skips[0].id}. Repair them or raise max_skipped."
         )
     return None
 

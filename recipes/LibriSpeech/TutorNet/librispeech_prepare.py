@@ -7,13 +7,13 @@ To run::
 
 import argparse
 import logging
-import sys
 
 from tutornet_sb.corpora.librispeech import (
     CorpusError,
     find_librispeech,
     prepare_librispeech,
 )
+from tutornet_sb.errors import failing_in_one_line
 
 __all__ = ["CorpusError", "find_librispeech", "prepare_librispeech"]
 
@@ -55,14 +55,18 @@ def parse_arguments():
         default=0.01,
         help="greatest part of a split to skip; default: %(default)s",
     )
+    parser.add_argument(
+        "--max_seconds",
+        type=float,
+        default=120.0,
+        help="longest utterance; default: %(default)s",
+    )
     parser.add_argument("--workers", type=int, help="threads")
     return parser.parse_args()
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
+    with failing_in_one_line("librispeech_prepare.py"):
         for manifest in prepare_librispeech(**vars(parse_arguments())).values():
             print(manifest)
-    except CorpusError as error:
-        sys.exit(f"error: {error}")

@@ -13,12 +13,14 @@ command continues a stopped run where it stopped.
 """
 
 import hashlib
+import io
 import logging
 import platform
 import random
 import shutil
 import sys
-from contextlib import ExitStack
+import tempfile
+from contextlib import ExitStack, redirect_stderr
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -26,7 +28,7 @@ from typing import NamedTuple
 
 import speechbrain as sb
 import torch
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from speechbrain.augment.time_domain import SpeedPerturb
@@ -44,13 +46,14 @@ from tutornet_sb.brains.checkpoints import AtomicCheckpointer
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
-from tutornet_sb.composition import read_experiment
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
+    read_utterance,
 )
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
+from tutornet_sb.distillation.encodings import QUANTISERS
 from tutornet_sb.distillation.extraction import (
     StoredTeacher,
     default_folder,
@@ -66,12 +69,17 @@ from tutornet_sb.distillation.pseudo_labels import (
 )
 from tutornet_sb.distillation.sources import load_teacher
 from tutornet_sb.distillation.store import flatten
-from tutornet_sb.distillation.taps import trying_out
+from tutornet_sb.distillation.taps import find_taps, select_taps, trying_out
 from tutornet_sb.distillation.teacher import Teacher, load_model_weights
 from tutornet_sb.distillation.vocabulary import (
     VocabularyError,
     VocabularyMap,
     match_vocabulary,
+)
+from tutornet_sb.errors import (
+    InputError,
+    SettingError,
+    failing_in_one_line,
 )
 from tutornet_sb.files import (
     locked,
@@ -80,6 +88,7 @@ from tutornet_sb.files import (
     write_atomically,
     write_json,
 )
+from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.streaming import Stream, check_streamable
 from tutornet_sb.processes import main_first, own_share, run_on_main
 from tutornet_sb.reporting.compare import summarize, table
@@ -90,6 +99,8 @@ from tutornet_sb.reporting.scores import (
     score,
     write_alignments,
 )
+from tutornet_sb.settings import load_experiment
+from tutornet_sb.transcription import check_language_model
 
 logger = logging.getLogger(__name__)
 
@@ -102,11 +113,18 @@ BRAINS = {
 }
 # Those of them that ask the teacher about every batch
 TAUGHT = "rkd", "skd"
-TARGETS = "online", "store"
+HELP = """In this recipe:
+  --debug               show the traceback of an error, before its line
+  --KEY VALUE           give any value of hparams/base.yaml
+Exit codes: 0 done, 1 unexpected error, 2 bad input or command line, 75 stopped
+by a signal (the same command goes on)."""
 RECIPE_FOLDER = Path(__file__).resolve().parent
 STAGE_SUMMARY = "stage.json"
 CORPUS = "corpus.json"
 LOCK = "run.lock"
+# Options of SpeechBrain's short trial runs. They would leave stages behind that
+# look finished.
+NOT_OFFERED = "debug_batches", "debug_epochs", "debug_persistently", "test_only"
 # What may differ when a run is continued or scored again
 CHANGEABLE = {
     "baseline_folder",
@@ -115,6 +133,8 @@ CHANGEABLE = {
     "continue_anyway",
     "data_folder",
     "kenlm_model_path",
+    "max_seconds",
+    "max_skipped",
     "num_workers",
     "recipe_folder",
     "rtf_utterances",
@@ -131,7 +151,7 @@ def prepare_corpus(hparams):
     """
     corpus, folder = hparams["corpus"], hparams["data_folder"]
     if folder is None and corpus["minilibri"] is None:
-        raise ValueError(
+        raise SettingError(
             f"the corpus '{corpus['name']}' is not embedded: say where it lies "
             "by --data_folder /path/to/LibriSpeech"
         )
@@ -148,7 +168,12 @@ def prepare_corpus(hparams):
     manifests = run_on_main(
         prepare_librispeech,
         [folder, save_folder],
-        {"splits": named, "untranscribed": untranscribed},
+        {
+            "splits": named,
+            "untranscribed": untranscribed,
+            "max_skipped": hparams["max_skipped"],
+            "max_seconds": hparams["max_seconds"],
+        },
     )
     data_root = find_librispeech(folder)
     for kind, prefix in kinds.items():
@@ -222,6 +247,36 @@ def read_data(hparams, data_root, manifests, splits):
     )
 
 
+def check_letters(data, hparams):
+    """See that the transcripts are of the tokenizer's letters, nearly all.
+
+    A small training set may lack a letter of a test set, but hardly of most of
+    its transcripts.
+    """
+    tokenizer, limit = hparams["tokenizer"], hparams["max_skipped"]
+    letters = {" ", *"".join(pieces(tokenizer))}
+    parts = [("the training set", data.transcribed, limit)]
+    for split, scored in data.scored.items():
+        parts.append((split, scored.data, max(limit, 0.5)))
+    for name, items, limit in parts:
+        foreign = {
+            key: strange
+            for key, item in items.items()
+            if (strange := set(item["wrd"]) - letters)
+            # It may have an own idea of what is the same letter.
+            and tokenizer.unk_id() in tokenizer.encode(item["wrd"])
+        }
+        if len(foreign) > limit * len(items):
+            found = sorted(set().union(*foreign.values()))
+            raise InputError(
+                f"{name}: {len(foreign)} of {len(items)} transcripts have "
+                f"letters that the tokenizer lacks ({' '.join(found[:20])}), "
+                f"the first is that of {next(iter(foreign))}. Write them in "
+                "its letters (upper case, numbers in words), or raise "
+                "max_skipped: such letters are left out"
+            )
+
+
 def symbols_of(ids, tokenizer):
     """Leave out what the tokenizer does not know.
 
@@ -247,10 +302,10 @@ def make_dataset(items, hparams, speeds=None, stored=None, epochs=None):
     resample = {speed: SpeedPerturb(16000, [speed]) for speed in speeds or ()}
     tokenizer = hparams["tokenizer"]
 
-    @sb.utils.data_pipeline.takes("id", "wav")
+    @sb.utils.data_pipeline.takes("id", "wav", "duration")
     @sb.utils.data_pipeline.provides("sig", "speed")
-    def audio(key, wav):
-        sig = sb.dataio.dataio.read_audio(wav)
+    def audio(key, wav, duration):
+        sig = read_utterance(key, wav, float(duration))
         if not speeds:
             return sig, 100
         # Whichever process asks, and after whatever stop, it is the same.
@@ -380,7 +435,10 @@ def training_set(name, data, source, student, hparams, epochs=None):
     if transcripts or name == "pseudo":
         items = fit_for_ctc(items, hparams, student)
     if not items:
-        raise ValueError(f"stage {name}: no training utterance is left")
+        raise InputError(
+            f"stage {name}: no training utterance is left, see the log above: "
+            "has the audio the length of its transcripts?"
+        )
     seconds = sum(float(item["duration"]) for item in items.values())
     speeds = hparams["speed_perturb"]
     return make_dataset(items, hparams, speeds, epochs=epochs), seconds
@@ -409,6 +467,8 @@ def train_missing_teacher(hparams, run_opts):
         "corpus_yaml",
         "corpus_overrides",
         "data_folder",
+        "max_seconds",
+        "max_skipped",
         "results_folder",
         "num_workers",
         "rtf_utterances",
@@ -419,7 +479,26 @@ def train_missing_teacher(hparams, run_opts):
     overrides = {key: hparams[key] for key in passed_on}
     overrides["student_yaml"] = hparams["teacher_yaml"]
     overrides["student_size"] = hparams["teacher_size"]
-    run(hparams_file, run_opts, overrides | {"output_folder": folder})
+    overrides["output_folder"] = folder
+    # With random weights it can be asked for its layers already.
+    _, _, theirs = read_hparams(hparams_file, overrides)
+    check_layers(theirs["student"]["model"], hparams)
+    run(hparams_file, run_opts, overrides)
+
+
+def check_layers(teacher, hparams):
+    """See that a teacher has the layers that are paired, before all else."""
+    taps = select_taps(teacher, store_taps(hparams), "teacher")
+    if hparams["targets"] == "store" and (
+        hparams["hidden_encoding"] in QUANTISERS
+    ):
+        for path, tap in taps.items():
+            if hparams["code_bytes"] > tap.hidden_size:
+                raise SettingError(
+                    f"code_bytes: must be 1 to {tap.hidden_size}, the "
+                    f"dimensions of the teacher's layer {path}, and is "
+                    f"{hparams['code_bytes']}"
+                )
 
 
 def find_teacher(hparams, run_opts):
@@ -437,10 +516,11 @@ def find_teacher(hparams, run_opts):
     )
     wanted = hparams["student"]["model"].features.sample_rate
     if source.sample_rate != wanted:
-        raise ValueError(
+        raise InputError(
             f"teacher {source.name} hears {source.sample_rate} Hz and the "
             f"student {wanted} Hz: choose a teacher of the student's rate"
         )
+    check_layers(source.model, hparams)
     source.model.to(run_opts.get("device") or infer_device())
     return source
 
@@ -499,21 +579,21 @@ def stage_epochs(hparams):
     stages, epochs = hparams["stages"], hparams["epochs"]
     unknown = [stage for stage in stages if stage not in BRAINS]
     if unknown or not stages:
-        raise ValueError(
+        raise SettingError(
             f"stages: {stages} must name stages among {', '.join(BRAINS)}"
         )
     if hparams["method"] != "+".join(stages):
-        raise ValueError(
+        raise SettingError(
             f"method: {hparams['method']} is not what stages: {stages} do; "
             f"say --method {'+'.join(stages)} too"
         )
     if len(stages) == 1:
         return {stages[0]: epochs}
     if len(stages) > 2 or stages[0] != "rkd" or stages[1] == "rkd":
-        raise ValueError(f"stages: {stages}: a second stage follows rkd only")
+        raise SettingError(f"stages: {stages}: a second stage follows rkd only")
     first = round(epochs * hparams["rkd_share"])
     if not 0 < first < epochs:
-        raise ValueError(
+        raise SettingError(
             f"rkd_share {hparams['rkd_share']} of {epochs} epochs leaves a "
             "stage without any"
         )
@@ -878,18 +958,15 @@ def save_corpus(manifests, splits, folder, hparams):
 
 
 def read_hparams(hparams_file, overrides):
-    """Read an experiment.
+    """Read an experiment and check all that can be checked at once.
 
     Returns its text, the overrides and the values.
     """
-    text = read_experiment(hparams_file)
     overrides = overrides | {"recipe_folder": str(RECIPE_FOLDER)}
-    hparams = load_hyperpyyaml(text, overrides)
-    if hparams["targets"] not in TARGETS:
-        raise ValueError(
-            f"targets: no {hparams['targets']!r}; choose from: "
-            + ", ".join(TARGETS)
-        )
+    text, hparams = load_experiment(
+        hparams_file, overrides, RECIPE_FOLDER / "hparams" / "base.yaml"
+    )
+    check_together(hparams)
     if hparams["teacher_folder"] is None:
         hparams["teacher_folder"] = str(
             Path(hparams["corpus_folder"])
@@ -897,6 +974,54 @@ def read_hparams(hparams_file, overrides):
             / "1234"
         )
     return text, overrides, hparams
+
+
+def check_together(hparams):
+    """See that values go together which are used by stages far apart."""
+    stages, student = stage_epochs(hparams), hparams["student"].get("model")
+    if not isinstance(student, AcousticModel):
+        raise SettingError(
+            f"{hparams['student_yaml']} has no AcousticModel under the key "
+            "'model'"
+        )
+    symbols = hparams["corpus"]["vocab_size"]
+    if hparams["blank_index"] >= symbols:
+        raise SettingError(
+            f"blank_index: must be one of {symbols} symbols, 0 to "
+            f"{symbols - 1}, and is {hparams['blank_index']}"
+        )
+    if "skd" in stages and not (
+        hparams["ctc_weight"] or hparams["skd_weight_final"]
+    ):
+        raise SettingError(
+            "ctc_weight and skd_weight_final are both 0, so nothing would be "
+            "learnt in the end: say --skd_weight_final 1 too"
+        )
+    if hparams["kenlm_model_path"] is not None:
+        if hparams["beam_size"] is None:
+            raise SettingError(
+                "kenlm_model_path is of beam search: say --beam_size 100 too"
+            )
+        check_language_model(hparams["kenlm_model_path"])
+    # Either tries out whether it can encode, too.
+    if "rkd" in stages:
+        layers = dict.fromkeys(pair["student"] for pair in hparams["pairs"])
+        select_taps(student, layers, "student")
+    else:
+        find_taps(student)
+
+
+def check_writable(folder):
+    """Make a folder and see that something can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"0")
+    except OSError as error:
+        raise InputError(
+            f"the output folder {folder} cannot be written to "
+            f"({error.strerror}): give another --output_folder"
+        ) from None
 
 
 def find_data(hparams):
@@ -917,6 +1042,7 @@ def find_data(hparams):
         ],
     )
     data = read_data(hparams, data_root, manifests, splits)
+    check_letters(data, hparams)
     return data, manifests, splits
 
 
@@ -928,12 +1054,13 @@ def fill(hparams_file, run_opts, overrides):
     _, _, hparams = main_first(read_hparams, [hparams_file, overrides])
     stages = [name for name in stage_epochs(hparams) if name in TAUGHT]
     if not stages:
-        raise ValueError(
-            f"method {hparams['method']} asks no teacher for targets"
+        raise SettingError(
+            f"method {hparams['method']} asks no teacher for targets: give a "
+            "main file with rkd or skd"
         )
     train_missing_teacher(hparams, run_opts)
-    data, *_ = find_data(hparams)
     source = find_teacher(hparams, run_opts)
+    data, *_ = find_data(hparams)
     match_or_do_without(source, data, hparams)
     items = data.transcribed
     if not all(needs_transcripts(name, hparams) for name in stages):
@@ -953,6 +1080,7 @@ def run(hparams_file, run_opts, overrides):
         read_hparams, [hparams_file, overrides]
     )
     folder = Path(hparams["output_folder"])
+    run_on_main(check_writable, [folder])
     with ExitStack() as stack:
         if processes.rank() == 0:
             stack.enter_context(locked(folder / LOCK, f"works in {folder}"))
@@ -979,7 +1107,12 @@ def run_alone(text, run_opts, overrides, hparams):
     run_on_main(save_yaml, [text, overrides, output_folder, hparams])
     processes.check_shared(output_folder / runs.HYPERPARAMS)
 
-    # The corpus, its tokenizer, and the teacher of its symbols
+    # The teacher, the corpus, its tokenizer, and how their symbols match
+    source = None
+    # A streaming student alone is timed by the teacher, if there is one.
+    is_there = runs.is_finished(hparams["teacher_folder"])
+    if taught or (is_there and can_stream(student)):
+        source = find_teacher(hparams, run_opts)
     data, manifests, splits = find_data(hparams)
     run_on_main(save_corpus, [manifests, splits, output_folder, hparams])
     tokenizer = tokenizer_file(hparams)
@@ -990,11 +1123,6 @@ def run_alone(text, run_opts, overrides, hparams):
             lambda path: shutil.copyfile(tokenizer, path),
         ],
     )
-    source = None
-    # A streaming student alone is timed by the teacher, if there is one.
-    is_there = runs.is_finished(hparams["teacher_folder"])
-    if taught or (is_there and can_stream(student)):
-        source = find_teacher(hparams, run_opts)
     if taught:
         match_or_do_without(source, data, hparams)
 
@@ -1053,23 +1181,58 @@ def parse(words):
 
     Returns the main file, the options of SpeechBrain and the overrides.
     """
-    hparams_file, run_opts, overrides = sb.parse_arguments(words)
-    sb.utils.distributed.ddp_init_group(run_opts)
+    said = io.StringIO()
     try:
-        return hparams_file, run_opts, YAML().load(overrides) or {}
-    except YAMLError as error:
-        sys.exit(
-            f"train.py: {error.problem or error}: give each option once, and "
-            "quote a value that has braces or blanks"
-        )
+        with redirect_stderr(said):
+            hparams_file, run_opts, overrides = sb.parse_arguments(words)
+    except SystemExit as stop:
+        if not stop.code:
+            print(f"\n{HELP}")
+            raise
+        raise SettingError(
+            said.getvalue().strip().rpartition("error: ")[2]
+            + ", see --help for the options"
+        ) from None
+    for name in NOT_OFFERED:
+        if getattr(run_opts, name) != getattr(type(run_opts), name):
+            raise SettingError(
+                f"--{name} is not offered: a run of few batches would look "
+                "like a finished one. Give a small corpus instead"
+            )
+    sb.utils.distributed.ddp_init_group(run_opts)
+    values = {}
+    # Each option stands in a line of its own; the whole may repeat one.
+    for text in (*overrides.splitlines(), overrides):
+        try:
+            values = YAML().load(text) or {}
+        except YAMLError as error:
+            option = "" if "\n" in text else f"--{text}: "
+            raise SettingError(
+                f"{option}{error.problem or error}: give each option once, "
+                "and quote a value that has braces or blanks"
+            ) from None
+        if not hasattr(values, "items"):
+            raise SettingError(
+                f"{values}: options begin with --, as in --seed 2"
+            )
+    return hparams_file, run_opts, values
 
 
-@processes.ending_together()
 def main():
     """Run the experiment that the command line describes and show its table."""
     stopping.install()
-    hparams_file, run_opts, overrides = parse(sys.argv[1:])
-    hparams = run(hparams_file, run_opts, overrides)
+    words = [word for word in sys.argv[1:] if word != "--debug"]
+    debug = len(words) < len(sys.argv[1:])
+    # Logging shows tracebacks of its own when the disk is full.
+    logging.raiseExceptions = debug
+    with failing_in_one_line("train.py", debug), processes.ending_together():
+        hparams_file, run_opts, overrides = parse(words)
+        hparams = run(hparams_file, run_opts, overrides)
+        show(hparams)
+
+
+def show(hparams):
+    """Print the table of a run beside its teacher and its baseline."""
     shown = [hparams["output_folder"]]
     if hparams["stages"] != ["ctc"]:
         shown = [hparams["baseline_folder"], *shown]
