@@ -2,6 +2,8 @@
 
 > python benchmarks/targets.py steps
 > python benchmarks/targets.py steps --size full --steps 1
+> python benchmarks/targets.py profile mini
+> python benchmarks/targets.py profile small --data_folder DIGITS
 > python benchmarks/targets.py sizes STORE
 > python benchmarks/targets.py scale
 
@@ -10,15 +12,17 @@ of the same student by CTC alone: taught from a store, by the teacher at the
 size of the small corpora, and by Jasper DR 10x5 with random weights; and with a
 student of the same size made of SpeechBrain's parts alone (plain), whose layers
 hear no padding either (plain_packed).
-The students take their steps in turns in one process; ratios are within each
-turn, and their median counts; those of processor time suffer less from other
-work on the machine. ``sizes`` takes what a store of fp16 targets holds for the
-truth, learns codebooks on half of its utterances and measures every encoding on
-the other half. ``scale`` fills and reads a store of many utterances with small
-targets. Results go to ``benchmarks/results/targets/``.
+The students learn each batch one after another in one process, and the median
+of the ratios to CTC counts; those of processor time suffer less from other work
+on the machine. ``profile`` says where their time goes on a corpus, by parts of
+a step and by torch's kernels. ``sizes`` takes what a store of fp16 targets
+holds for the truth, learns codebooks on half of its utterances and measures
+every encoding on the other half. ``scale`` fills and reads a store of many
+utterances with small targets. Results go to ``benchmarks/results/targets/``.
 """
 
 import argparse
+import collections
 import copy
 import importlib.util
 import multiprocessing
@@ -29,7 +33,9 @@ import resource
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy
 import soundfile
@@ -44,6 +50,8 @@ from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 
+from tutornet_sb.brains import stage as brain_stage
+from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
 from tutornet_sb.distillation.encodings import (
     QUANTISERS,
@@ -158,6 +166,7 @@ class Variant:
     def __init__(self, recipe, name, stage, hparams, items, folder, teacher):
         stored = teacher if isinstance(teacher, StoredTeacher) else None
         self.data = recipe.make_dataset(items, hparams, stored=stored)
+        self.stored = stored
         self.name, self.hparams, self.recipe = name, hparams, recipe
         student = copy.deepcopy(hparams["student"]["model"])
         student.augment = hparams["augment"]
@@ -189,16 +198,43 @@ class Variant:
 
     def start(self):
         """Begin with the first batch; it is the same for all."""
-        sampler = self.recipe.batches(self.hparams, self.data, shuffle=False)
+        sampler = self.recipe.batches(self.hparams, self.data, shuffle=True)
+        self.batches = list(sampler)
         self.loader = iter(make_dataloader(self.data, batch_sampler=sampler))
+
+    def audio_seconds(self, step):
+        """Audio in a batch, without padding."""
+        keys = [self.data.data_ids[index] for index in self.batches[step]]
+        return sum(float(self.data.data[key]["duration"]) for key in keys)
+
+    def load(self):
+        """Load the next batch."""
+        return next(self.loader)
 
     def step(self):
         """Load and learn a batch; tell the seconds and those of the CPU."""
         began = time.perf_counter(), time.process_time()
-        self.brain.fit_batch(next(self.loader))
+        self.brain.fit_batch(self.load())
         return numpy.array(
             [time.perf_counter() - began[0], time.process_time() - began[1]]
         )
+
+
+class Validation(Variant):
+    """The student decoded and scored, as after each epoch."""
+
+    def begin(self):
+        """What ``fit`` does before it validates."""
+        self.brain.modules.eval()
+
+    def start(self):
+        """Begin with the first batch."""
+        super().start()
+        self.brain.on_stage_start(sb.Stage.VALID, epoch=1)
+
+    def step(self):
+        """Load and decode a batch."""
+        self.brain.evaluate_batch(self.load(), sb.Stage.VALID)
 
 
 class PlainBrain(sb.Brain):
@@ -231,6 +267,7 @@ class Plain(Variant):
     def __init__(self, recipe, name, hparams, items, packed):
         self.data = recipe.make_dataset(items, hparams)
         self.name, self.hparams, self.recipe = name, hparams, recipe
+        self.stored = None
         values = hparams["student"]
         size = values["hidden_size"]
         modules = {
@@ -290,66 +327,62 @@ def steps(arguments):
         variants = make_variants(
             recipe, arguments, hparams, items, folder, taps
         )
-        turns = []
+        rounds, rates = [], []
         order = random.Random(0)
         # Once without counting, for what is made at the first step
         for turn in range(arguments.repeats + 1):
             for variant in variants:
                 variant.start()
-            seconds = {variant.name: numpy.zeros(2) for variant in variants}
             for step in range(arguments.steps):
-                for variant in order.sample(variants, len(variants)):
+                seconds = {
+                    variant.name: variant.step()
+                    for variant in order.sample(variants, len(variants))
                     # It takes so long that a few of its steps must do.
-                    if "10x5" in variant.name and (
-                        step or turn > arguments.slow_repeats
-                    ):
-                        continue
-                    seconds[variant.name] += variant.step()
-                if step == 0:
-                    first = {
-                        key: value.copy() for key, value in seconds.items()
-                    }
-            ctc = seconds.pop("ctc")
-            for name, value in seconds.items():
-                # Of the same batches
-                value /= first["ctc"] if "10x5" in name else ctc
-            seconds["ctc"] = ctc / arguments.steps
-            if turn:
-                turns.append(seconds)
-            print(f"turn {turn}: {seconds}", flush=True)
+                    if "10x5" not in variant.name
+                    or (step == 0 and turn <= arguments.slow_repeats)
+                }
+                if turn:
+                    ctc = seconds.pop("ctc")
+                    # Of the same batch, learnt at about the same time
+                    rounds.append({k: v / ctc for k, v in seconds.items()})
+                    rates.append(variants[0].audio_seconds(step) / ctc[0])
+            print(f"turn {turn}", flush=True)
+        threads = torch.get_num_threads()
+        rate = statistics.median(rates)
+        times = summary(rounds, 0)
         save(
-            f"steps_{arguments.size}",
+            f"steps_{arguments.size}"
+            + (f"_{threads}_threads" if threads > 1 else ""),
             {
                 "student_parameters": sum(
                     p.numel() for p in hparams["student"]["model"].parameters()
                 ),
                 "batch_seconds": batch_seconds,
                 "steps": arguments.steps,
-                "seconds_of_a_ctc_step": statistics.median(
-                    float(turn["ctc"][0]) for turn in turns
-                ),
-                "time_over_ctc": summary(turns, 0),
-                "processor_time_over_ctc": summary(turns, 1),
+                "repeats": arguments.repeats,
+                # The student by CTC, and the others by the ratios below
+                "audio_hours_per_hour": {"ctc": rate}
+                | {name: rate / t["median"] for name, t in times.items()},
+                "time_over_ctc": times,
+                "processor_time_over_ctc": summary(rounds, 1),
             },
         )
 
 
-def summary(turns, kind):
-    """Median ratio of each variant, and its least and greatest."""
-    ratios = {}
-    for turn in turns:
-        for name, value in turn.items():
-            if name != "ctc" and value[kind]:
-                ratios.setdefault(name, []).append(float(value[kind]))
-    return {
-        name: {
-            "median": statistics.median(values),
-            "least": min(values),
-            "greatest": max(values),
-            "repeats": len(values),
-        }
-        for name, values in ratios.items()
-    }
+def summary(rounds, kind):
+    """Median ratio of each variant, and its quartiles."""
+    ratios = collections.defaultdict(list)
+    for found in rounds:
+        for name, value in found.items():
+            ratios[name].append(float(value[kind]))
+    result = {}
+    for name, values in ratios.items():
+        low, median, high = statistics.quantiles(
+            values, n=4, method="inclusive"
+        )
+        result[name] = {"median": median, "quartiles": [low, high]}
+        result[name]["steps"] = len(values)
+    return result
 
 
 def make_variants(recipe, arguments, hparams, items, folder, taps):
@@ -389,6 +422,185 @@ def make_variants(recipe, arguments, hparams, items, folder, taps):
         )
         variants.append(make("rkd_online_jasper_dr_10x5", "rkd", teacher))
     return variants
+
+
+# --------------------------------------------------------------------- profile
+
+PROFILED = "ctc", "plain", "skd_store", "rkd_store_rq", "skd_online_mini"
+# What torch's kernels are for, forward and backward
+KERNELS = {
+    "LSTM layers": ("rnn_layer",),
+    "convolution": ("convolution",),
+    "CTC": ("_ctc_loss",),
+    "dropout": ("bernoulli",),
+    "Fourier transform": ("_fft",),
+    "linear layers": ("aten::mm", "aten::addmm", "aten::bmm"),
+    "optimizer": ("adamw", "AdamW"),
+    "loader": ("DataLoader",),
+}
+
+
+class Clock:
+    """Seconds of each part; those of a part within it are not its own."""
+
+    def __init__(self):
+        self.seconds = collections.Counter()
+        self.within = []
+
+    def timed(self, part, function):
+        """The same function, its time counted."""
+
+        def call(*args, **kwargs):
+            self.within.append(0.0)
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                took = time.perf_counter() - began
+                self.seconds[part] += took - self.within.pop()
+                if self.within:
+                    self.within[-1] += took
+
+        return call
+
+    def watch(self, variant):
+        """Count the parts of a variant's steps, within the block."""
+        stack = ExitStack()
+        for owner, name, part in parts_of(variant):
+            timed = self.timed(part, getattr(owner, name))
+            stack.enter_context(patch.object(owner, name, timed))
+        return stack
+
+
+def parts_of(variant):
+    """Owner and name of every function of a step, and which part it is."""
+    brain, modules = variant.brain, variant.brain.modules
+    yield variant, "load", "loader"
+    yield variant, "step", "rest"
+    yield torch.Tensor, "backward", "backward"
+    yield brain, "optimizers_step", "optimizer"
+    yield brain, "on_fit_batch_end", "optimizer"
+    yield brain.hparams.augment, "forward", "SpecAugment"
+    if isinstance(variant, Plain):
+        for name in ("fbank", "normalize"):
+            yield modules[name], "forward", "features"
+        for name in ("conv", "norm", "layers", "head"):
+            yield modules[name], "forward", "network"
+        yield brain, "compute_objectives", "CTC loss"
+        return
+    yield modules.student.features, "forward", "features"
+    yield modules.student.encoder, "forward", "network"
+    yield modules.student.head, "forward", "network"
+    if hasattr(brain, "ctc"):
+        yield brain, "ctc", "CTC loss"
+        yield brain, "transcribe", "decoding"
+        yield brain, "figures", "scoring"
+    if "teacher" in modules:
+        yield modules.teacher, "teach", "teacher"
+        yield brain_stage, "align", "alignment"
+    if variant.stored is not None:
+        yield variant.stored, "read", "store"
+    if "projector" in modules:
+        yield modules.projector, "forward", "projector"
+        yield brain.hparams.representation_loss, "forward", "RKD loss"
+    elif "teacher" in modules:
+        yield brain.hparams.softmax_loss, "forward", "SKD loss"
+
+
+def kernels_of(variant, count):
+    """Time of each kind of torch's kernels in some steps."""
+    variant.start()
+    with torch.profiler.profile() as profiler:
+        for _ in variant.batches[:count]:
+            variant.step()
+    found = collections.Counter()
+    for event in profiler.key_averages():
+        kinds = (
+            kind
+            for kind, names in KERNELS.items()
+            if any(name in event.key for name in names)
+        )
+        found[next(kinds, "others")] += event.self_cpu_time_total
+    return found
+
+
+def profile(arguments):
+    """Where the time of a step goes."""
+    recipe = load_recipe()
+    file = RECIPE / "hparams" / "corpora" / f"{arguments.corpus}.yaml"
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        overrides = {
+            "corpus_yaml": str(file),
+            "data_folder": arguments.data_folder,
+            "results_folder": str(folder),
+        }
+        main_file = RECIPE / "hparams" / "rkd_lstm.yaml"
+        _, _, hparams = recipe.read_hparams(main_file, overrides)
+        if arguments.data_folder is None:
+            values = hparams["corpus"]["minilibri"]
+            hparams["data_folder"] = make_minilibri(
+                folder / "MiniLibri", **values
+            )
+        data, _ = recipe.find_data(hparams)
+        taps = teacher_taps(hparams["pairs"])
+        arguments.size = hparams["student_size"]
+        arguments.slow_repeats = 0
+        items, valid = data.transcribed, data.valid.data
+        made = make_variants(recipe, arguments, hparams, items, folder, taps)
+        variants = [variant for variant in made if variant.name in PROFILED]
+        variants.append(
+            Validation(
+                recipe, "validation", "ctc", hparams, valid, folder, None
+            )
+        )
+        turns, order = collections.defaultdict(list), random.Random(0)
+        for turn in range(arguments.repeats + 1):
+            for variant in order.sample(variants, len(variants)):
+                clock = Clock()
+                with clock.watch(variant):
+                    variant.start()
+                    for _ in variant.batches[: arguments.steps]:
+                        variant.step()
+                    if variant.name == "validation":
+                        variant.brain.figures(0.0)
+                if turn:
+                    turns[variant.name].append(clock.seconds)
+            print(f"turn {turn}", flush=True)
+        save(
+            f"profile_{arguments.corpus}",
+            {
+                "batch_seconds": hparams["batch_seconds"],
+                "steps": arguments.steps,
+                "repeats": arguments.repeats,
+                "share_of_time": {
+                    name: shares(found) for name, found in turns.items()
+                },
+                "share_of_kernels": {
+                    variant.name: shares(
+                        [
+                            kernels_of(variant, arguments.steps)
+                            for _ in range(arguments.repeats)
+                        ]
+                    )
+                    for variant in variants
+                    if variant.name in ("ctc", "plain")
+                },
+            },
+        )
+
+
+def shares(turns):
+    """Median share of each part, the greatest first."""
+    totals = [sum(turn.values()) for turn in turns]
+    medians = {
+        part: statistics.median(
+            turn[part] / total
+            for turn, total in zip(turns, totals, strict=True)
+        )
+        for part in set().union(*turns)
+    }
+    return dict(sorted(medians.items(), key=lambda pair: -pair[1]))
 
 
 # ----------------------------------------------------------------------- sizes
@@ -717,12 +929,17 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     part = commands.add_parser("steps", help="cost of a training step")
     part.add_argument("--size", default="small", help="of the student")
-    part.add_argument("--repeats", type=int, default=7)
-    part.add_argument("--steps", type=int, default=8, help="in each turn")
+    part.add_argument("--repeats", type=int, default=9)
+    part.add_argument("--steps", type=int, default=16, help="in each turn")
     part.add_argument("--batch_seconds", type=float, help="else the corpus'")
     part.add_argument(
         "--slow_repeats", type=int, default=3, help="of Jasper DR 10x5"
     )
+    part = commands.add_parser("profile", help="parts of a training step")
+    part.add_argument("corpus", help="its file in the recipe: mini, small, ...")
+    part.add_argument("--data_folder", help="of a corpus not embedded")
+    part.add_argument("--repeats", type=int, default=5)
+    part.add_argument("--steps", type=int, default=16, help="in each turn")
     part = commands.add_parser("sizes", help="bytes, error, throughput")
     part.add_argument("store", help="of fp16 targets")
     part.add_argument("--name", default="sizes", help="of the result")
@@ -738,9 +955,9 @@ def main():
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    {"steps": steps, "sizes": sizes, "scale": scale}[arguments.command](
-        arguments
-    )
+    {"steps": steps, "profile": profile, "sizes": sizes, "scale": scale}[
+        arguments.command
+    ](arguments)
 
 
 if __name__ == "__main__":
