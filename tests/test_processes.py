@@ -183,19 +183,19 @@ def _raise(error):
     "rank, error, wanted, waits",
     [
         ("0", OSError("disk full"), OSError, []),
-        ("1", OSError("disk full"), OSError, [5.0]),
-        ("1", SystemExit(75), SystemExit, [5.0]),
+        ("1", OSError("disk full"), OSError, [15.0]),
+        ("1", SystemExit(75), SystemExit, [15.0]),
         (
             "0",
             RuntimeError("[gloo/transport/tcp/pair.cc:538] Read error"),
             processes.OtherProcessError,
-            [5.0],
+            [15.0],
         ),
         (
             "0",
             torch.distributed.DistBackendError("NCCL communicator was aborted"),
             processes.OtherProcessError,
-            [5.0],
+            [15.0],
         ),
     ],
 )

@@ -30,8 +30,9 @@ from tutornet_sb.files import read_json, write_json
 # The main process may have days of work to do alone. One that dies is noticed
 # without a limit, by its closed connections.
 NO_LIMIT = timedelta(days=365)
-# torchrun ends the others within a second after one has failed.
-SECONDS_FOR_THE_ONE_THAT_FAILED = 5.0
+# torchrun ends the others as soon as one that has failed is gone, which takes
+# seconds on a busy machine.
+SECONDS_FOR_THE_ONE_THAT_FAILED = 15.0
 # What another machine has written may be seen late.
 SECONDS_FOR_SHARED_FILES = 30.0
 
