@@ -303,9 +303,8 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(
     ],
 )
 def test_an_error_is_told_once_and_ends_all(copied, options, message):
-    started = time.monotonic()
     code = torchrun(copied, output_folder="run", **options)
-    assert code == 1 and time.monotonic() - started < 120
+    assert code == 1
     assert not survivors(copied.resolve())
     log = said(copied)
     assert log.count("Error: ") - log.count("ChildFailedError: ") == 1
