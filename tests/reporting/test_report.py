@@ -347,6 +347,8 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
             add("rkd+skd_lstm_epochs_8", "rkd+skd", epochs=8),
             add("ctc_lstm_at_cost_of_skd_lstm", epochs=8),
             add("skd_crdnn", "skd", student="crdnn"),
+            add("skd_lstm_kl", "skd"),
+            add("ctc_lstm_lr_0.1"),
         ]
     )
 
@@ -362,15 +364,24 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
         "at equal epochs": "ctc_lstm_epochs_8"
     }
     assert references("skd_crdnn") == references("ctc_lstm") == {}
+    # What differs in other options, and nothing else
+    assert references("skd_lstm_kl") == {
+        "first": "skd_lstm",
+        "at equal epochs": "ctc_lstm",
+    }
+    assert references("ctc_lstm_lr_0.1") == {"first": "ctc_lstm"}
+    assert references("ctc_wide") == references("teacher_lstm") == {}
 
 
-def test_of_several_references_the_name_most_alike_counts(tmp_path):
+def test_of_several_references_the_one_with_the_same_options_counts(tmp_path):
     names = ["ctc_lstm_lr_0.1", "ctc_lstm_lr_0.2", "ctc_lstm_lr_0.3"]
     made = [save(tmp_path / name / "1", 0.3) for name in names]
-    made.append(save(tmp_path / "skd_lstm_by_x_lr_0.2" / "1", 0.3, "skd"))
+    made.append(
+        save(tmp_path / "skd_lstm_by_jasper_dr_lr_0.2" / "1", 0.3, "skd")
+    )
     found = groups_of(made)
     (reference,) = find_references(
-        found["skd_lstm_by_x_lr_0.2"], list(found.values())
+        found["skd_lstm_by_jasper_dr_lr_0.2"], list(found.values())
     ).values()
     assert reference.name == "ctc_lstm_lr_0.2"
 

@@ -2,7 +2,6 @@
 
 import base64
 import csv
-import difflib
 import re
 import shutil
 import statistics
@@ -41,7 +40,13 @@ RATES = {"wer": 0, "cer": 2}
 # Curves that can be told apart in one picture
 CURVES = 8
 # Each reference and its columns in results.csv
-REFERENCES = {"at equal epochs": "", "at equal cost": "at_cost_"}
+EQUAL_EPOCHS, EQUAL_COST, FIRST = "at equal epochs", "at equal cost", "first"
+REFERENCES = {EQUAL_EPOCHS: "", EQUAL_COST: "at_cost_", FIRST: "first_"}
+CAPTIONS = {
+    EQUAL_EPOCHS: EQUAL_EPOCHS,
+    EQUAL_COST: EQUAL_COST,
+    FIRST: "each against the first with the same method, teacher and epochs",
+}
 HOW_TO_READ = (
     "WER and CER are in percent, after greedy decoding, means over the seeds. "
     "In brackets stands the 95 % interval by the bootstrap over utterances "
@@ -51,11 +56,12 @@ HOW_TO_READ = (
     "A student is compared with the same network trained by CTC alone, on the "
     "same utterances: at equal epochs, and at equal cost where a plan asks for "
     "CTC alone with as many epochs as the taught student and its teacher took "
-    "in seconds. The intervals of the differences are by the paired bootstrap, "
-    "the p-value by approximate randomisation (Noreen 1989): errors of an "
-    "utterance change places between the two at random. Of twenty tests of "
-    "equals, one is below 0.05. 'Seeds better' counts the seeds with fewer "
-    "errors than the same seed of CTC alone.",
+    "in seconds. Runs of one method that differ in other options are compared "
+    "with the first of them. The intervals of the differences are by the "
+    "paired bootstrap, the p-value by approximate randomisation (Noreen 1989): "
+    "errors of an utterance change places between the two at random. Of twenty "
+    "tests of equals, one is below 0.05. 'Seeds better' counts the seeds with "
+    "fewer errors than the same seed of the others.",
     "Cost is that of one student: its optimizer steps and seconds of training, "
     "and the seconds of its teacher's training. Size is that of the weights in "
     "float32. The real-time factor is seconds of computation for a second of "
@@ -210,7 +216,8 @@ def write_report(folders, to, title, told=print):
             if row["run"] == found.name:
                 row.update(figures)
     sections = [
-        _against_ctc(rows),
+        _against("Against CTC alone", rows, (EQUAL_EPOCHS, EQUAL_COST)),
+        _against("Choices within a method", rows, (FIRST,)),
         _error_rates(rows),
         _costs(rows),
         _curves(groups),
@@ -270,34 +277,43 @@ def find_references(found, groups):
     dict
         By ``at equal epochs`` and ``at equal cost`` the runs of the same
         network on the same corpus by CTC alone; of several with as many epochs,
-        those with the name most alike. Empty for CTC alone.
+        those whose name says the same options, else the first. By ``first``
+        the first of those that have the method, the teacher and the epochs in
+        common too, so that they differ in other options. What there is none of
+        is left out.
     """
-    if found.method == "ctc":
+    if found.is_teacher:
         return {}
-    alone = [
+    alike = [
         other
         for other in groups
-        if other.method == "ctc"
-        and not other.is_teacher
+        if not other.is_teacher
         and (other.corpus, other.network, other.parameters)
         == (found.corpus, found.network, found.parameters)
     ]
+    first = next(
+        other
+        for other in alike
+        if (other.method, other.teacher, other.epochs)
+        == (found.method, found.teacher, found.epochs)
+    )
+    references = {} if first is found else {FIRST: first}
+    if found.method == "ctc":
+        return references
+    alone = [other for other in alike if other.method == "ctc"]
     bought = [g for g in alone if g.name.endswith(f"at_cost_of_{found.name}")]
     equal = [
         other
         for other in alone
         if other.epochs == found.epochs and "_at_cost_of_" not in other.name
     ]
-    references = {}
     if equal:
-        references["at equal epochs"] = max(
-            equal,
-            key=lambda other: difflib.SequenceMatcher(
-                None, other.name, found.name
-            ).ratio(),
-        )
+        name = found.name.removeprefix(found.method)
+        name = f"ctc{name.replace(f'_by_{found.teacher}', '')}"
+        named = [other for other in equal if other.name == name]
+        references[EQUAL_EPOCHS] = (named or equal)[0]
     if bought:
-        references["at equal cost"] = bought[0]
+        references[EQUAL_COST] = bought[0]
     return references
 
 
@@ -325,14 +341,14 @@ def _rows(found, groups, missing):
     if shared["steps"] is None:
         _miss(missing, "steps of the optimizer", found)
     references = find_references(found, groups)
-    if found.method != "ctc" and "at equal epochs" not in references:
+    if found.method != "ctc" and EQUAL_EPOCHS not in references:
         _miss(missing, "runs of CTC alone with as many epochs", found)
     for split in found.splits:
         row = dict(shared, split=split)
         for rate in RATES:
             row |= _rate(found, split, rate, missing)
         for kind, reference in references.items():
-            against = _against(found, reference, split)
+            against = _gain(found, reference, split)
             prefix = REFERENCES[kind]
             row |= {f"{prefix}{key}": value for key, value in against.items()}
         yield row
@@ -356,8 +372,8 @@ def _rate(found, split, rate, missing):
     return row | {"utterances": len(ids)}
 
 
-def _against(found, reference, split):
-    """What a student's runs gain over CTC alone."""
+def _gain(found, reference, split):
+    """What runs gain over others on the same utterances."""
     ours, theirs = found.rates(split, "wer"), reference.rates(split, "wer")
     row = {"reference": reference.name}
     if ours is None or theirs is None:
@@ -456,9 +472,10 @@ def _by_corpus(rows):
         yield corpus, [row for row in rows if row["corpus"] == corpus]
 
 
-def _against_ctc(rows):
+def _against(title, rows, kinds):
     tables = []
-    for kind, prefix in REFERENCES.items():
+    for kind in kinds:
+        prefix = REFERENCES[kind]
         for corpus, own in _by_corpus(rows):
             body = [
                 [
@@ -478,8 +495,9 @@ def _against_ctc(rows):
                 head = ["run", "split", "fewer errors (%)"]
                 head += ["WER difference (points)", "p", "seeds better"]
                 head += ["epochs to its best dev WER", "against"]
-                tables.append((f"{corpus}, {kind}", [head, *body]))
-    return Section("Against CTC alone", (), tables)
+                caption = f"{corpus}, {CAPTIONS[kind]}"
+                tables.append((caption, [head, *body]))
+    return Section(title, (), tables)
 
 
 def _error_rates(rows):
@@ -636,7 +654,7 @@ def _pictures(groups, ears, missing):
         if not taught:
             continue
         references = find_references(taught[0], groups)
-        alone = references.get("at equal epochs")
+        alone = references.get(EQUAL_EPOCHS)
         shown = [*([alone] if alone else []), taught[0]]
         teacher = _teacher_of(taught[0], groups)
         try:
