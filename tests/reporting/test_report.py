@@ -280,7 +280,7 @@ def test_pictures_lie_beside_the_markdown(report):
 
 def test_what_is_missing_is_said(report):
     text = (report / "report.md").read_text().partition("## What is missing")[2]
-    assert "No spikes: the run holds no weights: ctc_lstm." in text
+    assert "No spikes: the run holds no weights: mini/ctc_lstm." in text
     assert "No pictures of what it hears: no teacher is there" in text
     # None of these lacks them.
     assert "errors.json" not in text and "steps" not in text
@@ -302,8 +302,8 @@ def test_old_runs_are_compared_by_what_they_have(runs_made, tmp_path):
     assert "wer_low" not in row and "p_value" not in row
     assert float(row["wer_reduction"]) > 0
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "No errors of each utterance (errors.json): ctc_lstm, rkd" in text
-    assert "No steps of the optimizer: ctc_lstm, rkd" in text
+    assert "No errors of each utterance (errors.json): mini/ctc_lstm, " in text
+    assert "No steps of the optimizer: mini/ctc_lstm, mini/rkd" in text
     assert "Learning curves" not in text
 
 
@@ -384,6 +384,36 @@ def test_of_several_references_the_one_with_the_same_options_counts(tmp_path):
         found["skd_lstm_by_jasper_dr_lr_0.2"], list(found.values())
     ).values()
     assert reference.name == "ctc_lstm_lr_0.2"
+
+
+def test_two_corpora_have_runs_of_the_same_names(tmp_path):
+    made = []
+    for corpus, rate in (("a", 0.4), ("b", 0.3)):
+        for name, method, changes in (
+            ("teacher_lstm", "ctc", {}),
+            ("ctc_lstm", "ctc", {}),
+            ("skd_lstm", "skd", {}),
+            ("ctc_lstm_at_cost_of_skd_lstm", "ctc", {"epochs": 9}),
+        ):
+            folder = tmp_path / corpus / name / "1"
+            made.append(save(folder, rate, method, corpus=corpus, **changes))
+    write_report(made, tmp_path / "report", "Two", told=lambda line: None)
+    with open(tmp_path / "report" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    for corpus in ("a", "b"):
+        own = [row for row in rows if row["corpus"] == corpus]
+        (row,) = [
+            row
+            for row in own
+            if (row["run"], row["split"]) == ("skd_lstm", "test-clean")
+        ]
+        assert row["reference"] == "ctc_lstm"
+        assert row["at_cost_reference"] == "ctc_lstm_at_cost_of_skd_lstm"
+    text = (tmp_path / "report" / "report.md").read_text()
+    (names,) = re.findall(r"holds no weights: (.+)\.", text)
+    assert names.startswith("a/ctc_lstm, a/skd_lstm, a/ctc_lstm_at")
+    assert "b/ctc_lstm, b/skd_lstm" in names and "teacher" not in names
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):

@@ -80,7 +80,8 @@ class Group:
 
     def __init__(self, summaries):
         self.folders = [Path(run["folder"]) for run in summaries]
-        self.name = self.folders[0].parent.name
+        # By which it is known, and which may be made longer to tell it apart
+        self.folder_name = self.name = self.folders[0].parent.name
         self.summaries = summaries
         first = summaries[0]
         self.corpus, self.network = first["corpus"], first["name"]
@@ -101,7 +102,7 @@ class Group:
     @property
     def is_teacher(self):
         """Whether it was trained to teach, by the name of its folder."""
-        return self.name.startswith("teacher_")
+        return self.folder_name.startswith("teacher_")
 
     def rates(self, split, rate):
         """Error rate of each seed (percent), None where one was not scored."""
@@ -213,7 +214,7 @@ def write_report(folders, to, title, told=print):
     for found in groups:
         figures = _diagnose(found, groups, ears, missing)
         for row in rows:
-            if row["run"] == found.name:
+            if (row["corpus"], row["run"]) == (found.corpus, found.name):
                 row.update(figures)
     sections = [
         _against("Against CTC alone", rows, (EQUAL_EPOCHS, EQUAL_COST)),
@@ -250,11 +251,11 @@ def copy_small_files(folder, to):
 
 
 def _name_apart(groups):
-    """Give groups of the same name that of the folder above too."""
+    """Give groups of one corpus and name that of the folder above too."""
     for depth in (2, 3, 4):
-        names = [found.name for found in groups]
+        names = [(found.corpus, found.name) for found in groups]
         for found in groups:
-            if names.count(found.name) > 1:
+            if names.count((found.corpus, found.name)) > 1:
                 parts = found.folders[0].parts[-1 - depth : -1]
                 found.name = "/".join(parts)
 
@@ -301,16 +302,22 @@ def find_references(found, groups):
     if found.method == "ctc":
         return references
     alone = [other for other in alike if other.method == "ctc"]
-    bought = [g for g in alone if g.name.endswith(f"at_cost_of_{found.name}")]
+    ours = found.folder_name
+    bought = [
+        other
+        for other in alone
+        if other.folder_name.endswith(f"_at_cost_of_{ours}")
+    ]
     equal = [
         other
         for other in alone
-        if other.epochs == found.epochs and "_at_cost_of_" not in other.name
+        if other.epochs == found.epochs
+        and "_at_cost_of_" not in other.folder_name
     ]
     if equal:
-        name = found.name.removeprefix(found.method)
+        name = ours.removeprefix(found.method)
         name = f"ctc{name.replace(f'_by_{found.teacher}', '')}"
-        named = [other for other in equal if other.name == name]
+        named = [other for other in equal if other.folder_name == name]
         references[EQUAL_EPOCHS] = (named or equal)[0]
     if bought:
         references[EQUAL_COST] = bought[0]
@@ -452,7 +459,7 @@ def _teacher_of(found, groups):
 
 
 def _miss(missing, what, found):
-    missing.setdefault(what, {})[found.name] = None
+    missing.setdefault(what, {})[f"{found.corpus}/{found.name}"] = None
 
 
 def _anonymous(reason, folder):
@@ -533,7 +540,10 @@ def _error_rates(rows):
 
 def _first_rows(rows):
     """One line for each run."""
-    return list({row["run"]: row for row in reversed(rows)}.values())[::-1]
+    first = {}
+    for row in rows:
+        first.setdefault((row["corpus"], row["run"]), row)
+    return list(first.values())
 
 
 def _costs(rows):
@@ -701,7 +711,7 @@ def _missing(missing):
 
 
 def _commands(groups):
-    head, body = ["run", "folders", "command"], []
+    head, body = ["corpus", "run", "folders", "command"], []
     for found in groups:
         path = found.folders[0] / COMMAND
         line = "-"
@@ -710,7 +720,7 @@ def _commands(groups):
         seeds = "{" + ",".join(folder.name for folder in found.folders) + "}"
         one = len(found.folders) == 1
         where = found.folders[0] if one else found.folders[0].parent / seeds
-        body.append([found.name, str(where), line])
+        body.append([found.corpus, found.name, str(where), line])
     text = "Command lines are those of the first seed, in the recipe's folder."
     return Section("Runs", (text,), [("", [head, *body])])
 
