@@ -280,6 +280,30 @@ def _host():
     return socket.gethostname()
 
 
+def is_lost_connection(error):
+    """Tell whether an error says that another process cannot be reached.
+
+    Arguments
+    ---------
+    error : BaseException
+        As caught.
+
+    Returns
+    -------
+    bool
+        True for those of torch.distributed and of gloo.
+
+    Example
+    -------
+    >>> is_lost_connection(RuntimeError("a disk is full"))
+    False
+    """
+    return isinstance(error, RuntimeError) and (
+        isinstance(error, torch.distributed.DistError)
+        or "gloo/transport" in str(error)
+    )
+
+
 @contextmanager
 def ending_together():
     """Let one process tell what has gone wrong in all, and end all well.
@@ -296,10 +320,7 @@ def ending_together():
     try:
         yield
     except (Exception, SystemExit) as error:
-        lost = isinstance(error, RuntimeError) and (
-            isinstance(error, torch.distributed.DistError)
-            or "gloo/transport" in str(error)
-        )
+        lost = is_lost_connection(error)
         # Not rank(): they may not have joined yet.
         if get_rank() or lost:
             time.sleep(SECONDS_FOR_THE_ONE_THAT_FAILED)

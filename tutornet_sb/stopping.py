@@ -7,7 +7,7 @@ when it is whole.
 """
 
 import atexit
-import multiprocessing
+import multiprocessing.util
 import os
 import signal
 from contextlib import contextmanager
@@ -40,7 +40,8 @@ def install():
     _state.update(owner=os.getpid(), received=[], busy=0)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _handle)
-    # Before multiprocessing's own, which waits for its children to end.
+    # Before the one of multiprocessing.util, which waits for children to end:
+    # the last that is registered comes first.
     atexit.register(_end_workers)
 
 

@@ -732,6 +732,12 @@ CASES = {
             "longer than its frames",
             ["stage skd: no training utterance is left"],
             texts(lambda text: b"ANTIDISESTABLISHMENTARIANISM " * 9),
+            file="skd_lstm.yaml",
+        ),
+        data(
+            "others than before",
+            ["run holds another experiment", "sha256", "continue_anyway"],
+            texts(lambda text: text + b" ONE"),
             output_folder="run",
         ),
         data(
@@ -944,7 +950,7 @@ CASES = {
         ),
         data(
             "no space for a checkpoint",
-            ["no space is left", "stays", "same command again"],
+            ["no checkpoint can be saved in run/stages/skd", "stay", "again"],
             full_disk,
             output_folder="run",
         ),

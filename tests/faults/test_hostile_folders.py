@@ -84,7 +84,7 @@ def everything_refuses(folder, match):
         commands.append(("layers", folder))
     for command in commands:
         result = call(*command)
-        assert result.exit_code == 1 and result.stdout == ""
+        assert result.exit_code == 2 and result.stdout == ""
         (line,) = result.stderr.strip().splitlines()
         assert line.startswith(f"tutornet {command[0]}: ")
     assert time.monotonic() - started < SECONDS

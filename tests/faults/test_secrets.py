@@ -110,7 +110,7 @@ def test_publishing(exported, hub, tmp_path, how):
         stored=how == 403,
         loud=how is None,
     )
-    assert done.returncode == (0 if how is None else 1), done.stderr
+    assert done.returncode == (0 if how is None else 2), done.stderr
     assert any(hub.authorized)
     assert how is None or f"({how}) (Not <token>, no)" in done.stderr
 
@@ -121,7 +121,7 @@ def test_an_endpoint_with_a_password(exported, hub, tmp_path):
         loud=False,
         HF_ENDPOINT=hub.url.replace("//", f"//user:{PASSWORD}@"),
     )
-    assert done.returncode == 1 and "(401)" in done.stderr
+    assert done.returncode == 2 and "(401)" in done.stderr
 
 
 @pytest.mark.parametrize("how", [401, 403, 500, "cut"])

@@ -856,21 +856,25 @@ def test_a_folder_of_another_experiment_is_refused_unless_told(finished):
     assert f"utterances is {now + 1}, and now it is {now}" in done.stdout
 
 
-def test_a_difference_is_shown_by_its_place_in_the_experiment(recipe):
+def test_a_difference_is_shown_by_its_place_in_the_experiment(recipe, tmp_path):
+    folder = tmp_path / "run"
+    (folder / "stages").mkdir(parents=True)
     there = {"student": {"model": {"size": 4}}, "seed": 1, "old": 2}
     now = {"student": {"model": {"size": 5}}, "seed": 1, "new": 3}
     told = {"continue_anyway": False}
     with pytest.raises(ValueError, match="another experiment") as error:
-        recipe.refuse_other(there, now, "runs/a", told)
+        recipe.refuse_other(there, now, folder, told)
     for part in (
-        "runs/a",
+        str(folder),
         "there student.model.size is 4, and now it is 5",
         "there old is 2, and now it is None",
         "there new is None, and now it is 3",
     ):
         assert part in str(error.value)
     assert "seed" not in str(error.value)
-    recipe.refuse_other(there, there, "runs/a", told)
+    recipe.refuse_other(there, there, folder, told)
+    # Nothing has been trained.
+    recipe.refuse_other(there, now, tmp_path, told)
 
 
 @pytest.fixture(scope="module")

@@ -214,6 +214,8 @@ class AtomicCheckpointer(Checkpointer):
                 self._make_known(checkpoint)
         # torch.save on a full disk raises the second.
         except (OSError, RuntimeError) as error:
+            if processes.is_lost_connection(error):
+                raise
             free = shutil.disk_usage(self.checkpoints_dir).free
             self._remove_unfinished()
             raise OSError(

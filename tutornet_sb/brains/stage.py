@@ -466,12 +466,13 @@ class StageBrain(sb.Brain):
             (self.told_to_stop,) = self._anyone(stopping.requested())
             self._save_intra_epoch_ckpt()
         elif stage == sb.Stage.VALID:
-            if self.not_finite:
+            not_finite = sum(processes.gather(self.not_finite), [])
+            if not_finite:
                 logger.warning(
                     "Epoch %d: the loss is not finite for these utterances of "
                     "the development set: %s",
                     epoch,
-                    ", ".join(self.not_finite),
+                    ", ".join(not_finite),
                 )
                 # SpeechBrain leaves such batches out of its mean.
                 figures["loss"] = math.inf

@@ -885,8 +885,11 @@ def measure_speed(student, data, hparams):
 def refuse_other(there, now, folder, hparams):
     """Keep a folder from mixing the results of two experiments.
 
-    `there` and `now` are what the folder holds and what it would hold.
+    `there` and `now` are what the folder holds and what it would hold. Before
+    anything is trained in it, it may hold anything.
     """
+    if not (Path(folder) / runs.STAGES).is_dir():
+        return
     there, now = flatten(there), flatten(now)
     other = [
         f"there {key} is {there.get(key)!s:.99}, and now it is "
