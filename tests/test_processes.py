@@ -19,10 +19,10 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
 from tutornet_sb import processes
+from tutornet_sb.brains.checkpoints import AtomicCheckpointer
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
-from tutornet_sb.brains.stage import AtomicCheckpointer
 from tutornet_sb.composition import include
 from tutornet_sb.corpora.tokenizer import train_tokenizer
 from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
@@ -505,12 +505,3 @@ def test_batches_too_few_for_the_processes_are_an_error(tmp_path, tokenizer):
         tmp_path, fit_twice, tmp_path, tokenizer, BATCHES[:2]
     ):
         assert message.startswith("2 processes are too many for the 8 utt")
-
-
-def test_a_checkpoint_of_before_is_taken(tmp_path, tokenizer):
-    fit("ctc", "lstm", tmp_path, tokenizer, BATCHES, epochs=1)
-    for path in tmp_path.rglob("step_size.ckpt"):
-        path.unlink()
-    with pytest.warns(UserWarning, match="step_size"):
-        found = fit("ctc", "lstm", tmp_path, tokenizer, BATCHES, epochs=2)
-    assert len(found["steps"]) == len(BATCHES)

@@ -150,7 +150,7 @@ class RandomState:
         kind, keys, *rest = numpy.random.get_state()
         state = {
             "python": random.getstate(),
-            "numpy": (kind, torch.from_numpy(keys.copy()), *rest),
+            "numpy": (kind, keys.tolist(), *rest),
             "cpu": torch.get_rng_state(),
         }
         if self.device.type == "cuda":
@@ -174,7 +174,8 @@ class RandomState:
         state = states[rank]
         random.setstate(state["python"])
         kind, keys, *rest = state["numpy"]
-        numpy.random.set_state((kind, keys.numpy(), *rest))
+        keys = numpy.array(keys, numpy.uint32)
+        numpy.random.set_state((kind, keys, *rest))
         torch.set_rng_state(state["cpu"])
         if self.device.type == "cuda" and "cuda" in state:
             torch.cuda.set_rng_state(state["cuda"], self.device)
