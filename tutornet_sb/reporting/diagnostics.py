@@ -200,10 +200,10 @@ class Ears:
         Returns
         -------
         dict
-            ``utterances`` (some of the first development split), ``teacher``,
-            and of its spikes in percent ``same_frame`` and
-            ``within_one_frame``; ``blank_rate`` and ``teacher_blank_rate`` are
-            percent of the frames.
+            ``utterances`` (some of the first development split), ``teacher``
+            (the end of its folder's path), and of the spikes in percent
+            ``same_frame`` and ``within_one_frame``; ``blank_rate`` and
+            ``teacher_blank_rate`` are percent of the frames.
 
         Raises
         ------
@@ -228,7 +228,7 @@ class Ears:
             counts = Spikes(*map(sum, zip(counts, found, strict=True)))
         figures = {
             "utterances": len(utterances),
-            "teacher": str(teacher),
+            "teacher": "/".join(Path(teacher).parts[-2:]),
             "same_frame": _percent(counts.same, counts.spikes),
             "within_one_frame": _percent(counts.near, counts.spikes),
             "blank_rate": _percent(counts.blanks, counts.frames),

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import itertools
 import re
 import shutil
 import statistics
@@ -65,7 +66,8 @@ HOW_TO_READ = (
     "Cost is that of one student: its optimizer steps and seconds of training, "
     "and the seconds of its teacher's training. Size is that of the weights in "
     "float32. The real-time factor is seconds of computation for a second of "
-    "audio, on the machine of the run.",
+    "audio, measured at the end of each run: other runs beside it made it "
+    "slower, so that only those of runs made alone can be compared.",
 )
 
 
@@ -509,32 +511,20 @@ def _against(title, rows, kinds):
 
 def _error_rates(rows):
     tables = []
-    for corpus, own in _by_corpus(rows):
+    for (corpus, own), rate in itertools.product(_by_corpus(rows), RATES):
         splits = list(dict.fromkeys(row["split"] for row in own))
-        head = ["run", "network", "method", "teacher", "epochs", "seeds"]
-        head += [
-            f"{split} {rate.upper()}" for split in splits for rate in RATES
-        ]
         body = []
         for name in dict.fromkeys(row["run"] for row in own):
             found = {row["split"]: row for row in own if row["run"] == name}
             first = next(iter(found.values()))
-            body.append(
-                [
-                    name,
-                    first["network"],
-                    first["method"],
-                    first["teacher"] or "-",
-                    str(first["epochs"]),
-                    str(len(first["seeds"].split())),
-                    *(
-                        _figure(found.get(split, {}), rate, 1, spread=True)
-                        for split in splits
-                        for rate in RATES
-                    ),
-                ]
-            )
-        tables.append((f"{corpus}, percent", [head, *body]))
+            figures = [
+                _figure(found.get(split, {}), rate, 1, spread=True)
+                for split in splits
+            ]
+            seeds = str(len(first["seeds"].split()))
+            body.append([name, str(first["epochs"]), seeds, *figures])
+        head = ["run", "epochs", "seeds", *splits]
+        tables.append((f"{corpus}, {rate.upper()} (%)", [head, *body]))
     return Section("Error rates", (), tables)
 
 
@@ -547,17 +537,19 @@ def _first_rows(rows):
 
 
 def _costs(rows):
-    head = ["run", "parameters (M)", "MB", "real-time factor", "epochs"]
-    head += ["steps", "seconds", "teacher's seconds", "seconds in all"]
+    head = ["run", "network", "method", "teacher", "parameters (M)", "MB"]
+    head += ["real-time factor", "steps", "seconds", "teacher's", "in all"]
     tables = []
     for corpus, own in _by_corpus(_first_rows(rows)):
         body = [
             [
                 row["run"],
+                row["network"],
+                row["method"],
+                row["teacher"] or "-",
                 f"{row['parameters'] / 1e6:.2f}",
                 f"{row['mb']:.2f}",
                 f"{row['real_time_factor']:.4f}",
-                str(row["epochs"]),
                 _number(row["steps"], 0),
                 _number(row["seconds"], 0),
                 _number(row["total_seconds"] - row["seconds"], 0),
@@ -720,6 +712,8 @@ def _commands(groups):
         seeds = "{" + ",".join(folder.name for folder in found.folders) + "}"
         one = len(found.folders) == 1
         where = found.folders[0] if one else found.folders[0].parent / seeds
+        if where.is_relative_to(Path.cwd()):
+            where = where.relative_to(Path.cwd())
         body.append([found.corpus, found.name, str(where), line])
     text = "Command lines are those of the first seed, in the recipe's folder."
     return Section("Runs", (text,), [("", [head, *body])])
