@@ -359,7 +359,7 @@ def test_options_of_speechbrain_reach_students_and_teachers(plan):
         ({"vary": {"lr": []}}, "vary: lr: names nothing"),
         ({"vary": ["lr"]}, "vary: must be a mapping"),
         ({"experiments": [{"student": []}]}, "number 1: .* mean students"),
-        ({"experiments": [{"corpora": ["x"]}]}, "no corpora is called|no corp"),
+        ({"experiments": [{"corpora": ["x"]}]}, "no corpus of the plan"),
         ({"ctc_at_cost_of": "rkd+ctc"}, "ctc_at_cost_of"),
         ({"recipe": "."}, "there is no .*train.py"),
         ({"corpora": ["small"]}, "--data small=FOLDER"),

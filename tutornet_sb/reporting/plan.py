@@ -590,7 +590,8 @@ def _names(block, key, known):
     named = block.get(key)
     names = list(known if named is None else named)
     for name in names:
-        _choose(name, known, key, key.rstrip("s"))
+        kind = "corpus" if key == "corpora" else "teacher"
+        _choose(name, known, key, f"{kind} of the plan")
     return names
 
 
