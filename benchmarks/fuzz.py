@@ -145,7 +145,9 @@ def mutate_tree(tree, generator):
         if not places:
             break
         node, key = generator.choice(places)
-        kind, value = generator.randrange(8), generator.choice(VALUES)
+        kind = generator.randrange(8)
+        # Later changes must not reach the list.
+        value = copy.deepcopy(generator.choice(VALUES))
         if kind == 0:
             del node[key]
         elif kind == 1 and isinstance(node, dict):
@@ -162,7 +164,7 @@ def mutate_tree(tree, generator):
         elif kind == 5 and isinstance(node[key], str | list):
             node[key] = node[key] * generator.choice((0, 2, 50))
         else:
-            node[key] = copy.deepcopy(value)
+            node[key] = value
     return tree
 
 

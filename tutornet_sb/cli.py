@@ -219,7 +219,7 @@ def _carry_out(path, to, jobs, corpora, data):
         outcomes = run_jobs(plan.jobs, plan.recipe, jobs)
     except KeyboardInterrupt:
         _say("stopped: the same command continues")
-        sys.exit(130)
+        sys.exit(stopping.EXIT_CODE)
     failures = [outcome for outcome in outcomes if outcome.reason]
     made = {outcome.job.folder for outcome in outcomes if not outcome.reason}
     folders = [

@@ -14,7 +14,7 @@ import pytest
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
-from tutornet_sb import runs
+from tutornet_sb import runs, stopping
 from tutornet_sb.cli import app
 from tutornet_sb.files import read_json
 from tutornet_sb.reporting.compare import table
@@ -633,7 +633,7 @@ def test_the_command_says_that_it_was_stopped(plan, tmp_path, monkeypatch):
 
     monkeypatch.setattr("tutornet_sb.cli.run_jobs", stop)
     result = compare(tmp_path)
-    assert result.exit_code == 130
+    assert result.exit_code == stopping.EXIT_CODE
     assert "stopped: the same command continues" in result.stderr
 
 
