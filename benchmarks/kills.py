@@ -9,6 +9,9 @@ alone. Then, in a folder of its own each time, it is killed at a random moment
 of one of its parts, part by part in turn, and run again. All weights that it
 leaves must be those of the run left alone, bit for bit, and so must its error
 rates. The result goes to ``benchmarks/results/reliability/``.
+
+A signal that comes while Python still imports what it needs ends it as any
+program; nothing has been begun then.
 """
 
 import argparse
@@ -214,7 +217,10 @@ def main():
             trials.append(trial)
             print(len(trials), trial, flush=True)
             shutil.rmtree(folder)
-    told = -signum if signum == signal.SIGKILL else stopping.EXIT_CODE
+    told = {part: {stopping.EXIT_CODE} for part in PARTS}
+    told["corpus"].add(-signum)
+    if signum == signal.SIGKILL:
+        told = dict.fromkeys(PARTS, {-signum})
     result = {
         "signal": args.signal,
         "seed": args.seed,
@@ -223,7 +229,9 @@ def main():
         "error_rates_compared": len(wanted[1]),
         "stopped": len(trials),
         "same_end": sum(not trial["different"] for trial in trials),
-        "right_exit_code": sum(trial["exit_code"] == told for trial in trials),
+        "right_exit_code": sum(
+            trial["exit_code"] in told[trial["part"]] for trial in trials
+        ),
         "left_unfinished": sum(
             bool(trial["left_unfinished"]) for trial in trials
         ),
