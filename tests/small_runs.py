@@ -13,10 +13,14 @@ import soundfile
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
+from speechbrain.utils.train_logger import FileTrainLogger
 
 from tutornet_sb import files, runs
 from tutornet_sb.composition import include
+from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import train_tokenizer
+from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
+from tutornet_sb.publishing.export import export
 
 MODELS = (
     Path(__file__).parents[1] / "recipes/LibriSpeech/TutorNet/hparams/models"
@@ -201,6 +205,51 @@ def write_corpus(root, splits=("dev-clean", "test-clean"), count=11):
             soundfile.write(chapter / f"{key}.flac", wav.numpy(), RATE)
             lines.append(f"{key} {' '.join(words[: 1 + index % 3])}\n")
         (chapter / f"1-{number}.trans.txt").write_text("".join(lines))
+
+
+def write_minilibri(folder):
+    """A minute of synthetic speech in LibriSpeech's layout."""
+    make_minilibri(
+        folder,
+        seed=3,
+        train_minutes=0.6,
+        dev_minutes=0.15,
+        test_minutes=0.15,
+        train_speakers=3,
+        test_speakers=2,
+        workers=1,
+    )
+
+
+def write_export(folder):
+    """A run of a small LSTM in `run`, and its export in `to`."""
+    write_run(folder / "run", "lstm", RECURRENT)
+    export(folder / "run", folder / "to")
+    return folder
+
+
+def stage_hparams(folder, counter, tokenizer, max_lr):
+    """All that a stage's Brain asks of its hparams."""
+    return {
+        "epoch_counter": counter,
+        "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
+        "log_folder": str(folder / "tensorboard"),
+        "lr_schedule": partial(
+            torch.optim.lr_scheduler.OneCycleLR,
+            max_lr=max_lr,
+            cycle_momentum=False,
+        ),
+        "avg_checkpoints": 1,
+        "tokenizer": tokenizer,
+        "blank_index": 0,
+        "delay": 0.0,
+        "representation_loss": RepresentationLoss("uniform"),
+        "softmax_loss": SoftmaxLoss(),
+        "ctc_weight": 1.0,
+        "skd_weight": 1.0,
+        "skd_weight_final": 1.0,
+        "noprogressbar": True,
+    }
 
 
 def add_dev_clean(run):

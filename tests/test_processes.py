@@ -12,11 +12,10 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
-from small_runs import MODELS, make_speech
+from small_runs import MODELS, make_speech, stage_hparams
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.epoch_loop import EpochCounter
-from speechbrain.utils.train_logger import FileTrainLogger
 
 from tutornet_sb import processes
 from tutornet_sb.brains.checkpoints import AtomicCheckpointer
@@ -25,7 +24,6 @@ from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.composition import include
 from tutornet_sb.corpora.tokenizer import train_tokenizer
-from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
 from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.teacher import Teacher
@@ -383,25 +381,9 @@ def fit(name, student_name, folder, tokenizer, batches, epochs=2):
 
     brain = Recording(
         modules,
-        hparams={
-            "epoch_counter": counter,
-            "train_logger": FileTrainLogger(str(folder / "log.txt")),
-            "log_folder": str(folder / "tensorboard"),
-            "lr_schedule": partial(
-                torch.optim.lr_scheduler.OneCycleLR,
-                max_lr=0.02,
-                cycle_momentum=False,
-            ),
-            "avg_checkpoints": 1,
-            "tokenizer": tokenizer,
-            "blank_index": 0,
-            "delay": 0.0,
-            "representation_loss": RepresentationLoss("uniform"),
-            "softmax_loss": SoftmaxLoss(),
-            "ctc_weight": 1.0,
-            "skd_weight": 1.0,
+        hparams=stage_hparams(folder, counter, tokenizer, max_lr=0.02)
+        | {
             "skd_weight_final": 0.5,
-            "noprogressbar": True,
             "max_grad_norm": 5.0,
             "find_unused_parameters": name == "rkd",
         },

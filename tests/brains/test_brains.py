@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import speechbrain as sb
 import torch
+from small_runs import stage_hparams
 from speechbrain.augment.freq_domain import SpectrogramDrop
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import make_dataloader
@@ -15,7 +16,6 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import CTCBeamSearcher
 from speechbrain.utils.epoch_loop import EpochCounter
-from speechbrain.utils.train_logger import FileTrainLogger
 from torch.nn.parallel import DistributedDataParallel
 
 from tutornet_sb.brains import stage as stage_module
@@ -24,7 +24,7 @@ from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
-from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
+from tutornet_sb.distillation.losses import RepresentationLoss
 from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.teacher import Teacher
@@ -144,26 +144,8 @@ class Run:
         self.checkpointer = AtomicCheckpointer(folder / "save", saved)
         self.log = folder / "train_log.txt"
         folder.mkdir(exist_ok=True)
-        hparams = {
-            "epoch_counter": self.counter,
-            "train_logger": FileTrainLogger(str(self.log)),
-            "log_folder": str(folder / "tensorboard"),
-            "lr_schedule": partial(
-                torch.optim.lr_scheduler.OneCycleLR,
-                max_lr=0.01,
-                cycle_momentum=False,
-            ),
-            "avg_checkpoints": 1,
-            "tokenizer": tokenizer,
-            "blank_index": 0,
-            "delay": 0.0,
-            "representation_loss": RepresentationLoss("uniform"),
-            "softmax_loss": SoftmaxLoss(),
-            "ctc_weight": 1.0,
-            "skd_weight": 1.0,
-            "skd_weight_final": 1.0,
-            "noprogressbar": True,
-        } | hparams
+        shared = stage_hparams(folder, self.counter, tokenizer, max_lr=0.01)
+        hparams = shared | hparams
         self.brain = (brain or self.recording(BRAINS[name]))(
             modules,
             hparams=hparams,

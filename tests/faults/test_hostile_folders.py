@@ -10,13 +10,12 @@ import time
 
 import pytest
 import torch
-from small_runs import RECURRENT, make_speech, write_run
+from small_runs import make_speech, write_export
 from typer.testing import CliRunner
 
 from tutornet_sb import runs
 from tutornet_sb.cli import app
 from tutornet_sb.distillation.sources import load_teacher
-from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.loading import load_recogniser
 
 # What loading a small model takes at the most
@@ -26,10 +25,7 @@ SECONDS, KILOBYTES = 30, 400_000
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     """A run and its export."""
-    folder = tmp_path_factory.mktemp("sound")
-    write_run(folder / "run", "lstm", RECURRENT)
-    export(folder / "run", folder / "to")
-    return folder
+    return write_export(tmp_path_factory.mktemp("sound"))
 
 
 @pytest.fixture

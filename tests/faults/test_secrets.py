@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 from hub_server import HubServer
 from huggingface_hub import constants
-from small_runs import RECURRENT, write_run
+from small_runs import write_export
 
 from tutornet_sb.distillation.sources import load_teacher
-from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.loading import load_recogniser
 
 ROOT = Path(__file__).parents[2]
@@ -38,10 +37,7 @@ else:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("secrets")
-    write_run(folder / "run", "lstm", RECURRENT)
-    export(folder / "run", folder / "to")
-    return folder
+    return write_export(tmp_path_factory.mktemp("secrets"))
 
 
 @pytest.fixture

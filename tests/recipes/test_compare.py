@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 
 import pytest
+from small_runs import write_minilibri
 from typer.testing import CliRunner
 
 from tutornet_sb import runs
 from tutornet_sb.cli import app
-from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.reporting.plan import total_seconds
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
@@ -21,16 +21,7 @@ def compare(*words):
 
 @pytest.mark.slow
 def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
-    make_minilibri(
-        tmp_path / "speech",
-        seed=3,
-        train_minutes=0.6,
-        dev_minutes=0.15,
-        test_minutes=0.15,
-        train_speakers=3,
-        test_speakers=2,
-        workers=1,
-    )
+    write_minilibri(tmp_path / "speech")
     results = tmp_path / "results"
     plan = {
         "title": "A tiny plan",

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import write_minilibri
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
 from tutornet_sb import runs
-from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.distillation.store import TargetStore
 from tutornet_sb.reporting.scores import score
 
@@ -141,16 +141,7 @@ def work(tmp_path_factory):
     """A folder in which two processes have done all there is to do."""
     folder = tmp_path_factory.mktemp("two") / "work"
     folder.mkdir()
-    make_minilibri(
-        folder / "mini libri",
-        seed=3,
-        train_minutes=0.6,
-        dev_minutes=0.15,
-        test_minutes=0.15,
-        train_speakers=3,
-        test_speakers=2,
-        workers=1,
-    )
+    write_minilibri(folder / "mini libri")
     code = torchrun(folder, targets="store", store_folder="store")
     assert code == 0, said(folder)[-3000:]
     return folder

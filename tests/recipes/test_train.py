@@ -13,6 +13,7 @@ import jiwer
 import pytest
 import soundfile
 import torch
+from small_runs import write_minilibri
 from transformers import (
     Wav2Vec2Config,
     Wav2Vec2FeatureExtractor,
@@ -22,7 +23,6 @@ from typer.testing import CliRunner
 
 from tutornet_sb import runs
 from tutornet_sb.cli import app
-from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.distillation.store import TargetStore, _read_index
 from tutornet_sb.files import read_json
 from tutornet_sb.networks.acoustic_model import (
@@ -123,16 +123,7 @@ def work(tmp_path_factory):
     """A folder in which the experiment has run once."""
     folder = tmp_path_factory.mktemp("recipe") / "a user's folder"
     folder.mkdir()
-    make_minilibri(
-        folder / "mini libri",
-        seed=3,
-        train_minutes=0.6,
-        dev_minutes=0.15,
-        test_minutes=0.15,
-        train_speakers=3,
-        test_speakers=2,
-        workers=1,
-    )
+    write_minilibri(folder / "mini libri")
     done = succeed(folder)
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
