@@ -49,6 +49,7 @@ from speechbrain.nnet.RNN import LSTM
 from speechbrain.processing.features import InputNormalization
 from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.train_logger import FileTrainLogger
 
 from tutornet_sb.brains import stage as brain_stage
 from tutornet_sb.corpora.minilibri import make_minilibri
@@ -182,7 +183,11 @@ class Variant:
         self.brain = recipe.BRAINS[stage](
             modules,
             hparams=hparams
-            | {"epoch_counter": counter, "log_folder": str(folder / name)},
+            | {
+                "epoch_counter": counter,
+                "log_folder": str(folder / name),
+                "train_logger": FileTrainLogger(str(folder / f"{name}.txt")),
+            },
             opt_class=hparams["opt_class"],
             run_opts={"device": "cpu"},
             checkpointer=Checkpointer(folder / name, saved),
@@ -489,6 +494,8 @@ def parts_of(variant):
         yield brain, "compute_objectives", "CTC loss"
         return
     yield modules.student.features, "forward", "features"
+    # Where the teacher hears the same
+    yield modules.student.features, "spectrum", "features"
     yield modules.student.encoder, "forward", "network"
     yield modules.student.head, "forward", "network"
     if hasattr(brain, "ctc"):
@@ -542,7 +549,7 @@ def profile(arguments):
             hparams["data_folder"] = make_minilibri(
                 folder / "MiniLibri", **values
             )
-        data, _ = recipe.find_data(hparams)
+        data, *_ = recipe.find_data(hparams)
         taps = teacher_taps(hparams["pairs"])
         arguments.size = hparams["student_size"]
         arguments.slow_repeats = 0
