@@ -1,8 +1,14 @@
 """Texts by others without what nobody else may read."""
 
+import logging
 import re
 
 from huggingface_hub import errors, get_token
+
+# SpeechBrain's log file of a run takes all that is said. These say the headers
+# of answers, where a server may repeat the token.
+for _name in ("httpcore", "httpcore2", "httpx", "httpx2", "urllib3"):
+    logging.getLogger(_name).setLevel(logging.INFO)
 
 
 def hide_secrets(text):

@@ -127,6 +127,7 @@ RULES = {
     "results_folder": TEXT,
     "corpus_folder": TEXT,
     "output_folder": TEXT,
+    "continue_anyway": FLAG,
     "baseline_folder": TEXT,
     "teacher_yaml": TEXT,
     "teacher_hparams": TEXT,

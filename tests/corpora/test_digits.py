@@ -142,7 +142,7 @@ def test_the_command_makes_it_and_says_how_much(
     count = len(list(to.rglob("*.flac")))
     assert f"test-clean: {count} utterances" in done.stdout
     again = command("--recordings", recordings, "--to", to)
-    assert again.exit_code == 1 and "is there already" in again.stderr
+    assert again.exit_code == 2 and "is there already" in again.stderr
 
 
 def test_what_is_no_clone_of_the_data_set_is_refused(

@@ -253,7 +253,7 @@ def test_a_manifest_holds_each_sound_utterance_and_the_rest_is_told(
             audio.write_bytes(b"fLaC and nothing else")
         elif state != "no audio":
             rate = 8000 if state == "8 kHz" else 16000
-            write_audio(audio, 160 + number % 100, sample_rate=rate)
+            write_audio(audio, 640 + number % 100, sample_rate=rate)
         line = f"{name} {text}\n".encode()
         if state == "empty text":
             line = f"{name}\n".encode()
@@ -267,7 +267,7 @@ def test_a_manifest_holds_each_sound_utterance_and_the_rest_is_told(
             with open(folder / f"{speaker}-{chapter}.trans.txt", "ab") as file:
                 file.write(line)
         if state == "sound":
-            expected[name] = (tidy(text), (160 + number % 100) / 16000)
+            expected[name] = (tidy(text), (640 + number % 100) / 16000)
         else:
             told[name] = STATES[state]
     out = scratch / "out"

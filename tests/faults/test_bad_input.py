@@ -84,7 +84,8 @@ def tidy(monkeypatch):
     for handler in logger.handlers:
         if handler not in before:
             handler.close()
-    logger.handlers[:], logger.level = before, level
+    logger.handlers[:] = before
+    logger.setLevel(level)
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +94,7 @@ def world(recipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     logger = logging.getLogger()
     before, hook = logger.handlers[:], sys.excepthook
+    level = logger.level
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "stdout", io.StringIO())
@@ -103,6 +105,7 @@ def world(recipe, tmp_path_factory):
         for options in ({"output_folder": "run"}, STORED):
             recipe.run(*recipe.parse(words_for_train(**options)))
     logger.handlers[:], sys.excepthook = before, hook
+    logger.setLevel(level)
     shutil.rmtree(folder / "new")
     shutil.rmtree(folder / "run" / "stages" / "skd")
     for name in (runs.RESULTS, runs.WEIGHTS):

@@ -413,6 +413,8 @@ def refused_without_the_token(hub, caplog, faults, folder, *arguments):
 
 
 def test_nobody_sees_the_token(hub, folder, caplog, capfd, tmp_path):
+    # As in the log file of a run
+    caplog.set_level(logging.DEBUG)
     for how in (401, 403, 500, "cut", "page"):
         for step in (INFO, STORE, COMMIT):
             hub.faults.clear()

@@ -641,11 +641,11 @@ def test_the_command_refuses_a_mistake_in_one_line(plan, recipe, tmp_path):
     with pytest.raises(PlanError):
         plan(methods=["ctc", "sdk"])
     result = compare(tmp_path)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
     assert line.startswith("tutornet compare: ")
     assert "did you mean skd" in line
     assert not (recipe / "results").exists()
     assert "CORPUS=FOLDER" in compare(tmp_path, "--data", "mini").stderr
     result = CliRunner().invoke(app, ["compare", "a", "b", "--jobs", "2"])
-    assert result.exit_code == 1 and "are for a plan" in result.stderr
+    assert result.exit_code == 2 and "are for a plan" in result.stderr

@@ -205,7 +205,10 @@ def prepare(
         If the folder is not what an export made, or an argument will not do.
     """
     folder = Path(folder)
-    validate_repo_id(name)
+    try:
+        validate_repo_id(name)
+    except errors.HFValidationError as error:
+        raise ValueError(str(error)) from None
     if "/" not in name:
         raise ValueError(f"{name} lacks its owner: say OWNER/{name}")
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
