@@ -331,6 +331,8 @@ def ending_together():
             ) from None
         raise
     if is_distributed_initialized():
+        # One that leaves while another still talks may abort in gloo's threads.
+        wait_for_all()
         torch.distributed.destroy_process_group()
 
 
