@@ -37,3 +37,25 @@ def hide_secrets(text):
     except (errors.OIDCError, errors.DeviceCodeError):
         token = None
     return text.replace(token, "<token>") if token else text
+
+
+def first_line(error):
+    r"""Tell an error in one line.
+
+    Arguments
+    ---------
+    error : Exception
+        Any.
+
+    Returns
+    -------
+    str
+        First line of its message, or its type if there is none.
+
+    Example
+    -------
+    >>> first_line(ValueError("too long. Details:\n..."))
+    'too long. Details:'
+    """
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return hide_secrets(line)

@@ -237,6 +237,23 @@ def read_results(folder):
     return read_json(path)
 
 
+def read_hyperparams(folder):
+    """Read the values of a run's experiment; nothing is made or run.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Output folder of ``train.py``.
+
+    Returns
+    -------
+    dict
+        Empty if there are none.
+    """
+    path = Path(folder) / HYPERPARAMS
+    return YAML().load(path) if path.is_file() else {}
+
+
 class Utterance(NamedTuple):
     """One of the corpus that the run was scored on."""
 
@@ -340,8 +357,7 @@ def find_speech(run, data, results, model, needed):
 
 def _known_data(run):
     """Where the corpus lay when the run was made. No code is run."""
-    path = run / HYPERPARAMS
-    content = YAML().load(path) if path.is_file() else {}
+    content = read_hyperparams(run)
     folder = Path(content.get("data_folder") or Path("data") / "MiniLibri")
     places = [Path("."), Path(str(content.get("recipe_folder") or "."))]
     return list(dict.fromkeys(place / folder for place in places))

@@ -24,7 +24,7 @@ from speechbrain.utils.checkpoints import (
 from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.networks.acoustic_model import AcousticModel
-from tutornet_sb.redaction import hide_secrets
+from tutornet_sb.redaction import first_line, hide_secrets
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
@@ -289,8 +289,6 @@ def _load_run(folder, revision, trust_remote_code):
 
 def _read(cls, source, revision, file):
     """Load a tokenizer or the like, with one clear line if it fails."""
-    from tutornet_sb.networks.huggingface import first_line
-
     try:
         return cls.from_pretrained(source, revision=revision)
     # A missing file raises all kinds of errors.
@@ -511,7 +509,7 @@ class PipelineEncoder(torch.nn.Module):
 
 
 def _load_encoder_asr(folder, revision):
-    from tutornet_sb.networks.huggingface import Waveform, first_line
+    from tutornet_sb.networks.huggingface import Waveform
 
     folder = Path(folder)
     if not (folder / HYPERPARAMS).is_file():
@@ -611,8 +609,6 @@ def _is_published(pipeline, name):
 
 
 def _load_strictly(module, path):
-    from tutornet_sb.networks.huggingface import first_line
-
     try:
         weights = torch_patched_state_dict_load(path)
     # The kinds of damage raise all kinds of errors.

@@ -21,7 +21,7 @@ from transformers import (
 from transformers.models.whisper import modeling_whisper
 
 from tutornet_sb.networks.acoustic_model import frame_mask
-from tutornet_sb.redaction import hide_secrets
+from tutornet_sb.redaction import first_line
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm")
 # What decides a network's output, so must be as in the published weights.
@@ -145,28 +145,6 @@ def _refuse_ways_out(folder):
                 f"{path} is damaged: it names other files than those of its "
                 "folder"
             )
-
-
-def first_line(error):
-    r"""Tell an error in one line.
-
-    Arguments
-    ---------
-    error : Exception
-        Any.
-
-    Returns
-    -------
-    str
-        First line of its message, or its type if there is none.
-
-    Example
-    -------
-    >>> first_line(ValueError("too long. Details:\n..."))
-    'too long. Details:'
-    """
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return hide_secrets(line)
 
 
 def make_network(model_type, source=None, revision=None, **config):

@@ -20,6 +20,7 @@ from tutornet_sb.publishing.export import (
     FORMAT,
     SAFETENSORS,
 )
+from tutornet_sb.redaction import first_line
 from tutornet_sb.reporting.latency import split_words
 
 # The one of several in a folder that is meant, where it is not named
@@ -187,13 +188,6 @@ def read_config(folder):
     return config
 
 
-def _first_line(error):
-    # Its module takes seconds to import.
-    from tutornet_sb.networks.huggingface import first_line
-
-    return first_line(error)
-
-
 def _says_export(folder):
     """Tell whether a folder has the config.json of an export, of any version.
 
@@ -226,7 +220,7 @@ def _parse(text, path):
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {_first_line(error)}") from None
+        raise ValueError(f"{path} is damaged: {first_line(error)}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it holds no object")
     return content
@@ -260,7 +254,7 @@ def _check_device(device):
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"the device {device!r} cannot be used: {_first_line(error)}"
+            f"the device {device!r} cannot be used: {first_line(error)}"
         ) from None
 
 
@@ -359,7 +353,7 @@ def _load_export(folder, name, device):
             }
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise ValueError(
-            f"{path} cannot be read as safetensors: {_first_line(error)}"
+            f"{path} cannot be read as safetensors: {first_line(error)}"
         ) from None
     try:
         model = rebuild(config["student"], shapes, SAFETENSORS)
@@ -421,7 +415,7 @@ def _load_onnx(path, device):
             found = model.encode(wavs.float().numpy(), lengths.numpy())
         except Exception as error:
             raise ValueError(
-                f"{path} cannot be run: {_first_line(error)}"
+                f"{path} cannot be run: {first_line(error)}"
             ) from None
         log_probs, frames = map(torch.from_numpy, found)
         return log_probs, frames
@@ -449,7 +443,7 @@ def _try_out(recogniser):
     except (RuntimeError, ValueError, IndexError) as error:
         raise ValueError(
             f"{recogniser.name} cannot encode a second of noise: "
-            + _first_line(error)
+            + first_line(error)
         ) from None
     symbols = len(recogniser.pieces)
     if log_probs.ndim != 3 or log_probs.shape[::2] != (1, symbols):

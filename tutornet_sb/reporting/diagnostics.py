@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from ruamel.yaml import YAML
 
 from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
@@ -323,7 +322,7 @@ class Ears:
             encoding.lengths,
             model.frame_period,
             blank_index=_blank(folder),
-            delay=float(_hyperparams(folder).get("delay") or 0),
+            delay=float(runs.read_hyperparams(folder).get("delay") or 0),
         )
         return encoding.logits[0].float(), targets
 
@@ -343,7 +342,7 @@ class Ears:
         model, _ = self._load(folder)
         results = runs.read_results(folder)
         *_, last = results["stages"].values()
-        key = _hyperparams(folder).get("data_folder"), *last["splits"]
+        key = runs.read_hyperparams(folder).get("data_folder"), *last["splits"]
         if key not in self.speech:
             self.speech[key] = runs.find_speech(
                 Path(folder), None, last, model, needed=False
@@ -371,7 +370,9 @@ def find_teacher(folder):
     if "folder" not in teacher:
         return None
     named = Path(teacher["folder"])
-    recipe = Path(str(_hyperparams(folder).get("recipe_folder") or "."))
+    recipe = Path(
+        str(runs.read_hyperparams(folder).get("recipe_folder") or ".")
+    )
     beside = folder.parent.parent / named.parent.name / named.name
     for place in (named, recipe / named, beside):
         if runs.is_finished(place):
@@ -379,14 +380,8 @@ def find_teacher(folder):
     return None
 
 
-def _hyperparams(folder):
-    """Plain values of an experiment; nothing is made or run."""
-    path = Path(folder) / runs.HYPERPARAMS
-    return YAML().load(path) if path.is_file() else {}
-
-
 def _blank(folder):
-    return int(_hyperparams(folder).get("blank_index") or 0)
+    return int(runs.read_hyperparams(folder).get("blank_index") or 0)
 
 
 def _percent(part, whole):
