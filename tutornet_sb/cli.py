@@ -44,7 +44,8 @@ from tutornet_sb.settings import check_calls
 
 app = typer.Typer(
     help="Tools around TutorNet runs; the recipe's train.py trains. Exit "
-    "codes: 0 done, 1 unexpected error, 2 bad input or command line.",
+    "codes: 0 done, 1 unexpected error, 2 bad input or command line, 75 "
+    "stopped by a signal.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
