@@ -165,6 +165,7 @@ RULES = {
     "skd_loss": one_of("l2", "kl", "guided"),
     "temperature": POSITIVE,
     "skd_tolerance": whole(0),
+    "skd_selection": maybe(whole(0)),
     "min_confidence": SHARE,
     "blank_index": whole(0),
     "beam_size": maybe(whole(1)),

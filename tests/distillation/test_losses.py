@@ -15,7 +15,7 @@ from tutornet_sb.distillation.targets import TeacherTargets
 
 LENGTHS = (4, 1, 3)
 WEIGHTINGS = ("uniform", "energy", "nonblank")
-# Kind, temperature, tolerance
+# Kind, temperature, tolerance, blank, selection
 SOFTMAX_LOSSES = [
     ("l2", 1.0, 0),
     ("l2", 2.0, 1),
@@ -23,6 +23,9 @@ SOFTMAX_LOSSES = [
     ("kl", 3.0, 0),
     ("guided", 1.0, 0),
     ("guided", 1.0, 2),
+    ("kl", 1.0, 0, 1, 0),
+    ("l2", 1.0, 1, 0, 1),
+    ("kl", 2.0, 0, 2, 2),
 ]
 PADDINGS = (0.0, 1e4, float("nan"), float("inf"))
 
@@ -88,11 +91,20 @@ def representation_reference(projected, targets, weighting, blank):
     return total / len(targets.lengths)
 
 
-def softmax_reference(logits, teacher_logits, lengths, kind, temperature, far):
+def softmax_reference(
+    logits,
+    teacher_logits,
+    lengths,
+    kind,
+    temperature,
+    far,
+    blank=0,
+    beside=None,
+):
     def distance(p, q):
         if kind == "guided":
             best = p.index(max(p))
-            return 0.0 if best == 0 else 1 - q[best]
+            return 0.0 if best == blank else 1 - q[best]
         if kind == "l2":
             return sum((x - y) ** 2 for x, y in zip(p, q, strict=True))
         pairs = zip(p, q, strict=True)
@@ -100,8 +112,14 @@ def softmax_reference(logits, teacher_logits, lengths, kind, temperature, far):
 
     total = 0.0
     for b, length in enumerate(lengths):
+        rows = [teacher_logits[b, t].tolist() for t in range(length)]
+        spikes = [t for t, z in enumerate(rows) if z.index(max(z)) != blank]
         for t in range(length):
-            p = softmax(teacher_logits[b, t].tolist(), temperature)
+            p = softmax(rows[t], temperature)
+            if beside is not None and not any(
+                abs(spike - t) <= beside for spike in spikes
+            ):
+                continue
             total += min(
                 distance(p, softmax(logits[b, s].tolist(), temperature))
                 for s in range(length)
@@ -315,6 +333,23 @@ def test_guided_lets_other_spikes_be():
     assert (grad[0] != 0).any()
 
 
+@pytest.mark.parametrize("selection, learnt", [(0, [2]), (1, [1, 2, 3])])
+def test_selection_learns_spikes_and_what_is_beside_them(selection, learnt):
+    _, logits, targets = random_batch(6, lengths=(6,))
+    teacher = torch.zeros(1, 6, 4, dtype=torch.float64)
+    teacher[..., 0] = 1.0
+    teacher[0, 2] = torch.tensor([0.2, 0.0, 0.8, 0.0])
+    # Behind the end, all are zero, and none of them is the blank.
+    for lengths, blank in (([6], 0), ([5], 2)):
+        posteriors = teacher.roll(blank, dims=-1)
+        targets = targets._replace(
+            posteriors=posteriors, lengths=torch.tensor(lengths)
+        )
+        loss = SoftmaxLoss("kl", blank_index=blank, selection=selection)
+        _, grad = value_and_gradient(loss, logits, targets)
+        assert (grad[0] != 0).any(-1).nonzero().flatten().tolist() == learnt
+
+
 def test_transcript_too_long_counts_as_zero():
     logits = torch.randn(2, 2, 3, requires_grad=True)
     tokens = torch.tensor([[1, 2, 1], [1, 0, 0]])
@@ -351,5 +386,9 @@ def test_arguments_out_of_range():
     for tolerance in (-1, 0.5):
         with pytest.raises(ValueError, match="tolerance must be a number of"):
             SoftmaxLoss(tolerance=tolerance)
+        with pytest.raises(ValueError, match="selection must be a number of"):
+            SoftmaxLoss(selection=tolerance)
+    with pytest.raises(ValueError, match="takes no selection"):
+        SoftmaxLoss("guided", selection=0)
     with pytest.raises(ValueError, match="no frame weighting 'loudness'"):
         RepresentationLoss("loudness")

@@ -103,6 +103,10 @@ class SoftmaxLoss(torch.nn.Module):
     ``guided`` asks for the teacher's spikes, and lets others be. With a
     tolerance, each frame of the teacher is compared with that of the student,
     among its own and so many before and after it, to which it is nearest.
+    With a selection, the sum is over a part of the frames t alone: those where
+    the teacher's best symbol is not blank, and so many on each side of them. 0
+    is blank elimination, 1 and more the symmetric selection of arXiv
+    2506.01503.
 
     Arguments
     ---------
@@ -113,7 +117,10 @@ class SoftmaxLoss(torch.nn.Module):
     tolerance : int
         Frames by which the student may spike earlier or later.
     blank_index : int
-        Index of the CTC blank, for ``guided``.
+        Index of the CTC blank, for ``guided`` and a selection.
+    selection : int, optional
+        Frames on each side of the teacher's spikes that are learnt too; all
+        frames by default. Not for ``guided``, which has one of its own.
 
     Example
     -------
@@ -126,7 +133,14 @@ class SoftmaxLoss(torch.nn.Module):
     1.3863
     """
 
-    def __init__(self, kind="l2", temperature=1.0, tolerance=0, blank_index=0):
+    def __init__(
+        self,
+        kind="l2",
+        temperature=1.0,
+        tolerance=0,
+        blank_index=0,
+        selection=None,
+    ):
         super().__init__()
         if kind not in ("l2", "kl", "guided"):
             raise ValueError(f"kind must be l2, kl or guided, got {kind!r}")
@@ -136,14 +150,22 @@ class SoftmaxLoss(torch.nn.Module):
             raise ValueError(
                 f"temperature is not for the guided loss, got {temperature}"
             )
-        if not isinstance(tolerance, int) or tolerance < 0:
+        if kind == "guided" and selection is not None:
             raise ValueError(
-                f"tolerance must be a number of frames, got {tolerance!r}"
+                "the guided loss learns the teacher's spikes alone, and takes "
+                f"no selection, got {selection}"
             )
+        frames_of = {"tolerance": tolerance, "selection": selection or 0}
+        for name, frames in frames_of.items():
+            if not isinstance(frames, int) or frames < 0:
+                raise ValueError(
+                    f"{name} must be a number of frames, got {frames!r}"
+                )
         self.kind = kind
         self.temperature = temperature
         self.tolerance = tolerance
         self.blank_index = blank_index
+        self.selection = selection
 
     def forward(self, logits, targets):
         """Compute the loss.
@@ -184,7 +206,22 @@ class SoftmaxLoss(torch.nn.Module):
         if self.tolerance:
             student = self._nearest(teacher, student, mask)
         terms = self._distance(teacher, student)
+        if self.selection is not None:
+            mask = mask & self._selected(teacher, mask)
         return terms.masked_fill(~mask, 0.0).sum(1).mean()
+
+    def _selected(self, teacher, mask):
+        """Frames of the teacher's spikes, and those beside them."""
+        spikes = (teacher.argmax(-1) != self.blank_index) & mask
+        if self.selection == 0:
+            return spikes
+        near = torch.nn.functional.max_pool1d(
+            spikes.to(teacher.dtype).unsqueeze(1),
+            2 * self.selection + 1,
+            stride=1,
+            padding=self.selection,
+        )
+        return near.squeeze(1) > 0
 
     def _nearest(self, teacher, student, mask):
         """Of the student's frames within the tolerance the nearest ones.
