@@ -48,6 +48,8 @@ def install():
 def _end_workers():
     """End the workers that leave it to this process when they end."""
     if os.getpid() == _state["owner"]:
+        # A loader takes the end of a worker for an error.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for child in multiprocessing.active_children():
             if child.daemon:
                 child.kill()
