@@ -122,6 +122,7 @@ RULES = {
     "student_size": TEXT,
     "student_overrides": MAPPING,
     "data_folder": maybe(TEXT),
+    "transcribed_share": SHARE,
     "max_skipped": SHARE,
     "max_seconds": POSITIVE,
     "results_folder": TEXT,

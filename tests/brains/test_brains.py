@@ -218,9 +218,14 @@ def alone(model, wav):
     return encoding.hidden[0].double(), encoding.logits[0].double()
 
 
-def some(data):
+def some(data, **more):
     """A padded batch of three, with the items that are in it."""
     items = [data[index] for index in (0, 4, 7)]
+    for key, values in more.items():
+        items = [
+            item | {key: value}
+            for item, value in zip(items, values, strict=True)
+        ]
     return PaddedBatch(items), items
 
 
@@ -262,8 +267,8 @@ def plain_rkd(student, projector, teacher, items):
     return sum(losses) / len(losses)
 
 
-def loss_of(brain, data, stage, epoch=1):
-    batch, items = some(data)
+def loss_of(brain, data, stage, epoch=1, **more):
+    batch, items = some(data, **more)
     brain.modules.eval()
     brain.on_stage_start(stage, epoch)
     outputs = brain.compute_forward(batch, stage)
@@ -298,6 +303,32 @@ def test_the_skd_loss_is_ctc_and_the_weighted_distance(
     assert ("ctc" in figures) == (ctc_weight > 0)
     assert figures.get("ctc", ctc) == pytest.approx(ctc, rel=1e-4)
     assert figures["skd"] == pytest.approx(skd, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "transcribed", [(True, False, True), (False, True, False), (False,) * 3]
+)
+@pytest.mark.parametrize("ctc_weight", [0.5, 0.0])
+def test_what_is_not_transcribed_is_learnt_from_the_teacher_alone(
+    run, data, transcribed, ctc_weight
+):
+    # In epoch 2 of 3, lambda is between its first and its last value.
+    its = run(
+        "skd",
+        epochs=3,
+        skd_weight=2.0,
+        skd_weight_final=1.0,
+        ctc_weight=ctc_weight,
+    )
+    loss, items = loss_of(
+        its.brain, data, sb.Stage.TRAIN, epoch=2, transcribed=transcribed
+    )
+    total = 0.0
+    for item, known in zip(items, transcribed, strict=True):
+        weight = 1.5 if known else 2.0
+        total += weight * plain_skd(its.student, its.teacher.model, [item])
+        total += ctc_weight * plain_ctc(its.student, [item]) * known
+    assert loss == pytest.approx(total / 3, rel=1e-4)
 
 
 def test_an_skd_stage_that_learns_nothing_in_the_end_is_an_error(run):

@@ -976,6 +976,7 @@ def datasets(recipe, tmp_path):
             "seed": 1,
             "output_folder": tmp_path,
             "ctc_weight": 1.0,
+            "transcribed_share": 1.0,
         } | changes
         splits = {"train": ["train"], "valid": ["train"], "test": ["train"]}
         splits["untranscribed"] = ["more"] if untranscribed else []
@@ -1016,7 +1017,7 @@ def test_utterances_too_short_for_their_transcript_are_left_out(
     "stage, weight, wanted",
     [
         ("ctc", 0.0, ["a"]),
-        ("skd", 1.0, ["a"]),
+        ("skd", 1.0, ["a", "b", "c"]),
         ("skd", 0.0, ["a", "b", "c"]),
         ("rkd", 1.0, ["a", "b", "c"]),
     ],
@@ -1030,6 +1031,24 @@ def test_audio_without_transcripts_is_heard_where_none_are_needed(
     train, seconds = training_set(stage)
     assert train.data_ids == wanted
     assert seconds == 9.0 + len(wanted) - 1
+    known = {key: item["transcribed"] for key, item in train.data.items()}
+    assert known == {key: key == "a" for key in wanted}
+
+
+def test_of_a_share_the_transcripts_are_known(datasets):
+    rows = {f"u{i}": (9.0, "A") for i in range(40)}
+    kept = []
+    for share in (0.0, 0.1, 0.25, 1.0):
+        data, training_set = datasets(rows, transcribed_share=share)
+        assert data.transcribed.keys() | data.untranscribed == rows.keys()
+        assert not data.transcribed.keys() & data.untranscribed
+        assert training_set("ctc")[0].data_ids == list(data.transcribed)
+        assert len(training_set("skd")[0]) == 40
+        # What is scored keeps its transcripts.
+        assert all(item["wrd"] == "A" for item in data.valid.data.values())
+        kept.append(set(data.transcribed))
+    assert [len(keys) for keys in kept] == [1, 4, 10, 40]
+    assert kept[0] < kept[1] < kept[2]
 
 
 def test_a_corpus_of_too_short_utterances_is_an_error(datasets):

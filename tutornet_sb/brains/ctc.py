@@ -62,7 +62,7 @@ class CTCBrain(StageBrain):
             self.transcribe(encoding, batch, stage)
         return loss
 
-    def ctc(self, encoding, batch):
+    def ctc(self, encoding, batch, rows=slice(None)):
         """CTC loss of a batch (nats per utterance).
 
         Arguments
@@ -71,6 +71,8 @@ class CTCBrain(StageBrain):
             Of the student.
         batch : speechbrain.dataio.batch.PaddedBatch
             With ``tokens``.
+        rows : list of int, optional
+            Utterances that count, all by default.
 
         Returns
         -------
@@ -80,10 +82,10 @@ class CTCBrain(StageBrain):
         tokens, relative = batch.tokens
         token_lengths = (relative * tokens.shape[1]).round().long()
         return ctc_loss(
-            encoding.logits,
-            tokens,
-            encoding.lengths,
-            token_lengths,
+            encoding.logits[rows],
+            tokens[rows],
+            encoding.lengths[rows],
+            token_lengths[rows],
             self.hparams.blank_index,
         )
 

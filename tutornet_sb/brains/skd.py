@@ -11,7 +11,9 @@ class SKDBrain(CTCBrain):
 
     The loss is ``ctc_weight * L_CTC + skd_weight * L_SKD``, both summed over
     the frames of an utterance and averaged over utterances (TutorNet, arXiv
-    2008.00671; the form of the sum follows Inter-KD, arXiv 2211.15075).
+    2008.00671; the form of the sum follows Inter-KD, arXiv 2211.15075). An
+    utterance that is not ``transcribed`` has no CTC term, and the weight of its
+    SKD term stays ``skd_weight``.
 
     ``modules`` holds ``teacher`` besides ``student``; ``hparams`` holds
     ``softmax_loss``, ``ctc_weight`` (with 0, transcripts are not needed),
@@ -38,7 +40,7 @@ class SKDBrain(CTCBrain):
         encoding : Encoding
             From ``compute_forward``.
         batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig`` and ``tokens``.
+            With ``sig``, ``tokens`` and, unless all are, ``transcribed``.
         stage : speechbrain.Stage
             The teacher is asked in training only.
 
@@ -50,15 +52,29 @@ class SKDBrain(CTCBrain):
         if stage != sb.Stage.TRAIN:
             return super().compute_objectives(encoding, batch, stage)
         targets = self.teacher_targets(batch, encoding)
-        terms = {
-            "skd": (
-                self.skd_weight,
-                self.hparams.softmax_loss(encoding.logits, targets),
-            )
+        weights = {
+            True: ("skd", self.skd_weight),
+            False: ("skd_untranscribed", self.hparams.skd_weight),
         }
-        if self.hparams.ctc_weight:
-            ctc = self.ctc(encoding, batch)
-            terms["ctc"] = (self.hparams.ctc_weight, ctc)
+        size = len(batch.id)
+        kinds = getattr(batch, "transcribed", [True] * size)
+        terms = {}
+        for transcribed, (name, weight) in weights.items():
+            rows = [
+                row for row, kind in enumerate(kinds) if kind == transcribed
+            ]
+            if not rows:
+                continue
+            share = len(rows) / size
+            # As a rule there is one kind: no copy of all rows.
+            part = rows if len(rows) < size else slice(None)
+            skd = self.hparams.softmax_loss(
+                encoding.logits[part], targets.rows(part)
+            )
+            terms[name] = (share * weight, skd)
+            if transcribed and self.hparams.ctc_weight:
+                ctc = self.ctc(encoding, batch, part)
+                terms["ctc"] = (share * self.hparams.ctc_weight, ctc)
         return self.total(**terms)
 
     @property

@@ -27,6 +27,25 @@ class TeacherTargets(NamedTuple):
     lengths: torch.Tensor
     frame_period: float
 
+    def rows(self, rows):
+        """Keep some utterances of the batch.
+
+        Arguments
+        ---------
+        rows : list of int or slice
+            Which.
+
+        Returns
+        -------
+        TeacherTargets
+            Theirs.
+        """
+        return self._replace(
+            hidden=self.hidden[rows],
+            posteriors=self.posteriors[rows],
+            lengths=self.lengths[rows],
+        )
+
 
 def at_least_float32(x):
     """Widen half precision, in which squares and long sums overflow.

@@ -207,7 +207,8 @@ def tokenizer_file(hparams):
 class Data(NamedTuple):
     """The utterances of an experiment.
 
-    Items are dictionaries by utterance id, sets are SpeechBrain's.
+    Items are dictionaries by utterance id, sets are SpeechBrain's. Transcripts
+    of the untranscribed ones are not looked at.
     """
 
     transcribed: dict
@@ -233,18 +234,36 @@ def read_data(hparams, data_root, manifests, splits):
                         f"in {split}: utterances that are heard together need "
                         "names of their own"
                     )
-                found[key] = item | {"split": split}
+                found[key] = item | {"split": split, "transcribed": True}
         return found
 
+    train, silent = items(splits["train"]), items(splits["untranscribed"])
+    silent |= keep_share(train, hparams["transcribed_share"])
+    for key in silent:
+        silent[key] |= {"transcribed": False}
     return Data(
-        items(splits["train"]),
-        items(splits["untranscribed"]),
+        train,
+        silent,
         make_dataset(items(splits["valid"]), hparams),
         {
             split: make_dataset(items([split]), hparams)
             for split in dict.fromkeys([*splits["valid"], *splits["test"]])
         },
     )
+
+
+def keep_share(items, share):
+    """Keep a share of the items, at least one, and return the others.
+
+    By hashes of their ids, so that they are the same in all runs, and those of
+    a smaller share among those of a larger one.
+    """
+
+    def place(key):
+        return hashlib.sha256(key.encode()).digest(), key
+
+    kept = max(1, round(share * len(items)))
+    return {key: items.pop(key) for key in sorted(items, key=place)[kept:]}
 
 
 def check_letters(data, hparams):
@@ -330,7 +349,7 @@ def make_dataset(items, hparams, speeds=None, stored=None, epochs=None):
         items,
         dynamic_items=[audio, text, *([targets] if stored else [])],
         output_keys=[
-            *("id", "sig", "wrd", "tokens"),
+            *("id", "sig", "wrd", "tokens", "transcribed"),
             *(["targets"] if stored else []),
         ],
     )
@@ -403,37 +422,30 @@ def pseudo_label(items, source, hparams):
     )
     # In the order of the corpus, whatever the teacher heard first
     return {
-        key: item | {"wrd": labels.transcripts[key]}
+        key: item | {"wrd": labels.transcripts[key], "transcribed": True}
         for key, item in items.items()
         if key in labels.transcripts
     }
 
 
-def needs_transcripts(name, hparams):
-    """Tell whether a stage learns from the corpus' transcripts."""
-    return name == "ctc" or (name == "skd" and hparams["ctc_weight"] > 0)
-
-
 def training_set(name, data, source, student, hparams, epochs=None):
-    """What a stage hears: with transcripts, or all audio where it needs none.
+    """What a stage hears: by CTC alone what has transcripts, otherwise all.
 
     Returns the set and its speech in seconds.
     """
-    transcripts = needs_transcripts(name, hparams)
-    items = data.transcribed
-    if not transcripts:
-        items = items | data.untranscribed
-    elif data.untranscribed:
-        logger.info(
-            "Stage %s needs transcripts: it leaves out %d utterances that "
-            "have none",
-            name,
-            len(data.untranscribed),
-        )
+    items, silent = data.transcribed, data.untranscribed
     if name == "pseudo":
-        items = pseudo_label(items, source, hparams)
-    if transcripts or name == "pseudo":
+        items, silent = pseudo_label(items | silent, source, hparams), {}
+    elif name == "ctc" and silent:
+        logger.info(
+            "Stage ctc needs transcripts: it leaves out %d utterances that "
+            "have none",
+            len(silent),
+        )
+        silent = {}
+    if name in ("ctc", "pseudo") or (name == "skd" and hparams["ctc_weight"]):
         items = fit_for_ctc(items, hparams, student)
+    items = items | silent
     if not items:
         raise InputError(
             f"stage {name}: no training utterance is left, see the log above: "
@@ -1065,9 +1077,7 @@ def fill(hparams_file, run_opts, overrides):
     source = find_teacher(hparams, run_opts)
     data, *_ = find_data(hparams)
     match_or_do_without(source, data, hparams)
-    items = data.transcribed
-    if not all(needs_transcripts(name, hparams) for name in stages):
-        items = items | data.untranscribed
+    items = data.transcribed | data.untranscribed
     heard = [(items, hparams["speed_perturb"])]
     if "rkd" in stages:
         heard.append((data.valid.data, None))
