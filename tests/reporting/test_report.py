@@ -129,7 +129,7 @@ def runs_made(tmp_path_factory):
             },
         )
     (made[0] / "command.txt").write_text(
-        "train.py hparams/base.yaml --seed 1\n"
+        "train.py hparams/base.yaml --data_folder '/home/me/my data' --seed 1\n"
     )
     return made
 
@@ -250,7 +250,7 @@ def test_the_report_has_all_parts_and_figures(report, rows):
     for written in (text, page):
         assert f"{figure} ± " in written
         assert reduction in written
-        assert "train.py hparams/base.yaml --seed 1" in written
+        assert "train.py hparams/base.yaml --data_folder DATA" in written
         assert "Bisani and Ney 2004" in written
 
 
@@ -322,6 +322,11 @@ def test_a_report_can_be_made_again_of_the_small_files(
         assert (tmp_path / "again" / name).read_text() == (
             report / name
         ).read_text()
+    # Where data lay is nobody's business.
+    for path in (copies[0] / "command.txt", report / "report.md"):
+        text = path.read_text()
+        assert "hparams/base.yaml --data_folder DATA --seed 1" in text
+        assert "my data" not in text
 
 
 # ------------------------------------------------------------------ references

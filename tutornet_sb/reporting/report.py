@@ -4,6 +4,7 @@ import base64
 import csv
 import itertools
 import re
+import shlex
 import shutil
 import statistics
 from pathlib import Path
@@ -31,7 +32,6 @@ from tutornet_sb.reporting.statistics import difference, interval
 # what models hear
 SMALL = (
     runs.RESULTS,
-    COMMAND,
     DIAGNOSTICS,
     f"{runs.STAGES}/*/{runs.ERRORS}",
     f"{runs.STAGES}/*/{runs.TRAIN_LOG}",
@@ -250,6 +250,8 @@ def copy_small_files(folder, to):
             copy = to / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, copy)
+    if (folder / COMMAND).is_file():
+        (to / COMMAND).write_text(f"{_command_of(folder)}\n", "utf-8")
 
 
 def _name_apart(groups):
@@ -702,13 +704,22 @@ def _missing(missing):
     return Section("What is missing", tuple(text))
 
 
+def _command_of(folder):
+    """Command line of a run, without where the data lay on its machine."""
+    path = folder / COMMAND
+    if not path.is_file():
+        return "-"
+    words = shlex.split(path.read_text(encoding="utf-8"))
+    for index, word in enumerate(words[:-1]):
+        if word == "--data_folder":
+            words[index + 1] = "DATA"
+    return shlex.join(words)
+
+
 def _commands(groups):
     head, body = ["corpus", "run", "folders", "command"], []
     for found in groups:
-        path = found.folders[0] / COMMAND
-        line = "-"
-        if path.is_file():
-            line = path.read_text(encoding="utf-8").strip()
+        line = _command_of(found.folders[0])
         seeds = "{" + ",".join(folder.name for folder in found.folders) + "}"
         one = len(found.folders) == 1
         where = found.folders[0] if one else found.folders[0].parent / seeds
