@@ -23,7 +23,7 @@ import soundfile
 import speechbrain as sb
 import torch
 from huggingface_hub import constants
-from small_runs import BLOCKS, RATE, write_corpus, write_run
+from small_runs import BLOCKS, RATE, add_dev_clean, write_corpus, write_run
 
 from tutornet_sb import cli, runs
 from tutornet_sb.distillation.store import HEADER
@@ -990,6 +990,18 @@ CASES = {
             without("transformers"),
             student_yaml="hparams/models/wav2vec2.yaml",
             student_overrides=None,
+        ),
+        Case(
+            "no sherpa-onnx",
+            ["tried with it, .*not installed: pip install sherpa-onnx"],
+            spoil=lambda patch: (
+                without("sherpa_onnx")(patch),
+                add_dev_clean(Path("teacher")),
+            ),
+            command=[
+                *("export", "teacher", "exported"),
+                *("--sherpa", "--data", "corpus"),
+            ],
         ),
         data(
             "no corpus",
