@@ -39,6 +39,9 @@ WAV2VEC2 = {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}
 WAV2VEC2 |= {"conv_dim": [4] * 7, "num_conv_pos_embedding_groups": 2}
 # Training had started from published weights, which lay somewhere.
 WAV2VEC2["source"] = "/somewhere/else"
+# The order of facebook/wav2vec2-base-960h
+WAV2VEC2_SYMBOLS = ["<pad>", "<s>", "</s>", "<unk>", "|"]
+WAV2VEC2_SYMBOLS += "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
 
 # Put before a program, a machine on which this package is not installed
 ELSEWHERE = """
@@ -205,6 +208,33 @@ def write_corpus(root, splits=("dev-clean", "test-clean"), count=11):
             soundfile.write(chapter / f"{key}.flac", wav.numpy(), RATE)
             lines.append(f"{key} {' '.join(words[: 1 + index % 3])}\n")
         (chapter / f"1-{number}.trans.txt").write_text("".join(lines))
+
+
+def save_wav2vec2(folder, symbols):
+    """A teacher as transformers writes it, with random weights."""
+    # Seconds to import
+    from transformers import (
+        Wav2Vec2Config,
+        Wav2Vec2FeatureExtractor,
+        Wav2Vec2ForCTC,
+    )
+
+    torch.manual_seed(0)
+    config = Wav2Vec2Config(
+        vocab_size=len(symbols),
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        conv_dim=[8] * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    Wav2Vec2ForCTC(config).save_pretrained(folder)
+    vocab = {symbol: index for index, symbol in enumerate(symbols)}
+    (folder / "vocab.json").write_text(json.dumps(vocab))
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+    return folder
 
 
 def write_minilibri(folder):

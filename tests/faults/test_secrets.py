@@ -8,14 +8,25 @@ import traceback
 from pathlib import Path
 
 import pytest
-from hub_server import HubServer
+from hub_server import Blob, HubServer
 from huggingface_hub import constants
-from small_runs import write_export
+from small_runs import (
+    WAV2VEC2_SYMBOLS,
+    save_wav2vec2,
+    write_corpus,
+    write_export,
+)
 
+from tutornet_sb import runs
 from tutornet_sb.distillation.sources import load_teacher
 from tutornet_sb.publishing.loading import load_recogniser
 
 ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"
+# Whether the token is in its file, or in the environment
+PLACES = False, pytest.param(True, marks=pytest.mark.slow)
+# A port of this machine that nobody listens to
+NOWHERE = "http://127.0.0.1:9"
 TOKEN, PASSWORD = "hf_CanaryCanaryCanary", "SwordFishSwordFish"
 # Before any command: no waiting, and all that the libraries log, if wanted
 BEFORE = """
@@ -109,6 +120,74 @@ def test_publishing(exported, hub, tmp_path, how):
     assert done.returncode == (0 if how is None else 2), done.stderr
     assert any(hub.authorized)
     assert how is None or f"({how}) (Not <token>, no)" in done.stderr
+
+
+@pytest.mark.parametrize("stored", PLACES)
+def test_publishing_where_nobody_answers(exported, hub, tmp_path, stored):
+    done = call(
+        *(hub, tmp_path, *CLI, "publish", exported / "to", "me/model"),
+        stored=stored,
+        HF_ENDPOINT=NOWHERE,
+    )
+    assert done.returncode == 2
+    assert "cannot be reached" in done.stderr.strip().splitlines()[-1]
+
+
+def train(hub, folder, **options):
+    """Train by a teacher of the hub, and search all that the run leaves."""
+    write_corpus(
+        folder / "corpus", ("dev-clean", "test-clean", "train-clean-100"), 4
+    )
+    words = [RECIPE / "train.py", RECIPE / "hparams" / "rkd_lstm.yaml"]
+    for key, value in {
+        "teacher_source": "me/other",
+        "data_folder": "corpus",
+        "corpus_yaml": "hparams/corpora/small.yaml",
+        "corpus_overrides": "{epochs: 2}",
+        "student_overrides": "{channels: 4, hidden_size: 4, n_mels: 16}",
+        "rkd_share": 0.5,
+        "output_folder": "run",
+    }.items():
+        words += [f"--{key}", value]
+    return call(hub, folder, *words, **options)
+
+
+@pytest.mark.parametrize("stored", PLACES)
+def test_a_run_by_a_teacher_of_the_hub(hub, tmp_path, stored):
+    source = save_wav2vec2(tmp_path / "source", WAV2VEC2_SYMBOLS)
+    hub.create("me/other", private=True)
+    hub.repositories["me/other"].commit(
+        "main",
+        "a teacher",
+        {
+            path.name: Blob(path.read_bytes(), path.suffix == ".safetensors")
+            for path in source.iterdir()
+        },
+    )
+    done = train(hub, tmp_path, stored=stored)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert any(hub.authorized)
+    teacher = runs.read_results(tmp_path / "run")["teacher"]
+    assert teacher["folder"] == "me/other"
+
+
+@pytest.mark.parametrize(
+    "how", [403, NOWHERE, pytest.param("cut", marks=pytest.mark.slow)]
+)
+def test_a_run_whose_teacher_the_hub_keeps(hub, tmp_path, how):
+    """What a server repeats would stand in the log of the HTTP client."""
+    hub.fail("/me/other", how, said=f"Not {TOKEN}, no")
+    done = train(
+        *(hub, tmp_path),
+        stored=how == "cut",
+        loud=how != 403,
+        HF_ENDPOINT=how if how == NOWHERE else hub.url,
+    )
+    assert done.returncode == 2
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("train.py: ") and "me/other" in line
+    assert any(hub.authorized) != (how == NOWHERE)
+    assert (tmp_path / "run" / "log.txt").is_file()
 
 
 def test_an_endpoint_with_a_password(exported, hub, tmp_path):

@@ -13,12 +13,7 @@ import jiwer
 import pytest
 import soundfile
 import torch
-from small_runs import write_minilibri
-from transformers import (
-    Wav2Vec2Config,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForCTC,
-)
+from small_runs import WAV2VEC2_SYMBOLS, save_wav2vec2, write_minilibri
 from typer.testing import CliRunner
 
 from tutornet_sb import runs
@@ -340,32 +335,8 @@ def test_a_method_that_its_stages_do_not_do_is_an_error(recipe):
 # ------------------------------------------- teachers and students of all kinds
 
 
-def save_wav2vec2(folder, symbols):
-    """A teacher as transformers writes it, with random weights."""
-    torch.manual_seed(0)
-    config = Wav2Vec2Config(
-        vocab_size=len(symbols),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=[8] * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    Wav2Vec2ForCTC(config).save_pretrained(folder)
-    vocab = {symbol: index for index, symbol in enumerate(symbols)}
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    Wav2Vec2FeatureExtractor().save_pretrained(folder)
-    return folder
-
-
-LETTERS = "ETAONIHSRDLUMWCFGYPBVK'XJQZ"
-WAV2VEC2 = ["<pad>", "<s>", "</s>", "<unk>", "|", *LETTERS]
-
-
 def test_a_teacher_from_elsewhere_with_symbols_in_another_order(finished):
-    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2)
+    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2_SYMBOLS)
     done = succeed(finished, teacher_source=source, output_folder="taught")
     assert "only in teacher, dropped and the rest renormalised" in done.stdout
     assert "Training it first" not in done.stdout
@@ -376,7 +347,7 @@ def test_a_teacher_from_elsewhere_with_symbols_in_another_order(finished):
 
 
 def test_a_teacher_without_some_symbols_says_what_can_be_done(finished):
-    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2[:-12])
+    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2_SYMBOLS[:-12])
     options = {"teacher_source": source, "output_folder": "taught"}
     error = error_of(train(finished, **options))
     assert str(source) in error and "9 of the 29 symbols" in error
@@ -392,7 +363,7 @@ def test_a_teacher_without_some_symbols_says_what_can_be_done(finished):
 
 
 def test_a_student_of_its_teachers_transcripts(finished):
-    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2[:-12])
+    source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2_SYMBOLS[:-12])
     shutil.copytree(
         finished / "mini libri" / "train-clean-100",
         finished / "mini libri" / "train-other-500",
