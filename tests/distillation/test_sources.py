@@ -3,6 +3,9 @@ each utterance alone, are the reference."""
 
 import functools
 import json
+import os
+import shutil
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -190,6 +193,136 @@ def test_an_index_of_weights_leads_to_no_other_folder(tmp_path, name):
     index = {"metadata": {}, "weight_map": dict.fromkeys(weights, name)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(ValueError, match="names other files than those of its"):
+        load_teacher(folder)
+
+
+# The folder whose files' opening is noted, and those that were opened
+_watched, _opened = [], []
+
+
+def _note(event, arguments):
+    if event == "open" and _watched and isinstance(arguments[0], str):
+        path = os.path.abspath(arguments[0])
+        if path.startswith(_watched[0]):
+            _opened.append(path)
+
+
+@pytest.fixture(scope="module")
+def watch():
+    """Note what Python opens in a folder. Such a hook cannot be taken off."""
+    sys.addaudithook(_note)
+    yield _watched
+    _watched.clear()
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sound")
+    save_ctc(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        *(
+            ("tokenizer_config.json", {key: "../outside/vocab.json"})
+            for key in (
+                *("vocab_file", "tokenizer_file", "added_tokens_file"),
+                *("special_tokens_map_file", "tokenizer_config_file"),
+                *("name_or_path", "chat_template_file"),
+            )
+        ),
+        ("tokenizer_config.json", {"vocab_file": "/OUTSIDE/vocab.json"}),
+        ("tokenizer_config.json", {"init_inputs": ["/OUTSIDE/vocab.json"]}),
+        (
+            "tokenizer_config.json",
+            {"fast_tokenizer_files": ["../outside/tokenizer.4.0.0.json"]},
+        ),
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["/OUTSIDE--x.Y", None]}},
+        ),
+        (
+            "tokenizer_config.json",
+            {"auto_map": {"AutoTokenizer": ["x.Y", None]}}
+            | {"tokenizer_class": "Y"},
+        ),
+        ("special_tokens_map.json", {"vocab_file": "/OUTSIDE/vocab.json"}),
+        ("special_tokens_map.json", {"name_or_path": "/OUTSIDE"}),
+        ("added_tokens.json", {"../outside/vocab.json": 60}),
+        ("config.json", {"transformers_weights": "../outside/a.safetensors"}),
+        ("config.json", {"configuration_files": ["../outside/config.4.json"]}),
+        (
+            "config.json",
+            {"configuration_files": ["config.4/../../outside/config.4.json"]},
+        ),
+        ("config.json", {"_name_or_path": "/OUTSIDE"}),
+        ("preprocessor_config.json", {"auto_map": {"AutoFeatureX": "x.Y"}}),
+        ("preprocessor_config.json", {"name_or_path": "/OUTSIDE"}),
+        ("processor_config.json", {"feature_extractor": {"auto_map": "x.Y"}}),
+        ("adapter_config.json", {"base_model_name_or_path": "/OUTSIDE"}),
+    ],
+)
+def test_what_a_file_names_elsewhere_is_left_alone(
+    tmp_path, monkeypatch, sound, watch, file, content
+):
+    monkeypatch.chdir(tmp_path)
+    outside = shutil.copytree(sound, tmp_path / "outside")
+    content = json.dumps(content).replace("/OUTSIDE", str(outside))
+    tokens = {"added_tokens": [{"id": 60, "content": "OUTSIDE"}]}
+    for name in ("vocab.json", "tokenizer.4.0.0.json"):
+        (outside / name).write_text(json.dumps(tokens | {"OUTSIDE": 0}))
+    (outside / "config.json").rename(outside / "config.4.json")
+    (outside / "model.safetensors").rename(outside / "a.safetensors")
+    folder = shutil.copytree(sound, tmp_path / "teacher")
+    for path in (outside, folder):
+        (path / "x.py").write_text("open('canary', 'w')\nclass Y: pass\n")
+    path = folder / file
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(before | json.loads(content)))
+    watch[:], _opened[:] = [str(outside)], []
+    try:
+        source = load_teacher(folder)
+    except ValueError as error:
+        assert len(str(error).splitlines()) == 1
+        assert str(error).startswith(str(folder))
+    else:
+        assert source.pieces == VOCAB
+        weights = load_file(folder / "model.safetensors")
+        assert torch.equal(source.model.head.weight, weights["lm_head.weight"])
+    watch.clear()
+    assert _opened == []
+    assert not (tmp_path / "canary").exists()
+
+
+@pytest.mark.parametrize(
+    "file, key, value, error",
+    [
+        *(
+            ("config.json", key, "owner/x", "the hub's code owner/x")
+            for key in ("attn_implementation", "_attn_implementation")
+        ),
+        (
+            *("tokenizer_config.json", "fast_tokenizer_files", ["a.json"]),
+            "its tokenizer names other files .fast_tokenizer_files",
+        ),
+        (
+            *("special_tokens_map.json", "vocab_file", "a.json"),
+            "its tokenizer names other files .vocab_file",
+        ),
+        (
+            *("tokenizer_config.json", "pad_token", 3),
+            "has no readable vocab.json",
+        ),
+    ],
+)
+def test_what_a_file_may_not_name(tmp_path, sound, file, key, value, error):
+    folder = shutil.copytree(sound, tmp_path / "teacher")
+    path = folder / file
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(before | {key: value}))
+    with pytest.raises(ValueError, match=error):
         load_teacher(folder)
 
 

@@ -29,6 +29,8 @@ from tutornet_sb.redaction import first_line, hide_secrets
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
 HYPERPARAMS = "hyperparams.yaml"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = "special_tokens_map.json"
 # No honest config.json is longer.
 _MOST_BYTES = 2**24
 # Lengths of noise (samples) by which a frame period is measured. They differ by
@@ -211,13 +213,17 @@ def _find(source, name, revision):
     """Path of a small file of a teacher, or None."""
     folder = source
     if not Path(source).is_dir():
-        folder = download(source, revision, [CONFIG, HYPERPARAMS])
+        folder = download(
+            source,
+            revision,
+            [CONFIG, HYPERPARAMS, TOKENIZER_CONFIG, SPECIAL_TOKENS],
+        )
     path = Path(folder) / name
     return path if path.is_file() else None
 
 
-def _config(source, revision):
-    path = _find(source, CONFIG, revision)
+def _config(source, revision, name=CONFIG):
+    path = _find(source, name, revision)
     if path is None:
         return {}
     try:
@@ -225,7 +231,7 @@ def _config(source, revision):
             raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: {CONFIG} is damaged: {error}") from None
+        raise ValueError(f"{source}: {name} is damaged: {error}") from None
     return config if isinstance(config, dict) else {}
 
 
@@ -309,12 +315,30 @@ def _waveform(source, revision):
     return Waveform(extractor.sampling_rate, extractor.do_normalize)
 
 
+def _refuse_ways_out(source, revision):
+    """Refuse files of a tokenizer that may lead to others elsewhere.
+
+    transformers opens what these keys name, wherever it lies.
+    """
+    config = _config(source, revision, TOKENIZER_CONFIG)
+    special = _config(source, revision, SPECIAL_TOKENS)
+    found = [key for key in config if key == "fast_tokenizer_files"]
+    found += [key for key in special if key.endswith("_file")]
+    if found:
+        raise ValueError(
+            f"{source}: its tokenizer names other files ({', '.join(found)} in "
+            f"{TOKENIZER_CONFIG} or {SPECIAL_TOKENS}): one like it needs none, "
+            "so take that out"
+        )
+
+
 def _load_ctc(source, revision):
     from transformers import AutoModelForCTC, Wav2Vec2CTCTokenizer
 
     from tutornet_sb.networks import huggingface
 
     _check_type(source, revision, huggingface.WAVEFORM_TYPES)
+    _refuse_ways_out(source, revision)
     network = huggingface.load_published(AutoModelForCTC, source, revision)
     tokenizer = _read(Wav2Vec2CTCTokenizer, source, revision, "vocab.json")
     if tokenizer.pad_token_id is None:

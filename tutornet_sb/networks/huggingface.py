@@ -92,6 +92,7 @@ def load_published(auto_class, source, revision=None, heads=()):
     """
     _refuse_ways_out(source)
     try:
+        _refuse_kernels(AutoConfig.from_pretrained(source, revision=revision))
         model, report = auto_class.from_pretrained(
             source,
             revision=revision,
@@ -145,6 +146,13 @@ def _refuse_ways_out(folder):
                 f"{path} is damaged: it names other files than those of its "
                 "folder"
             )
+
+
+def _refuse_kernels(config):
+    """Refuse a model that names code of the hub to compute its attention."""
+    name = str(config._attn_implementation)
+    if "/" in name:
+        raise ValueError(f"its config.json asks for the hub's code {name}")
 
 
 def make_network(model_type, source=None, revision=None, **config):
