@@ -311,10 +311,6 @@ def test_what_a_file_names_elsewhere_is_left_alone(
             *("special_tokens_map.json", "vocab_file", "a.json"),
             "its tokenizer names other files .vocab_file",
         ),
-        (
-            *("tokenizer_config.json", "pad_token", 3),
-            "has no readable vocab.json",
-        ),
     ],
 )
 def test_what_a_file_may_not_name(tmp_path, sound, file, key, value, error):

@@ -257,6 +257,12 @@ def _check_archive(path):
             for entry in entries
         ):
             raise ValueError("it is packed as torch.save never does")
+        # Some versions of Python look at this too.
+        end = 0
+        for entry in sorted(entries, key=lambda entry: entry.header_offset):
+            if entry.header_offset < end:
+                raise ValueError("its entries overlap")
+            end = entry.header_offset + zipfile.sizeFileHeader + entry.file_size
         for entry in entries:
             with archive.open(entry) as file:
                 while file.read(2**20):
