@@ -208,6 +208,7 @@ def _carry_out(path, to, jobs, corpora, data):
     Returns the folders with the small files of its finished runs, and how many
     failed.
     """
+    stopping.install()
     pairs = [word.partition("=") for word in data]
     if not all(folder for _, _, folder in pairs):
         raise ValueError(f"--data {' '.join(data)}: must be CORPUS=FOLDER")
@@ -216,11 +217,7 @@ def _carry_out(path, to, jobs, corpora, data):
     to = plan.results / "report" if to is None else to
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else os.cpu_count()
-    try:
-        outcomes = run_jobs(plan.jobs, plan.recipe, jobs)
-    except KeyboardInterrupt:
-        _say("stopped: the same command continues")
-        sys.exit(stopping.EXIT_CODE)
+    outcomes = run_jobs(plan.jobs, plan.recipe, jobs)
     failures = [outcome for outcome in outcomes if outcome.reason]
     made = {outcome.job.folder for outcome in outcomes if not outcome.reason}
     folders = [

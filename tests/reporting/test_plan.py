@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"
 # It takes options as train.py does and leaves what that leaves, for nothing.
 TRAIN = """
-import json, os, sys, time
+import json, os, signal, sys, time
 from pathlib import Path
 
 words = [word for word in sys.argv[1:] if word != "--noprogressbar"]
@@ -46,6 +46,10 @@ taught = told.get("method", "ctc") != "ctc"
 if taught and not (Path(teacher) / "results.json").is_file():
     sys.exit("there is no teacher")
 assert os.environ["OMP_NUM_THREADS"]
+if Path(f"stubborn_{folder.parent.name}").exists():
+    signal.signal(
+        signal.SIGTERM, lambda *_: Path(f"told_{folder.parent.name}").touch()
+    )
 epochs = int(told.get("epochs", 8))
 stage = folder / "stages" / "ctc"
 stage.mkdir(parents=True, exist_ok=True)
@@ -540,33 +544,72 @@ def wait_until(condition, seconds=60):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_plan_continues(plan, recipe, number):
-    found = plan(methods=["ctc"], seeds=[1])
+def start_and_hang(found, recipe):
+    """Start the command, whose only run hangs in its third epoch."""
     (job,) = found.jobs
-    folder, hang = recipe / job.folder, recipe / "hang_ctc_lstm"
-    hang.touch()
-    epochs = folder / "stages" / "ctc" / "train_log.txt"
+    (recipe / "hang_ctc_lstm").touch()
+    words = ["compare", str(recipe.parent / "my plan.yaml")]
     process = multiprocessing.get_context("fork").Process(
-        target=run_jobs, args=(found.jobs, found.recipe)
+        target=app, args=(words,)
     )
     process.start()
+    epochs = recipe / job.folder / "stages" / "ctc" / "train_log.txt"
     wait_until(
         lambda: epochs.is_file() and len(epochs.read_text().split("\n")) > 2
     )
+    return process, recipe / job.folder, epochs
+
+
+def is_locked(path):
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL]
+)
+def test_a_killed_plan_continues(plan, recipe, capfd, number):
+    found = plan(methods=["ctc"], seeds=[1])
+    process, folder, epochs = start_and_hang(found, recipe)
     os.kill(process.pid, number)
     process.join()
-    assert process.exitcode != 0
+    is_killed = number == signal.SIGKILL
+    assert process.exitcode == (-number if is_killed else stopping.EXIT_CODE)
+    assert is_killed or "The same command goes on" in capfd.readouterr().err
     assert not (folder / "results.json").exists()
-    if number == signal.SIGKILL:
-        # The run has outlived it, and is not trained a second time beside.
-        with open(log_of(folder), "a") as log, pytest.raises(BlockingIOError):
-            fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    hang.unlink()
+    # A run that has outlived it is not trained a second time beside.
+    assert is_locked(log_of(folder)) == is_killed
+    (recipe / "hang_ctc_lstm").unlink()
     (outcome,) = run_jobs(found.jobs, found.recipe)
     assert outcome.state == "made"
     assert len(epochs.read_text().splitlines()) == 8
     assert read_json(folder / "results.json")["epochs"] == 8
+
+
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_does_not_wait_for_the_runs(plan, recipe, second):
+    found = plan(methods=["ctc"], seeds=[1])
+    (recipe / "stubborn_ctc_lstm").touch()
+    process, folder, _ = start_and_hang(found, recipe)
+    os.kill(process.pid, signal.SIGTERM)
+    wait_until((recipe / "told_ctc_lstm").exists)
+    assert is_locked(log_of(folder)) and process.is_alive()
+    os.kill(process.pid, second)
+    if second == signal.SIGTERM:
+        process.join()
+        assert is_locked(log_of(folder))
+    # Then the run itself ends, which one of another kind has waited for.
+    (recipe / "hang_ctc_lstm").unlink()
+    process.join()
+    at_once = 128 + second
+    code = at_once if second == signal.SIGTERM else stopping.EXIT_CODE
+    assert process.exitcode == code
+    wait_until(lambda: not is_locked(log_of(folder)))
+    assert (folder / "results.json").is_file()
 
 
 # ---------------------------------------------------------------- the command
@@ -623,18 +666,6 @@ def test_the_command_names_what_failed_and_reports_the_rest(
     assert "rkd+skd_lstm_by_jasper_dr" in result.stdout
     report = recipe / "results" / "my plan" / "report" / "report.md"
     assert "rkd+skd_lstm_by_jasper_dr" in report.read_text()
-
-
-def test_the_command_says_that_it_was_stopped(plan, tmp_path, monkeypatch):
-    plan(seeds=[1])
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("tutornet_sb.cli.run_jobs", stop)
-    result = compare(tmp_path)
-    assert result.exit_code == stopping.EXIT_CODE
-    assert "stopped: the same command continues" in result.stderr
 
 
 def test_the_command_refuses_a_mistake_in_one_line(plan, recipe, tmp_path):

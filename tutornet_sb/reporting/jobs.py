@@ -19,7 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from tutornet_sb import runs
+from tutornet_sb import runs, stopping
 from tutornet_sb.files import write_atomically
 
 # Of a finished run: the command line that made it
@@ -53,7 +53,8 @@ def run_jobs(jobs, recipe, at_once=1):
     A run that was stopped is continued by ``train.py``. What a run prints is
     added to ``SEED.log`` beside its folder, after its command line. The log is
     locked while the run lives, so that a run which has outlived its
-    ``tutornet compare`` is waited for instead of being trained twice.
+    ``tutornet compare`` is waited for instead of being trained twice. A signal
+    that stops this process (see :mod:`tutornet_sb.stopping`) ends the runs.
 
     Arguments
     ---------
@@ -69,19 +70,23 @@ def run_jobs(jobs, recipe, at_once=1):
     list of Outcome
         One for each job, in the order in which they ended.
     """
-    console = Console(stderr=True)
-    with (
-        Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            console=console,
-        ) as display,
-        _ending_on_sigterm(),
-    ):
-        return _Runner(jobs, recipe, at_once, display).run()
+    display = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+    )
+    runner = _Runner(jobs, recipe, at_once, display)
+    try:
+        with display:
+            return runner.run()
+    finally:
+        # Without the display, which hides the cursor: another signal ends this
+        # process at once.
+        with stopping.finishing():
+            runner.end_all()
 
 
 class _Started(NamedTuple):
@@ -101,15 +106,14 @@ class _Runner:
         self.total = display.add_task("all runs", total=len(jobs), unit="runs")
 
     def run(self):
-        try:
-            while self.waiting or self.started:
-                for started in list(self.started.values()):
-                    self.look_after(*started)
+        while self.waiting or self.started:
+            for started in list(self.started.values()):
+                self.look_after(*started)
+            # No run may start that end_all does not know.
+            with stopping.finishing():
                 self.start_some()
-                if self.started or self.waiting:
-                    time.sleep(POLL)
-        finally:
-            self.end_all()
+            if self.started or self.waiting:
+                time.sleep(POLL)
         return list(self.outcomes.values())
 
     def start_some(self):
@@ -137,7 +141,9 @@ class _Runner:
         folder.mkdir(parents=True, exist_ok=True)
         with open(log_of(folder), "a", encoding="utf-8") as log:
             try:
-                # Held by the run too, for it prints there, until it ends.
+                # Held by the run too, for it prints there, until it ends. Not
+                # by files.locked, which waits, empties the file and does not
+                # hand it on.
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 # Another process still makes this run: see again later.
@@ -294,17 +300,3 @@ def _signal(process, number):
     # It leads a group of its own, with the processes that load data.
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-
-
-@contextlib.contextmanager
-def _ending_on_sigterm():
-    """Let SIGTERM end the runs too, as Ctrl-C does."""
-
-    def end(number, frame):
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
