@@ -321,6 +321,8 @@ def select_taps(model, paths, owner):
 
 
 def _nearest(name, names):
+    # Not errors.nearest: of hundreds of layers, the first ones tell nothing
+    # where none is near, and a path that is near may be of the wrong block.
     close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.0)
     return ", ".join(close)
 

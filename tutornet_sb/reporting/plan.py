@@ -6,7 +6,6 @@ README describes the keys.
 """
 
 import dataclasses
-import difflib
 import itertools
 import json
 import re
@@ -22,6 +21,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from tutornet_sb import runs
 from tutornet_sb.composition import read_experiment
+from tutornet_sb.errors import nearest
 from tutornet_sb.networks.streaming import check_streamable
 
 BASE = "hparams/base.yaml"
@@ -559,15 +559,10 @@ def _check_keys(content, known, where):
 
 def _choose(name, known, where, kind):
     """Refuse a name that is not known, and say what is near."""
-    if name in known:
-        return
-    near = difflib.get_close_matches(str(name), map(str, known), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {_all(known)}"
-    raise PlanError(f"{where}: no {kind} is called {name!r}; {hint}")
-
-
-def _all(names):
-    return ", ".join(map(str, names))
+    if name not in known:
+        raise PlanError(
+            f"{where}: no {kind} is called {name!r}; {nearest(name, known)}"
+        )
 
 
 def _mapping(value, where):
