@@ -320,6 +320,9 @@ def test_what_a_file_may_not_name(tmp_path, sound, file, key, value, error):
     path.write_text(json.dumps(before | {key: value}))
     with pytest.raises(ValueError, match=error):
         load_teacher(folder)
+    put_on_hub(folder, tmp_path)
+    with pytest.raises(ValueError, match=error):
+        load_teacher("some/model")
 
 
 def test_code_named_by_a_config_is_not_run(tmp_path, monkeypatch):
