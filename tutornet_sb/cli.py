@@ -36,7 +36,7 @@ from tutornet_sb.publishing.export import export as export_run
 from tutornet_sb.publishing.loading import load_recogniser
 from tutornet_sb.publishing.model_card import loading_lines
 from tutornet_sb.reporting.compare import insert, table
-from tutornet_sb.reporting.jobs import run_jobs
+from tutornet_sb.reporting.jobs import find_finished, run_jobs
 from tutornet_sb.reporting.plan import read_plan
 from tutornet_sb.reporting.report import copy_small_files, write_report
 from tutornet_sb.reporting.scores import score as score_transcripts
@@ -162,6 +162,14 @@ def compare(
             help="Where a corpus of a plan lies. Can be given several times.",
         ),
     ] = None,
+    finished: Annotated[
+        bool,
+        typer.Option(
+            "--finished",
+            help="Make no run of a plan: report on those that are finished, "
+            "while others may go on.",
+        ),
+    ] = False,
     into: Annotated[
         Path | None,
         typer.Option(
@@ -182,10 +190,12 @@ def compare(
     failed = 0
     with _failing_in_one_line("compare"):
         if len(what) == 1 and what[0].suffix in (".yaml", ".yml"):
-            folders, failed = _carry_out(what[0], to, jobs, corpus, data or [])
-        elif jobs is not None or corpus or data:
+            plan = _read_plan(what[0], corpus, data or [])
+            folders, failed = _carry_out(plan, to, jobs, finished)
+        elif jobs is not None or corpus or data or finished:
             raise ValueError(
-                "--jobs, --corpus and --data are for a plan, a .yaml file"
+                "--jobs, --corpus, --data and --finished are for a plan, a "
+                ".yaml file"
             )
         else:
             folders = what
@@ -202,22 +212,30 @@ def compare(
         raise typer.Exit(1)
 
 
-def _carry_out(path, to, jobs, corpora, data):
-    """Make the runs of a plan and report on them.
+def _read_plan(path, corpora, data):
+    """Read a plan for the corpora that are wanted, from where they lie."""
+    pairs = [word.partition("=") for word in data]
+    if not all(folder for _, _, folder in pairs):
+        raise ValueError(f"--data {' '.join(data)}: must be CORPUS=FOLDER")
+    data = {name: folder for name, _, folder in pairs}
+    return read_plan(path, data, corpora or None)
+
+
+def _carry_out(plan, to, jobs, finished):
+    """Make the runs of a plan, unless it is for the finished ones, and report.
 
     Returns the folders with the small files of its finished runs, and how many
     failed.
     """
     stopping.install()
-    pairs = [word.partition("=") for word in data]
-    if not all(folder for _, _, folder in pairs):
-        raise ValueError(f"--data {' '.join(data)}: must be CORPUS=FOLDER")
-    data = {name: folder for name, _, folder in pairs}
-    plan = read_plan(path, data, corpora or None)
     to = plan.results / "report" if to is None else to
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else os.cpu_count()
-    outcomes = run_jobs(plan.jobs, plan.recipe, jobs)
+    if finished:
+        outcomes = find_finished(plan.jobs, plan.recipe)
+        _say(f"{len(outcomes)} of {len(plan.jobs)} runs are finished")
+    else:
+        outcomes = run_jobs(plan.jobs, plan.recipe, jobs)
     failures = [outcome for outcome in outcomes if outcome.reason]
     made = {outcome.job.folder for outcome in outcomes if not outcome.reason}
     folders = [

@@ -668,6 +668,26 @@ def test_the_command_names_what_failed_and_reports_the_rest(
     assert "rkd+skd_lstm_by_jasper_dr" in report.read_text()
 
 
+def test_the_command_reports_on_what_is_finished(plan, recipe, tmp_path):
+    plan(methods=["ctc"], seeds=[1])
+    assert compare(tmp_path).exit_code == 0
+    # One finished, the rest not there, the cost of one not known yet
+    options = {"vary": {"epochs": [2, 8]}, "ctc_at_cost_of": "rkd+skd"}
+    shared = {"methods": ["ctc", "rkd+skd"], "seeds": [1]}
+    experiments = [{"methods": ["ctc"], "seeds": [1]}, shared | options]
+    plan(experiments=experiments)
+    folders = {path.parent for path in recipe.rglob("results.json")}
+    result = compare(tmp_path, "--finished", "--to", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    assert "1 of 8 runs are finished" in result.stderr
+    assert folders == {path.parent for path in recipe.rglob("results.json")}
+    assert "ctc_lstm" in (tmp_path / "out" / "report.md").read_text()
+    # All of it, so that the cost is known
+    assert compare(tmp_path).exit_code == 0
+    result = compare(tmp_path, "--finished")
+    assert "8 of 8 runs are finished" in result.stderr
+
+
 def test_the_command_refuses_a_mistake_in_one_line(plan, recipe, tmp_path):
     with pytest.raises(PlanError):
         plan(methods=["ctc", "sdk"])
@@ -679,4 +699,6 @@ def test_the_command_refuses_a_mistake_in_one_line(plan, recipe, tmp_path):
     assert not (recipe / "results").exists()
     assert "CORPUS=FOLDER" in compare(tmp_path, "--data", "mini").stderr
     result = CliRunner().invoke(app, ["compare", "a", "b", "--jobs", "2"])
+    assert result.exit_code == 2 and "are for a plan" in result.stderr
+    result = CliRunner().invoke(app, ["compare", "a", "--finished"])
     assert result.exit_code == 2 and "are for a plan" in result.stderr

@@ -246,6 +246,32 @@ def is_made(job, recipe):
     return path.read_text(encoding="utf-8").strip() == line
 
 
+def find_finished(jobs, recipe):
+    """Find the runs that are finished, and start none.
+
+    Arguments
+    ---------
+    jobs : list of Job
+        Any.
+    recipe : pathlib.Path
+        The recipe's folder.
+
+    Returns
+    -------
+    list of Outcome
+        One for each that is finished.
+    """
+    found = []
+    for job in jobs:
+        # By the epochs of a run that has none yet, none is finished.
+        known = job.cost is None or all(
+            runs.read_results(recipe / folder) for folder in job.needs
+        )
+        if known and is_made(job.with_epochs(recipe), recipe):
+            found.append(Outcome(job, "reused"))
+    return found
+
+
 def log_of(folder):
     """Name the file that holds what a run has printed.
 
