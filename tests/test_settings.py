@@ -24,7 +24,7 @@ HPARAMS = (
     Path(__file__).parents[1] / "recipes" / "LibriSpeech" / "TutorNet/hparams"
 )
 # Values that are checked by what they call, or by more than a rule
-OTHERS = {"corpus", "student", "pairs"}
+OTHERS = {"corpus", "student", "pairs", "intermediate"}
 
 
 def test_every_value_of_the_recipe_has_a_rule():

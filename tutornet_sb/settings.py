@@ -18,6 +18,7 @@ from tutornet_sb.composition import read_experiment, read_mapping, tag_of
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.distillation.encodings import HIDDEN, POSTERIORS
 from tutornet_sb.distillation.frame_weighting import FRAME_WEIGHTINGS
+from tutornet_sb.distillation.intermediate import read_intermediate
 from tutornet_sb.distillation.pairs import read_pairs
 from tutornet_sb.distillation.sources import KINDS
 from tutornet_sb.errors import SettingError, explain, nearest, one_line
@@ -291,6 +292,7 @@ def check_settings(resolved, known, file):
             "corpus.minilibri",
         )
     read_pairs(tree["pairs"])
+    read_intermediate(tree["intermediate"])
     check_calls(tree)
 
 

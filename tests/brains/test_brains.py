@@ -24,6 +24,7 @@ from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
+from tutornet_sb.distillation.intermediate import IntermediateHeads
 from tutornet_sb.distillation.losses import RepresentationLoss
 from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
 from tutornet_sb.distillation.projector import Projector
@@ -119,6 +120,7 @@ class Run:
         epochs=2,
         brain=None,
         pairs=PAIRS,
+        intermediate=(),
         **hparams,
     ):
         self.data = data
@@ -132,6 +134,8 @@ class Run:
                 Projector, pairs, self.teacher, self.student
             )
         modules = {"student": self.student}
+        if intermediate:
+            modules["heads"] = IntermediateHeads(intermediate, self.student, 29)
         if name != "ctc":
             modules["teacher"] = self.teacher
         if name == "rkd":
@@ -329,6 +333,95 @@ def test_what_is_not_transcribed_is_learnt_from_the_teacher_alone(
         total += weight * plain_skd(its.student, its.teacher.model, [item])
         total += ctc_weight * plain_ctc(its.student, [item]) * known
     assert loss == pytest.approx(total / 3, rel=1e-4)
+
+
+# The first is (batch, dim, frames).
+HEADS = [
+    {"student": "encoder.conv", "weight": 0.5},
+    {"student": "encoder.layers.outputs.0", "weight": 2.0},
+]
+
+
+def heard_through(its, index):
+    """The student with an intermediate head in the place of its own."""
+    model = its.student
+
+    class Through(torch.nn.Module):
+        def forward(self, wavs, lengths):
+            encoding = model(wavs, lengths)
+            x, _ = model.features(wavs, lengths)
+            x = model.encoder.conv(x.transpose(1, 2))
+            if index:
+                x = torch.relu(model.encoder.norm(x)).transpose(1, 2)
+                layers = model.encoder.layers
+                forth, _ = layers.forward_layers[0](x)
+                back, _ = layers.backward_layers[0](x.flip(1))
+                x = torch.cat([forth, back.flip(1)], -1).transpose(1, 2)
+            logits = its.brain.modules.heads[index](x.transpose(1, 2))
+            return encoding._replace(logits=logits)
+
+    return Through()
+
+
+@pytest.mark.parametrize(
+    "name, transcribed", [("ctc", None), ("skd", None), ("skd", (1, 0, 1))]
+)
+def test_intermediate_heads_learn_as_the_students_own_does(
+    run, data, name, transcribed
+):
+    its = run(
+        name,
+        intermediate=HEADS,
+        skd_weight=1.5,
+        skd_weight_final=1.5,
+        ctc_weight=1.0 if name == "ctc" else 0.25,
+    )
+    more = {} if transcribed is None else {"transcribed": transcribed}
+    loss, items = loss_of(its.brain, data, sb.Stage.TRAIN, **more)
+    models = [its.student, *(heard_through(its, index) for index in range(2))]
+    skds, ctcs = [], []
+    for model in models:
+        skd, ctc = 0.0, 0.0
+        for item, known in zip(items, transcribed or (1, 1, 1), strict=True):
+            ctc += known * plain_ctc(model, [item]) / 3
+            if name == "skd":
+                skd += plain_skd(model, its.teacher.model, [item]) / 3
+        skds.append(1.5 * skd)
+        ctcs.append((1.0 if name == "ctc" else 0.25) * ctc)
+    assert len({round(value, 3) for value in ctcs}) == 3
+    expected = sum(
+        weight * (skd + ctc)
+        for weight, skd, ctc in zip((1, 0.5, 2), skds, ctcs, strict=True)
+    )
+    assert loss == pytest.approx(expected, rel=1e-4)
+    assert {"ctc", "ctc_0", "ctc_1"} <= set(its.brain.figures(loss))
+    # Scores and the choice of the best are of the student alone.
+    loss, items = loss_of(its.brain, data, sb.Stage.VALID)
+    assert loss == pytest.approx(plain_ctc(its.student, items), rel=1e-4)
+
+
+def test_an_intermediate_head_teaches_what_is_below_it(run, data):
+    its = run("ctc", intermediate=HEADS[:1])
+    batch, _ = some(data)
+    its.brain.on_stage_start(sb.Stage.TRAIN, 1)
+    outputs = its.brain.compute_forward(batch, sb.Stage.TRAIN)
+    its.brain.ctc(outputs[1], batch).backward()
+    reached = {
+        n for n, p in its.student.named_parameters() if p.grad is not None
+    }
+    assert reached == {"encoder.conv.weight"}
+    assert all(
+        p.grad.abs().sum() > 0 for p in its.brain.modules.heads.parameters()
+    )
+
+
+def test_a_stage_with_intermediate_heads_goes_on_as_if_never_stopped(run):
+    whole = run("skd", intermediate=HEADS).fit()
+    run("skd", folder="stopped", intermediate=HEADS).fit(stop_after=3)
+    rest = run("skd", folder="stopped", intermediate=HEADS).fit()
+    assert same(copy(whole.student), copy(rest.student))
+    assert same(copy(whole.brain.modules.heads), copy(rest.brain.modules.heads))
+    assert "heads" in whole.checkpointer.recoverables
 
 
 def test_an_skd_stage_that_learns_nothing_in_the_end_is_an_error(run):

@@ -448,6 +448,16 @@ CASES = {
             ["student's layer 'features.fbank", "cannot be tapped"],
             pairs="[{teacher: encoder, student: features.fbank.compute_STFT}]",
         ),
+        yaml(
+            "key of an intermediate head",
+            [r"intermediate\[0\]: no key teacher, only student, weight"],
+            intermediate="[{teacher: encoder}]",
+        ),
+        yaml(
+            "unknown layer with an intermediate head",
+            ["student has no layer 'encoder.cnv'", "encoder.conv"],
+            intermediate="[{student: encoder.cnv}]",
+        ),
         Case(
             "unknown layer of a teacher to come",
             ["teacher has no layer 'encoder.blok.1'", r"encoder.blocks.1"],

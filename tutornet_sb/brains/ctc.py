@@ -7,6 +7,7 @@ from speechbrain.decoders.ctc import ctc_greedy_decode
 from tutornet_sb import processes
 from tutornet_sb.brains.stage import StageBrain
 from tutornet_sb.distillation.losses import ctc_loss
+from tutornet_sb.distillation.taps import encode_with_taps
 from tutornet_sb.reporting.scores import score
 
 
@@ -16,12 +17,21 @@ class CTCBrain(StageBrain):
     ``hparams`` holds besides those of :class:`StageBrain` the ``tokenizer``
     (a ``SentencePieceProcessor``), ``blank_index`` and optionally ``searcher``,
     a SpeechBrain CTC beam searcher that decodes the test splits a second time.
+    ``modules`` may hold ``heads``, :class:`IntermediateHeads` that learn beside
+    the student's own in training.
 
     After ``evaluate``, ``references``, ``hypotheses`` and ``beam_hypotheses``
     hold the transcripts by utterance id.
     """
 
     selected_by = "WER"
+
+    def __init__(self, modules, hparams, **kwargs):
+        # Before DDP wraps them
+        heads = modules.get("heads")
+        self.head_taps = heads.taps if heads else {}
+        self.head_weights = heads.weights if heads else []
+        super().__init__(modules, hparams, **kwargs)
 
     def compute_forward(self, batch, stage):
         """Encode a batch.
@@ -31,21 +41,49 @@ class CTCBrain(StageBrain):
         batch : speechbrain.dataio.batch.PaddedBatch
             With ``sig``.
         stage : speechbrain.Stage
-            Unused: the student's own mode switches its augmentation.
+            Intermediate heads are for training only. The student's own mode
+            switches its augmentation.
 
         Returns
         -------
-        Encoding
-            Of the student.
+        list of Encoding
+            Of the student, and the same with the logits of each of the
+            intermediate heads.
         """
-        return self.modules.student(*self.hear(batch))
+        inputs = self.hear(batch)
+        if stage != sb.Stage.TRAIN or not self.head_taps:
+            return [self.modules.student(*inputs)]
+        encoding, hidden = encode_with_taps(
+            self.modules.student, self.head_taps, *inputs
+        )
+        more = self.modules.heads(hidden)
+        return [encoding, *(encoding._replace(logits=x) for x in more)]
 
-    def compute_objectives(self, encoding, batch, stage):
+    def weighted(self, encodings):
+        """Name and weigh what each head says.
+
+        Arguments
+        ---------
+        encodings : list of Encoding
+            From ``compute_forward``.
+
+        Yields
+        ------
+        tuple of (str, float, Encoding)
+            End of the names of a head's terms, weight of its losses, and what
+            it says.
+        """
+        yield "", 1.0, encodings[0]
+        for index, encoding in enumerate(encodings[1:]):
+            # In the log they are numbered in their order from 0.
+            yield f"_{index}", self.head_weights[index], encoding
+
+    def compute_objectives(self, encodings, batch, stage):
         """CTC loss, summed over frames, averaged over utterances (nats).
 
         Arguments
         ---------
-        encoding : Encoding
+        encodings : list of Encoding
             From ``compute_forward``.
         batch : speechbrain.dataio.batch.PaddedBatch
             With ``tokens``.
@@ -57,9 +95,14 @@ class CTCBrain(StageBrain):
         torch.Tensor
             Scalar.
         """
-        loss = self.total(ctc=(1.0, self.ctc(encoding, batch)))
+        loss = self.total(
+            **{
+                f"ctc{end}": (weight, self.ctc(encoding, batch))
+                for end, weight, encoding in self.weighted(encodings)
+            }
+        )
         if stage != sb.Stage.TRAIN:
-            self.transcribe(encoding, batch, stage)
+            self.transcribe(encodings[0], batch, stage)
         return loss
 
     def ctc(self, encoding, batch, rows=slice(None)):

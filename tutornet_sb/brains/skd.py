@@ -13,7 +13,8 @@ class SKDBrain(CTCBrain):
     the frames of an utterance and averaged over utterances (TutorNet, arXiv
     2008.00671; the form of the sum follows Inter-KD, arXiv 2211.15075). An
     utterance that is not ``transcribed`` has no CTC term, and the weight of its
-    SKD term stays ``skd_weight``.
+    SKD term stays ``skd_weight``. With intermediate heads, each has such a loss
+    of its own, and they are added by their weights (Inter-KD).
 
     ``modules`` holds ``teacher`` besides ``student``; ``hparams`` holds
     ``softmax_loss``, ``ctc_weight`` (with 0, transcripts are not needed),
@@ -32,12 +33,12 @@ class SKDBrain(CTCBrain):
         logits = torch.zeros(1, 1, self.modules.teacher.symbols)
         self.try_loss(self.hparams.softmax_loss, logits)
 
-    def compute_objectives(self, encoding, batch, stage):
+    def compute_objectives(self, encodings, batch, stage):
         """Sum of the CTC and the SKD term; CTC alone outside training.
 
         Arguments
         ---------
-        encoding : Encoding
+        encodings : list of Encoding
             From ``compute_forward``.
         batch : speechbrain.dataio.batch.PaddedBatch
             With ``sig``, ``tokens`` and, unless all are, ``transcribed``.
@@ -50,8 +51,8 @@ class SKDBrain(CTCBrain):
             Scalar (nats per utterance).
         """
         if stage != sb.Stage.TRAIN:
-            return super().compute_objectives(encoding, batch, stage)
-        targets = self.teacher_targets(batch, encoding)
+            return super().compute_objectives(encodings, batch, stage)
+        targets = self.teacher_targets(batch, encodings[0])
         weights = {
             True: ("skd", self.skd_weight),
             False: ("skd_untranscribed", self.hparams.skd_weight),
@@ -65,16 +66,16 @@ class SKDBrain(CTCBrain):
             ]
             if not rows:
                 continue
-            share = len(rows) / size
             # As a rule there is one kind: no copy of all rows.
             part = rows if len(rows) < size else slice(None)
-            skd = self.hparams.softmax_loss(
-                encoding.logits[part], targets.rows(part)
-            )
-            terms[name] = (share * weight, skd)
-            if transcribed and self.hparams.ctc_weight:
-                ctc = self.ctc(encoding, batch, part)
-                terms["ctc"] = (share * self.hparams.ctc_weight, ctc)
+            known = targets.rows(part)
+            for end, share, encoding in self.weighted(encodings):
+                share *= len(rows) / size
+                skd = self.hparams.softmax_loss(encoding.logits[part], known)
+                terms[f"{name}{end}"] = (share * weight, skd)
+                if transcribed and self.hparams.ctc_weight:
+                    ctc = self.ctc(encoding, batch, part)
+                    terms[f"ctc{end}"] = (share * self.hparams.ctc_weight, ctc)
         return self.total(**terms)
 
     @property

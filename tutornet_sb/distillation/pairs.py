@@ -50,42 +50,83 @@ def read_pairs(pairs):
     >>> read_pairs([{"teacher": "encoder", "student": "encoder.conv"}])
     [Pair(teacher='encoder', student='encoder.conv', weight=1.0)]
     """
-    if not isinstance(pairs, (list, tuple)) or not pairs:
+    example = "{teacher: encoder, student: encoder, weight: 1.0}"
+    checked = read_rows(pairs, "pairs", Pair, example)
+    if not checked:
+        raise ValueError(f"pairs must be a list such as [{example}], got []")
+    if not any(pair.weight for pair in checked):
+        raise ValueError("pairs: all weights are 0, there is nothing to learn")
+    return checked
+
+
+def read_rows(rows, name, kind, example):
+    """Check a list of mappings, each of which names layers and a weight.
+
+    Arguments
+    ---------
+    rows : list of dict
+        As an experiment has them.
+    name : str
+        What the list is called there.
+    kind : type
+        Named tuple of a row: paths of layers, and last ``weight``, which may
+        be left out.
+    example : str
+        A row.
+
+    Returns
+    -------
+    list
+        Of ``kind``.
+
+    Raises
+    ------
+    ValueError
+        If a row has a key missing or unknown, names the layers of another, or
+        has a weight that is not a number from 0 up.
+
+    Example
+    -------
+    >>> read_rows([{"teacher": "head"}], "pairs", Pair, "...")
+    Traceback (most recent call last):
+    ...
+    ValueError: pairs[0]: student is missing
+    """
+    if not isinstance(rows, (list, tuple)):
         raise ValueError(
-            "pairs must be a list such as [{teacher: encoder, student: "
-            f"encoder, weight: 1.0}}], got {pairs!r}"
+            f"{name} must be a list such as [{example}], got {rows!r}"
         )
     checked = []
-    for index, row in enumerate(pairs):
-        where = f"pairs[{index}]"
+    *layers, _ = kind._fields
+    for index, row in enumerate(rows):
+        where = f"{name}[{index}]"
         if not hasattr(row, "items"):
             raise ValueError(f"{where} must be a mapping, got {row!r}")
         for key in row:
-            if key not in Pair._fields:
-                known = ", ".join(Pair._fields)
+            if key not in kind._fields:
+                known = ", ".join(kind._fields)
                 raise ValueError(f"{where}: no key {key}, only {known}")
-        for key in ("teacher", "student"):
+        for key in layers:
             if key not in row:
                 raise ValueError(f"{where}: {key} is missing")
-        pair = Pair(**row)
+        made = kind(**row)
         if (
-            isinstance(pair.weight, bool)
-            or not isinstance(pair.weight, (int, float))
-            or not 0 <= pair.weight < math.inf
+            isinstance(made.weight, bool)
+            or not isinstance(made.weight, (int, float))
+            or not 0 <= made.weight < math.inf
         ):
             raise ValueError(
                 f"{where}: weight must be a number from 0 up, "
-                f"got {pair.weight!r}"
+                f"got {made.weight!r}"
             )
         for other, earlier in enumerate(checked):
-            if earlier[:2] == pair[:2]:
+            if earlier[:-1] == made[:-1]:
+                named = ", ".join(f"{key} {row[key]}" for key in layers)
                 raise ValueError(
-                    f"{where} pairs the layers of pairs[{other}] again: "
-                    f"teacher {pair.teacher}, student {pair.student}"
+                    f"{where} names the layers of {name}[{other}] again: "
+                    f"{named}"
                 )
-        checked.append(pair)
-    if not any(pair.weight for pair in checked):
-        raise ValueError("pairs: all weights are 0, there is nothing to learn")
+        checked.append(made)
     return checked
 
 

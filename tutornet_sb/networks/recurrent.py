@@ -65,6 +65,10 @@ class RecurrentLayers(torch.nn.Module):
             for size in sizes
             if directions == 2
         )
+        # Where both directions of a layer can be tapped together
+        self.outputs = torch.nn.ModuleList(
+            torch.nn.Identity() for _ in range(layers)
+        )
 
     def forward(self, x, lengths):
         """Apply the layers.
@@ -96,7 +100,7 @@ class RecurrentLayers(torch.nn.Module):
             if self.backward_layers:
                 z, _ = self.backward_layers[index](_reorder(x, rows))
                 y = torch.cat([y, _reorder(z, rows)], dim=-1)
-            x = y
+            x = self.outputs[index](y)
         return x.masked_fill(~mask.unsqueeze(-1), 0.0)
 
 

@@ -61,6 +61,7 @@ from tutornet_sb.distillation.extraction import (
     fill_store,
 )
 from tutornet_sb.distillation.head import fit_head
+from tutornet_sb.distillation.intermediate import IntermediateHeads
 from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
 from tutornet_sb.distillation.pseudo_labels import (
     letters_of,
@@ -737,6 +738,10 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         modules["projector"] = make_projectors(
             hparams["projector"], hparams["pairs"], modules["teacher"], student
         )
+    elif hparams["intermediate"]:
+        modules["heads"] = IntermediateHeads(
+            hparams["intermediate"], student, len(pieces(hparams["tokenizer"]))
+        )
     checkpointer = AtomicCheckpointer(
         folder / "save",
         {key: m for key, m in modules.items() if key != "teacher"}
@@ -1018,10 +1023,12 @@ def check_together(hparams):
                 "kenlm_model_path is of beam search: say --beam_size 100 too"
             )
         check_language_model(hparams["kenlm_model_path"])
-    # Either tries out whether it can encode, too.
+    layers = [row["student"] for row in hparams["intermediate"]]
     if "rkd" in stages:
-        layers = dict.fromkeys(pair["student"] for pair in hparams["pairs"])
-        select_taps(student, layers, "student")
+        layers += [pair["student"] for pair in hparams["pairs"]]
+    # Either tries out whether it can encode, too.
+    if layers:
+        select_taps(student, dict.fromkeys(layers), "student")
     else:
         find_taps(student)
 
