@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tutornet_sb.networks.jasper import JasperEncoder
+from tutornet_sb.networks.jasper import DepthwiseConv1d, JasperEncoder
 
 TABLE = [
     {"channels": 6, "kernel": 5, "stride": 2},
@@ -164,3 +164,48 @@ def test_wrong_options_are_named():
         JasperEncoder(4, TABLE, residual="none")
     with pytest.raises(ValueError, match="separable must be in .*True"):
         JasperEncoder(4, TABLE, separable=True)
+
+
+@pytest.mark.parametrize("frames", [1, 5, 24, 25])
+@pytest.mark.parametrize(
+    "kernel, stride, dilation",
+    [(1, 1, 1), (1, 2, 1), (5, 1, 1), (5, 2, 1), (21, 1, 1), (21, 1, 2)]
+    + [(5, 1, 3), (5, 2, 2)],
+)
+def test_the_depthwise_convolution_is_that_of_torch(
+    kernel, stride, dilation, frames
+):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(
+        3, 6, frames, dtype=torch.float64, generator=generator
+    ).requires_grad_()
+    torch.manual_seed(0)
+    options = {
+        "kernel_size": kernel,
+        "stride": stride,
+        "dilation": dilation,
+        "padding": dilation * (kernel // 2),
+        "groups": 6,
+        "bias": False,
+    }
+    plain = torch.nn.Conv1d(6, 6, **options).double()
+    ours = DepthwiseConv1d(6, 6, **options).double()
+    ours.load_state_dict(plain.state_dict())
+    results = []
+    for layer in (plain, ours):
+        x.grad = None
+        y = layer(x)
+        (y * torch.linspace(-1, 1, y.shape[2])).square().sum().backward()
+        results.append((y, x.grad, layer.weight.grad))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_an_exported_depthwise_convolution_is_a_plain_one():
+    layer = DepthwiseConv1d(
+        6, 6, 5, padding=4, dilation=2, groups=6, bias=False
+    )
+    traced = torch.jit.trace(layer, torch.randn(1, 6, 20))
+    kinds = [node.kind() for node in traced.inlined_graph.nodes()]
+    assert kinds.count("aten::_convolution") == 1
+    assert not {"aten::pad", "aten::transpose", "aten::mul"} & set(kinds)

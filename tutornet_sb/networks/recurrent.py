@@ -14,7 +14,7 @@ class RecurrentLayers(torch.nn.Module):
     A bidirectional layer is two one-directional ones, the second of which
     reads each utterance from its own last valid frame. The result is that of
     packed sequences, without leaving the kernels for padded batches
-    (``benchmarks/lstm_packing.py`` measures the difference).
+    (``benchmarks/layers.py`` measures the difference).
 
     Arguments
     ---------
