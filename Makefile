@@ -29,11 +29,15 @@ demo: .venv/ready
 	    wait $$alone || { tail -n 5 results/ctc_lstm.log; exit 1; }; \
 	}
 
+# Files are shared out among the cores, since what a file's tests need is made once
+# for all of them.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
 test: .venv/ready-to-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: .venv/ready-to-test
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) -m ""
 
 lint: .venv/ready-to-test
 	$(BIN)/ruff check .
