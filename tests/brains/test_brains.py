@@ -542,7 +542,16 @@ def test_the_student_is_asked_once_for_all_its_layers(run, data):
     assert calls == [its.student, its.teacher.model]
 
 
-def test_under_ddp_rkd_trains_as_without(run, data, tmp_path):
+@pytest.mark.parametrize(
+    "name, options, more",
+    [
+        ("rkd", {"pairs": SEVERAL[:1]}, "projector"),
+        ("skd", {"intermediate": HEADS}, "heads"),
+    ],
+)
+def test_under_ddp_layers_are_taught_as_without(
+    run, data, tmp_path, name, options, more
+):
     """What lies above a layer gets no gradient, for which DDP would wait."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1
@@ -550,12 +559,13 @@ def test_under_ddp_rkd_trains_as_without(run, data, tmp_path):
     gradients = []
     try:
         for ddp in (False, True):
-            its = run("rkd", pairs=SEVERAL[:1])
+            its = run(name, **options)
+            added = its.brain.modules[more]
             if ddp:
-                for name in ("student", "projector"):
-                    its.brain.modules[name] = DistributedDataParallel(
-                        its.brain.modules[name],
-                        find_unused_parameters=name == "student",
+                for part in ("student", more):
+                    its.brain.modules[part] = DistributedDataParallel(
+                        its.brain.modules[part],
+                        find_unused_parameters=part == "student",
                     )
             its.brain.on_stage_start(sb.Stage.TRAIN, 1)
             for _ in range(3):
@@ -565,10 +575,7 @@ def test_under_ddp_rkd_trains_as_without(run, data, tmp_path):
                     outputs, batch, sb.Stage.TRAIN
                 )
                 loss.backward()
-            parameters = [
-                *its.student.parameters(),
-                *its.projector.parameters(),
-            ]
+            parameters = [*its.student.parameters(), *added.parameters()]
             gradients.append([p.grad for p in parameters])
     finally:
         torch.distributed.destroy_process_group()

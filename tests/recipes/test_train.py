@@ -1047,3 +1047,18 @@ def test_teacher_and_student_hear_the_same_perturbed_speech(datasets, tmp_path):
     assert torch.allclose(data.valid[0]["sig"], wave, atol=1e-4)
     _, training_set = datasets(rows)
     assert torch.allclose(training_set("ctc")[0][1]["sig"], wave, atol=1e-4)
+
+
+def test_intermediate_heads_are_trained_and_dropped(finished, results):
+    heads = "[{student: encoder.layers.outputs.0, weight: 0.5}]"
+    options = {"method": "skd", "stages": "[skd]", "intermediate": heads}
+    succeed(finished, output_folder="with heads", **options)
+    found = runs.read_results(finished / "with heads")
+    assert found["parameters"] == results["parameters"]
+    folder = finished / "with heads" / "stages" / "skd"
+    log = (folder / "train_log.txt").read_text().splitlines()
+    for line in log:
+        trained, scored = line.split(" - valid ")
+        assert "skd_0: " in trained and "ctc_0: " in trained
+        assert "_0: " not in scored
+    assert list(folder.rglob("heads.ckpt"))
