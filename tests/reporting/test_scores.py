@@ -144,8 +144,9 @@ class Clockwork(torch.nn.Module):
         assert wavs.shape[0] == 1 and wav_lens.tolist() == [1.0]
         assert not torch.is_grad_enabled()
         self.calls.append(wavs.shape[1])
-        # The first passes of a real model are slow.
-        slow = 50 if len(self.calls) <= 2 else 1
+        # The first passes of a real model are slow, and another program may
+        # disturb some later.
+        slow = 50 if len(self.calls) in (1, 2, 4, 6, 8) else 1
         self.now += slow * 0.1 * wavs.shape[1] / 16000
         frames = wavs.shape[1] // 320 + 1
         logits = torch.zeros(1, frames, 3)
@@ -159,8 +160,8 @@ def test_the_real_time_factor_is_seconds_for_a_second(monkeypatch):
     )
     wavs = [torch.zeros(samples) for samples in (16000, 8000, 24000)]
     assert real_time_factor(model, wavs, 16000) == pytest.approx(0.1)
-    # Two to warm up, then each utterance once.
-    assert model.calls == [16000, 8000, 16000, 8000, 24000]
+    # Two to warm up, then three times each utterance.
+    assert model.calls == [16000, 8000] + 3 * [16000, 8000, 24000]
 
 
 def test_the_real_time_factor_of_a_real_clock_is_positive():
