@@ -180,16 +180,17 @@ def test_the_depthwise_convolution_is_that_of_torch(
         3, 6, frames, dtype=torch.float64, generator=generator
     ).requires_grad_()
     torch.manual_seed(0)
-    options = {
-        "kernel_size": kernel,
-        "stride": stride,
-        "dilation": dilation,
-        "padding": dilation * (kernel // 2),
-        "groups": 6,
-        "bias": False,
-    }
-    plain = torch.nn.Conv1d(6, 6, **options).double()
-    ours = DepthwiseConv1d(6, 6, **options).double()
+    plain = torch.nn.Conv1d(
+        6,
+        6,
+        kernel,
+        stride,
+        padding=dilation * (kernel // 2),
+        dilation=dilation,
+        groups=6,
+        bias=False,
+    ).double()
+    ours = DepthwiseConv1d(6, kernel, stride, dilation).double()
     ours.load_state_dict(plain.state_dict())
     results = []
     for layer in (plain, ours):
@@ -202,9 +203,7 @@ def test_the_depthwise_convolution_is_that_of_torch(
 
 
 def test_an_exported_depthwise_convolution_is_a_plain_one():
-    layer = DepthwiseConv1d(
-        6, 6, 5, padding=4, dilation=2, groups=6, bias=False
-    )
+    layer = DepthwiseConv1d(6, 5, dilation=2)
     traced = torch.jit.trace(layer, torch.randn(1, 6, 20))
     kinds = [node.kind() for node in traced.inlined_graph.nodes()]
     assert kinds.count("aten::_convolution") == 1

@@ -78,20 +78,42 @@ def read_row(index, row):
 
 
 class DepthwiseConv1d(torch.nn.Conv1d):
-    """The depthwise convolution of torch, faster on CPUs.
+    """Depthwise convolution without bias that is faster on CPUs than torch's.
 
     There torch takes wide kernels, and those of one frame, channel by channel.
     As a picture whose channels stand together it is one operation
-    (``benchmarks/layers.py`` measures the difference). Arguments, weights and
-    results are those of ``torch.nn.Conv1d`` without a bias, with as many groups
-    as channels, and so is what is exported.
+    (``benchmarks/layers.py`` measures the difference). Weights and results are
+    those of ``torch.nn.Conv1d``, and so is what is exported.
+
+    Arguments
+    ---------
+    channels : int
+        Channels, before and after.
+    kernel : int
+        Frames under the convolution, odd.
+    stride : int
+        Input frames for one output frame.
+    dilation : int
+        Distance between two frames under the convolution.
 
     Example
     -------
-    >>> conv = DepthwiseConv1d(8, 8, 5, padding=2, groups=8, bias=False)
+    >>> conv = DepthwiseConv1d(8, 5)
     >>> tuple(conv(torch.randn(1, 8, 7)).shape)
     (1, 8, 7)
     """
+
+    def __init__(self, channels, kernel, stride=1, dilation=1):
+        super().__init__(
+            channels,
+            channels,
+            kernel,
+            stride,
+            padding=dilation * (kernel // 2),
+            dilation=dilation,
+            groups=channels,
+            bias=False,
+        )
 
     def forward(self, x):
         """Convolve each channel by itself.
@@ -153,24 +175,24 @@ def conv_norm(
     torch.nn.Sequential
         ``(batch, input_size, frames)`` -> ``(batch, output_size, frames')``.
     """
-    same = {
-        "stride": stride,
-        "dilation": dilation,
-        "padding": dilation * (kernel // 2),
-        "bias": False,
-    }
     if separable == "all" or (separable == "wide" and kernel > 1):
         parts = {
-            "depthwise": DepthwiseConv1d(
-                input_size, input_size, kernel, groups=input_size, **same
-            ),
+            "depthwise": DepthwiseConv1d(input_size, kernel, stride, dilation),
             "pointwise": torch.nn.Conv1d(
                 input_size, output_size, 1, bias=False
             ),
         }
     else:
         parts = {
-            "conv": torch.nn.Conv1d(input_size, output_size, kernel, **same)
+            "conv": torch.nn.Conv1d(
+                input_size,
+                output_size,
+                kernel,
+                stride,
+                padding=dilation * (kernel // 2),
+                dilation=dilation,
+                bias=False,
+            )
         }
     # eps is the one both papers' published configurations trained with.
     parts["norm"] = torch.nn.BatchNorm1d(output_size, eps=1e-3)
