@@ -22,7 +22,7 @@ from rich.progress import (
 from tutornet_sb import runs, stopping
 from tutornet_sb.files import write_atomically
 
-# Of a finished run: the command line that made it
+# The command line that makes a run
 COMMAND = "command.txt"
 POLL = 0.5  # seconds
 PATIENCE = 60.0  # seconds that a run has to end when it is told to
@@ -150,6 +150,9 @@ class _Runner:
                 return
             command = filled.command()
             print(f"$ {shlex.join(command)}", file=log, flush=True)
+            if not runs.read_results(folder):
+                # Now, for the run may outlive this process and end well.
+                _write_command(filled, folder)
             process = subprocess.Popen(
                 command,
                 cwd=self.recipe,
@@ -179,6 +182,8 @@ class _Runner:
         self.display.remove_task(task)
         log = log_of(folder)
         if code:
+            # Nor are results that it may have left those of the command.
+            (folder / COMMAND).unlink(missing_ok=True)
             self.finish(
                 job,
                 "failed",
@@ -189,10 +194,7 @@ class _Runner:
             reason = f"it left no {runs.RESULTS}, see {log}"
             self.finish(job, "failed", reason)
             return
-        line = shlex.join(job.command()[1:]) + "\n"
-        write_atomically(
-            folder / COMMAND, lambda path: path.write_text(line, "utf-8")
-        )
+        _write_command(job, folder)
         self.finish(job, "made", seconds=time.monotonic() - since)
 
     def finish(self, job, state, reason="", seconds=None):
@@ -309,6 +311,13 @@ def count_epochs(folder):
     return sum(
         len(path.read_bytes().splitlines())
         for path in (folder / runs.STAGES).glob(f"*/{runs.TRAIN_LOG}")
+    )
+
+
+def _write_command(job, folder):
+    line = shlex.join(job.command()[1:]) + "\n"
+    write_atomically(
+        folder / COMMAND, lambda path: path.write_text(line, "utf-8")
     )
 
 
