@@ -233,6 +233,24 @@ def test_epochs_until_ctc_alone_is_reached(rows, runs_made):
     assert float(row["epochs_to_reach_it"]) == 3
 
 
+def test_the_gain_of_the_last_quarter_tells_convergence(rows, report):
+    # Two epochs of RKD, which have no WER, one 10 points above the last
+    row = rows["rkd+skd_lstm", "dev-clean"]
+    before, last = (
+        float(row[f"dev_wer_{part}"]) for part in ("before", "last_quarter")
+    )
+    assert last == pytest.approx(float(row["wer"]))
+    assert before == pytest.approx(last + 10)
+    text = (report / "report.md").read_text()
+    table = text.partition("## Learning curves")[2].partition("![")[0]
+    line = next(t for t in table.split("\n") if t.startswith("| rkd+skd"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    assert cells[1:] == ["4", f"{before:.1f}", f"{last:.1f}", "10.0"]
+    # Of this one no epoch after three quarters of them is known.
+    assert rows["ctc_lstm", "dev-clean"]["dev_wer_before"] == ""
+    assert "| ctc_lstm" not in table
+
+
 def test_the_report_has_all_parts_and_figures(report, rows):
     text = (report / "report.md").read_text()
     page = (report / "report.html").read_text()

@@ -156,6 +156,21 @@ class Group:
             if curve:
                 yield curve
 
+    def quarters(self):
+        """Best dev WER before the last quarter of the epochs, and in it.
+
+        Means over the seeds; None if it is not known.
+        """
+        found = []
+        for curve in self.curves():
+            early = [wer for n, _, wer in curve if n <= 0.75 * self.epochs]
+            late = [wer for n, _, wer in curve if n > 0.75 * self.epochs]
+            if early and late:
+                found.append((min(early), min(late)))
+        if not found:
+            return None
+        return tuple(map(statistics.mean, zip(*found, strict=True)))
+
     def rkd_errors(self):
         """RKD loss of the development set after the first and last epoch."""
         for stages in self.logs:
@@ -223,7 +238,7 @@ def write_report(folders, to, title, told=print):
         _against("Choices within a method", rows, (FIRST,)),
         _error_rates(rows),
         _costs(rows),
-        _curves(groups),
+        _curves(groups, rows),
         _pareto(groups),
         *_pictures(groups, ears, missing),
         _diagnostics(rows),
@@ -349,6 +364,9 @@ def _rows(found, groups, missing):
         "seconds": statistics.mean(seconds),
         "total_seconds": statistics.mean(total),
     }
+    quarters = found.quarters()
+    if quarters:
+        shared["dev_wer_before"], shared["dev_wer_last_quarter"] = quarters
     if shared["steps"] is None:
         _miss(missing, "steps of the optimizer", found)
     references = find_references(found, groups)
@@ -587,8 +605,24 @@ def _diagnostics(rows):
     return Section("What the student took over", text if tables else (), tables)
 
 
-def _curves(groups):
-    pictures = []
+def _curves(groups, rows):
+    head = ["run", "epochs", "best dev WER before the last quarter"]
+    head += ["in the last quarter", "gain (points)"]
+    tables, pictures = [], []
+    for corpus, own in _by_corpus(_first_rows(rows)):
+        body = []
+        for row in own:
+            before, last = map(
+                row.get, ("dev_wer_before", "dev_wer_last_quarter")
+            )
+            if last is not None:
+                figures = (before, last, before - last)
+                body.append(
+                    [row["run"], str(row["epochs"])]
+                    + [_number(figure, 1) for figure in figures]
+                )
+        if body:
+            tables.append((corpus, [head, *body]))
     for (corpus, network), own in _by_network(groups):
         curves = {}
         for found in own:
@@ -610,7 +644,14 @@ def _curves(groups):
                     "without transcripts have no WER.",
                 )
             )
-    return Section("Learning curves", (), [], _drawn(pictures))
+    text = (
+        "Dev WER after each epoch (percent). CTC alone that still gains in the "
+        "last quarter of its epochs has not converged, and more epochs would "
+        "leave a teacher less to add.",
+    )
+    return Section(
+        "Learning curves", text if tables else (), tables, _drawn(pictures)
+    )
 
 
 def _pareto(groups):
