@@ -37,7 +37,7 @@ def cells(text):
     """The table as a list of dictionaries."""
     head, rule, *rows = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in text.splitlines()
+        for line in text.partition("\n\n")[0].splitlines()
     ]
     assert all(set(cell) == {"-"} for cell in rule)
     return [dict(zip(head, row, strict=True)) for row in rows]
@@ -171,6 +171,27 @@ def test_the_rows_keep_the_order_of_the_runs(tmp_path):
     assert [row["network"] for row in cells(table(folders))] == names
 
 
+def test_the_folder_of_several_runs_is_named_once(tmp_path, monkeypatch):
+    names = ["mini/ctc_lstm/1", "mini/skd_lstm/1", "digits/ctc_lstm/1"]
+    for name in names:
+        corpus, student, _ = name.split("/")
+        save(tmp_path / name, {}, corpus=corpus, student=student)
+    text = table([tmp_path / name for name in names])
+    assert [row["run"] for row in cells(text)] == names
+    assert text.endswith(f"|\n\nRuns are in `{tmp_path}`.")
+    # Of relative and absolute ones all is told.
+    monkeypatch.chdir(tmp_path)
+    some = [names[0], str(tmp_path / names[1])]
+    text = table(some)
+    assert [row["run"] for row in cells(text)] == some
+    assert "Runs are in" not in text
+    # One folder in another
+    save(tmp_path / "one", {})
+    save(tmp_path / "one" / "in", {}, student="other")
+    some = ["one", "one/in"]
+    assert [row["run"] for row in cells(table(some))] == some
+
+
 def test_the_teacher_of_a_student_is_named(tmp_path):
     folders = [
         save(tmp_path / name, {}, teacher={"name": name}, method="skd")
@@ -217,8 +238,8 @@ def test_the_columns_stand_under_each_other(tmp_path):
         save(tmp_path / "1", {"clean": scores(1.0)}, student="a"),
         save(tmp_path / "two", {"clean": scores(100.0)}, student="longer"),
     ]
-    lines = table(folders).splitlines()
-    assert len(lines) == 4
+    *lines, blank, _ = table(folders).splitlines()
+    assert len(lines) == 4 and not blank
     bars = [[i for i, c in enumerate(line) if c == "|"] for line in lines]
     assert bars[0] == bars[1] == bars[2] == bars[3]
     assert all(line[0] == line[-1] == "|" for line in lines)

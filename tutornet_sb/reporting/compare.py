@@ -1,5 +1,7 @@
 """Tables made from the result files of runs."""
 
+import contextlib
+import os
 import statistics
 from pathlib import Path
 
@@ -141,7 +143,8 @@ def table(folders):
     Returns
     -------
     str
-        The table.
+        The table. Below several rows stands the folder that all runs are in,
+        which their column leaves out.
 
     Raises
     ------
@@ -188,6 +191,14 @@ def table(folders):
         if len(alike) > 1:
             where = str(Path(where).parent)
         rows.append([*row, where])
+    places = [where for *_, where in rows[1:]]
+    # None where some are relative and others are not.
+    with contextlib.suppress(ValueError):
+        shared = os.path.commonpath(places)
+        if len(places) > 1 and shared not in ("", os.sep, *places):
+            for row in rows[1:]:
+                row[-1] = os.path.relpath(row[-1], shared)
+            return f"{markdown_table(rows)}\n\nRuns are in `{shared}`."
     return markdown_table(rows)
 
 
