@@ -182,7 +182,7 @@ class _Runner:
         self.display.remove_task(task)
         log = log_of(folder)
         if code:
-            # Nor are results that it may have left those of the command.
+            # Results that it may have left are not to be reused.
             (folder / COMMAND).unlink(missing_ok=True)
             self.finish(
                 job,
