@@ -60,7 +60,11 @@ from tutornet_sb.distillation.encodings import (
     train_codebooks,
 )
 from tutornet_sb.distillation.extraction import StoredTeacher, describe
-from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
+from tutornet_sb.distillation.pairs import (
+    choose_pairs,
+    make_projectors,
+    teacher_taps,
+)
 from tutornet_sb.distillation.store import (
     ShardWriter,
     TargetStore,
@@ -328,10 +332,7 @@ def steps(arguments):
         hparams["tokenizer"] = train_tokenizer(
             [transcripts], folder / "char.model"
         )
-        taps = teacher_taps(hparams["pairs"])
-        variants = make_variants(
-            recipe, arguments, hparams, items, folder, taps
-        )
+        variants = make_variants(recipe, arguments, hparams, items, folder)
         rounds, rates = [], []
         order = random.Random(0)
         # Once without counting, for what is made at the first step
@@ -390,7 +391,7 @@ def summary(rounds, kind):
     return result
 
 
-def make_variants(recipe, arguments, hparams, items, folder, taps):
+def make_variants(recipe, arguments, hparams, items, folder):
     """All ways to train: by whom, at which stage, from where."""
 
     def network(size):
@@ -399,10 +400,17 @@ def make_variants(recipe, arguments, hparams, items, folder, taps):
         file = RECIPE / "hparams" / "ctc_lstm.yaml"
         return recipe.read_hparams(file, values)[2]["student"]["model"]
 
-    def make(name, stage, teacher):
-        return Variant(recipe, name, stage, hparams, items, folder, teacher)
+    def find_pairs(model):
+        student = hparams["student"]["model"]
+        return choose_pairs(hparams["pairs"], model, student)
+
+    def make(name, stage, teacher, pairs=None):
+        values = hparams | {"pairs": pairs}
+        return Variant(recipe, name, stage, values, items, folder, teacher)
 
     own = network(arguments.size)
+    pairs = find_pairs(own)
+    taps = teacher_taps(pairs)
     teacher = Teacher(own, taps)
     variants = [make("ctc", "ctc", None)]
     for name, packed in (("plain", False), ("plain_packed", True)):
@@ -415,17 +423,20 @@ def make_variants(recipe, arguments, hparams, items, folder, taps):
         if encoding == "rq":
             variants.append(make("skd_store", "skd", StoredTeacher(store)))
         stored = StoredTeacher(store, taps)
-        variants.append(make(f"rkd_store_{encoding}", "rkd", stored))
+        variants.append(make(f"rkd_store_{encoding}", "rkd", stored, pairs))
     if arguments.size != "full":
         variants.append(make("skd_online_mini", "skd", Teacher(own, [])))
-        variants.append(make("rkd_online_mini", "rkd", teacher))
+        variants.append(make("rkd_online_mini", "rkd", teacher, pairs))
         own = network("full")
-        teacher = Teacher(own, taps)
+        pairs = find_pairs(own)
+        teacher = Teacher(own, teacher_taps(pairs))
     if arguments.slow_repeats:
         variants.append(
             make("skd_online_jasper_dr_10x5", "skd", Teacher(own, []))
         )
-        variants.append(make("rkd_online_jasper_dr_10x5", "rkd", teacher))
+        variants.append(
+            make("rkd_online_jasper_dr_10x5", "rkd", teacher, pairs)
+        )
     return variants
 
 
@@ -550,11 +561,10 @@ def profile(arguments):
                 folder / "MiniLibri", **values
             )
         data, *_ = recipe.find_data(hparams)
-        taps = teacher_taps(hparams["pairs"])
         arguments.size = hparams["student_size"]
         arguments.slow_repeats = 0
         items, valid = data.transcribed, data.valid.data
-        made = make_variants(recipe, arguments, hparams, items, folder, taps)
+        made = make_variants(recipe, arguments, hparams, items, folder)
         variants = [variant for variant in made if variant.name in PROFILED]
         variants.append(
             Validation(

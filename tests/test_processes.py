@@ -24,7 +24,11 @@ from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.composition import include
 from tutornet_sb.corpora.tokenizer import train_tokenizer
-from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
+from tutornet_sb.distillation.pairs import (
+    Pair,
+    make_projectors,
+    teacher_taps,
+)
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.networks.batch_norm import (
@@ -33,7 +37,7 @@ from tutornet_sb.networks.batch_norm import (
 )
 
 BRAINS = {"ctc": CTCBrain, "skd": SKDBrain, "rkd": RKDBrain}
-PAIRS = [{"teacher": "encoder", "student": "encoder"}]
+PAIRS = [Pair("encoder", "encoder")]
 
 
 def enter(rank, folder, limit, work, args):

@@ -291,7 +291,9 @@ def check_settings(resolved, known, file):
             {"folder": None, **corpus["minilibri"]},
             "corpus.minilibri",
         )
-    read_pairs(tree["pairs"])
+    # A number of pairs is of layers that are looked for.
+    if not whole(1).allows(tree["pairs"]):
+        read_pairs(tree["pairs"])
     read_intermediate(tree["intermediate"])
     check_calls(tree)
 

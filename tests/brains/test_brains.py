@@ -26,7 +26,11 @@ from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
 from tutornet_sb.distillation.intermediate import IntermediateHeads
 from tutornet_sb.distillation.losses import RepresentationLoss
-from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
+from tutornet_sb.distillation.pairs import (
+    Pair,
+    make_projectors,
+    teacher_taps,
+)
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.networks.acoustic_model import (
@@ -40,12 +44,12 @@ from tutornet_sb.reporting.scores import score
 BRAINS = {"ctc": CTCBrain, "skd": SKDBrain, "rkd": RKDBrain}
 TEXTS = ["ONE TWO", "SIX", "TEN ELEVEN", "A", "ZERO", "NINE", "IT'S", "TWO"]
 N_MELS = 16
-PAIRS = [{"teacher": "encoder", "student": "encoder"}]
+PAIRS = [Pair("encoder", "encoder")]
 # The second teacher layer is (batch, dim, frames), as is the first student's.
 SEVERAL = [
-    {"teacher": "encoder", "student": "encoder.conv", "weight": 0.5},
-    {"teacher": "encoder.conv", "student": "encoder", "weight": 2.0},
-    {"teacher": "encoder", "student": "encoder", "weight": 0.25},
+    Pair("encoder", "encoder.conv", 0.5),
+    Pair("encoder.conv", "encoder", 2.0),
+    Pair("encoder", "encoder", 0.25),
 ]
 
 
@@ -488,8 +492,8 @@ def test_the_rkd_loss_is_the_weighted_sum_over_the_pairs(run, data, weighting):
                 if path == "encoder.conv"
                 else alone(model, item["sig"])[0]
                 for model, path in (
-                    (its.teacher.model, pair["teacher"]),
-                    (its.student, pair["student"]),
+                    (its.teacher.model, pair.teacher),
+                    (its.student, pair.student),
                 )
             )
             with torch.no_grad():
@@ -503,7 +507,7 @@ def test_the_rkd_loss_is_the_weighted_sum_over_the_pairs(run, data, weighting):
             errors = (ours - theirs).square().mean(1)
             losses.append((weights * errors).sum() / weights.sum())
         means.append((sum(losses) / len(losses)).item())
-    total = sum(p["weight"] * m for p, m in zip(SEVERAL, means, strict=True))
+    total = sum(p.weight * m for p, m in zip(SEVERAL, means, strict=True))
     assert found == pytest.approx(total, rel=1e-4)
     figures = its.brain.figures(found)
     assert set(figures) == {"loss", "rkd_0", "rkd_1", "rkd_2"}
@@ -516,8 +520,7 @@ def test_gradients_come_from_every_pair_and_stop_at_its_layers(run, data):
     """Below its layer a pair teaches all of the student, above it nothing."""
     reached = {}
     for layer in ("encoder.conv", "encoder"):
-        pair = {"teacher": "encoder", "student": layer}
-        its = run("rkd", pairs=[pair])
+        its = run("rkd", pairs=[Pair("encoder", layer)])
         batch, _ = some(data)
         its.brain.on_stage_start(sb.Stage.TRAIN, 1)
         outputs = its.brain.compute_forward(batch, sb.Stage.TRAIN)

@@ -26,7 +26,7 @@ from tutornet_sb.distillation.extraction import (
     weights_hash,
 )
 from tutornet_sb.distillation.head import fit_head
-from tutornet_sb.distillation.pairs import make_projectors
+from tutornet_sb.distillation.pairs import Pair, make_projectors
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.pseudo_labels import longest_first
 from tutornet_sb.distillation.store import TargetStore, _read_index
@@ -192,7 +192,7 @@ def test_the_head_of_a_student_is_fitted_from_a_store(teacher, tmp_path):
 
 def test_projectors_fit_a_stored_teacher(teacher, tmp_path):
     stored = StoredTeacher(fill(tmp_path / "s", teacher, make_data()), TAPS)
-    pairs = [{"teacher": path, "student": "encoder"} for path in TAPS]
+    pairs = [Pair(path, "encoder") for path in TAPS]
     student = make_model(seed=5, size=7)
     ours = make_projectors(Projector, pairs, stored, student)
     theirs = make_projectors(Projector, pairs, teacher, student)

@@ -7,6 +7,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tutornet_sb.distillation.taps import (
     Tap,
     encode_with_taps,
+    find_stack,
     find_taps,
     list_layers,
     select_taps,
@@ -309,3 +310,69 @@ def test_under_ddp_the_gradients_are_the_same_step_after_step(
                 torch.testing.assert_close(a.grad, b.grad)
     assert inner.encoder.gru.weight_ih_l0.grad.abs().sum() > 0
     assert inner.head.weight.grad is None
+
+
+# ----------------------------------------------------------------------- stacks
+
+
+class Stacked(torch.nn.Module):
+    """Named modules, one after the other, each of a row of layers."""
+
+    def __init__(self, **rows):
+        super().__init__()
+        self.output_size = 8
+        self.stride = 1
+        for name, layer in rows.items():
+            self.add_module(name, layer)
+
+    def forward(self, x, lengths):
+        for layer in self.children():
+            x = layer(x)
+        return x, lengths
+
+
+def row(*layers):
+    return torch.nn.Sequential(*layers)
+
+
+def stack_of(**rows):
+    encoder = Stacked(**rows)
+    head = torch.nn.Linear(8, SYMBOLS)
+    model = AcousticModel(LogMelFeatures(n_mels=8), encoder, head)
+    return find_stack(model)
+
+
+def linear():
+    return torch.nn.Linear(8, 8)
+
+
+def test_the_row_of_layers_nearest_the_top_is_the_stack():
+    inner = [row(linear(), linear(), linear()) for _ in range(2)]
+    assert stack_of(blocks=row(*inner)) == [
+        "encoder.blocks.0",
+        "encoder.blocks.1",
+    ]
+
+
+def test_of_rows_beside_each_other_the_longest_is_the_stack():
+    found = stack_of(
+        front=row(linear(), linear()),
+        layers=row(linear(), linear(), linear()),
+        back=row(linear(), linear()),
+    )
+    assert found == [f"encoder.layers.{index}" for index in range(3)]
+
+
+def test_of_rows_alike_the_last_is_the_stack():
+    found = stack_of(a=row(linear(), linear()), b=row(linear(), linear()))
+    assert found == ["encoder.b.0", "encoder.b.1"]
+
+
+def test_numbers_may_follow_an_underscore_but_no_letter():
+    named = {f"block_{index}": linear() for index in range(3)}
+    assert stack_of(**named) == [f"encoder.block_{i}" for i in range(3)]
+    assert stack_of(norm1=linear(), norm2=linear(), norm3=linear()) == []
+
+
+def test_a_single_layer_is_no_stack():
+    assert stack_of(blocks=row(linear()), conv=linear()) == []

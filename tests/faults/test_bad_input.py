@@ -439,6 +439,11 @@ CASES = {
             pairs="[{techer: encoder, student: encoder}]",
         ),
         yaml(
+            "no pair",
+            ["pairs must be a whole number from 1 up, or a list", "got 0"],
+            pairs="0",
+        ),
+        yaml(
             "unknown layer of the student",
             ["student has no layer 'encoder.cnv'", "encoder.conv"],
             pairs="[{teacher: encoder, student: encoder.cnv}]",
@@ -473,7 +478,7 @@ CASES = {
         ),
         Case(
             "more codes than dimensions",
-            ["code_bytes: must be 1 to 8", "layer encoder"],
+            ["code_bytes: must be 1 to 6", "layer encoder"],
             {"targets": "store", "code_bytes": 9},
         ),
         yaml("blank", ["blank_index: .*0 to 28"], blank_index=29),
@@ -828,7 +833,7 @@ CASES = {
             "layer",
             [
                 "store holds other targets",
-                "taps is {'encoder': 8}",
+                "taps is {'encoder.blocks.1': 6, 'encoder': 8}",
                 "'head': 29",
             ],
             pairs="[{teacher: head, student: encoder}]",

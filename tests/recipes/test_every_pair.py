@@ -19,8 +19,9 @@ from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.corpora.tokenizer import train_tokenizer
 from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
-from tutornet_sb.distillation.pairs import make_projectors
+from tutornet_sb.distillation.pairs import Pair, choose_pairs, make_projectors
 from tutornet_sb.distillation.projector import Projector
+from tutornet_sb.distillation.taps import find_stack
 from tutornet_sb.distillation.teacher import Teacher
 
 MODELS = (
@@ -103,7 +104,31 @@ WITHOUT_EFFECT = re.compile(
     r"k_proj\.bias|crdnn\.DNN.*linear\.w\.bias|"
     r"contextnet.*(conv|Convs\.1\.norm)\.bias"
 )
-PAIRS = [{"teacher": "encoder", "student": "encoder"}]
+PAIRS = [Pair("encoder", "encoder")]
+# Layers that the encoders of size `small` are stacks of: what their names begin
+# with, the first and the last
+OUTPUTS = "encoder.layers.outputs."
+HF = "encoder.model.encoder.layers."
+STACKS = {
+    "lstm": (OUTPUTS, 0, 1),
+    "gru": (OUTPUTS, 0, 1),
+    "lstm_streaming": (OUTPUTS, 0, 1),
+    "gru_streaming": (OUTPUTS, 0, 1),
+    "deepspeech2": (OUTPUTS, 0, 1),
+    "jasper_dr": ("encoder.blocks.", 0, 6),
+    "jasper_mini": ("encoder.blocks.", 0, 5),
+    "quartznet5x5": ("encoder.blocks.", 0, 6),
+    "conformer": ("encoder.transformer.encoder.layers.", 0, 3),
+    "transformer": ("encoder.transformer.encoder.layers.", 0, 3),
+    "branchformer": ("encoder.transformer.encoder.layers.", 0, 3),
+    "contextnet": ("encoder.contextnet.block_", 1, 5),
+    "wav2vec2": (HF, 0, 2),
+    "hubert": (HF, 0, 2),
+    "wavlm": (HF, 0, 2),
+    "whisper": ("encoder.layers.", 0, 2),
+    # One recurrent layer, as one module
+    "crdnn": None,
+}
 SECONDS = (0.5, 0.8, 0.65)
 
 # Speech that is quickly learnt: a tone (Hz) for each symbol, in the middle half
@@ -117,9 +142,13 @@ TEXTS = ["CAB", "ACE", "BED", "DEAF"]
 
 @cache
 def build(family, seed=0, **overrides):
-    """Build the network of a family's file as a main file does."""
-    overrides = {**FAMILIES[family], **overrides}
+    """Build a tiny network of a family."""
     torch.manual_seed(seed)
+    return read(family, **{**FAMILIES[family], **overrides})
+
+
+def read(family, **overrides):
+    """Build the network of a family's file as a main file does."""
     return load_hyperpyyaml(
         "network: !applyref:tutornet_sb.composition.include\n"
         f"    path: {MODELS / family}.yaml\n"
@@ -234,6 +263,24 @@ def test_one_step(stage, teacher, student, batch):
     assert all(p.grad is None for p in teacher.parameters())
     after = state(teacher)
     assert [n for n in before if not torch.equal(before[n], after[n])] == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_are_paired_by_depth(family):
+    """The middle layers and the last, where a network is a stack of layers."""
+    network = read(family)
+    pairs = choose_pairs(2, network, network)
+    if STACKS[family] is None:
+        assert pairs == PAIRS
+        return
+    prefix, first, last = STACKS[family]
+    stack = [f"{prefix}{index}" for index in range(first, last + 1)]
+    assert find_stack(network) == stack
+    middle = stack[(len(stack) - 1) // 2]
+    assert pairs == [
+        Pair(middle, middle, 0.5),
+        Pair("encoder", "encoder", 0.5),
+    ]
 
 
 # -------------------------------------------------------------------- learning

@@ -165,6 +165,17 @@ def test_the_results_hold_all_that_is_promised(work, results):
     libri = json.loads((work / "mini libri" / "minilibri.json").read_text())
     seconds = libri["splits"]["train-clean-100"]["seconds"]
     assert results["train_audio_seconds"] == pytest.approx(seconds, abs=0.1)
+    # By default the middle layers are paired and the last ones, by their depth.
+    log = (work / STUDENT / "log.txt").read_text()
+    pairs = results["stages"]["rkd"]["pairs"]
+    assert [(p["teacher"], p["student"], p["weight"]) for p in pairs] == [
+        ("encoder.blocks.3", "encoder.layers.outputs.0", 0.5),
+        ("encoder", "encoder", 0.5),
+    ]
+    for pair in pairs:
+        words = "{student} of the student learns {teacher} of the teacher"
+        assert words.format(**pair) in log
+    assert "pairs" not in results["stages"]["skd"]
     # Batches of an epoch, one epoch a stage
     steps = [s["steps"] for s in results["stages"].values()]
     schedules = [
@@ -318,6 +329,25 @@ def test_another_student_needs_no_other_change_and_no_other_teacher(finished):
     assert model.encoder.output_size == 16
 
 
+def test_as_many_pairs_are_made_as_there_are_layers(finished):
+    """The tiny Jasper Mini has two blocks, of which the second is the last."""
+    done = succeed(
+        finished,
+        student_yaml="hparams/models/jasper_mini.yaml",
+        student_overrides=TINY_JASPER,
+        output_folder="three pairs",
+        pairs=3,
+        method="rkd",
+        stages="[rkd]",
+    )
+    assert "pairs: 2 instead of 3" in done.stderr + done.stdout
+    (stage,) = runs.read_results(finished / "three pairs")["stages"].values()
+    assert [(p["teacher"], p["student"]) for p in stage["pairs"]] == [
+        ("encoder.blocks.3", "encoder.blocks.0"),
+        ("encoder", "encoder"),
+    ]
+
+
 def test_a_finished_run_is_never_said_to_have_had_other_epochs(finished):
     train(finished, corpus_overrides="{teacher_epochs: 1, epochs: 4}")
     found = runs.read_results(finished / STUDENT)
@@ -427,7 +457,7 @@ STORE = {
 def losses_of(stage):
     """The losses in a stage's log, by name."""
     text = (stage / "train_log.txt").read_text()
-    pairs = re.findall(r"(\w+ (?:loss|rkd|skd|ctc)): ([\d.e+-]+)", text)
+    pairs = re.findall(r"(\w+ (?:loss|rkd_\d|skd|ctc)): ([\d.e+-]+)", text)
     return {name: float(value) for name, value in pairs}
 
 

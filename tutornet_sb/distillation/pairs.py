@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from tutornet_sb.distillation.taps import select_taps
+from tutornet_sb.distillation.taps import find_stack, select_taps
 
 
 class Pair(NamedTuple):
@@ -51,12 +51,76 @@ def read_pairs(pairs):
     [Pair(teacher='encoder', student='encoder.conv', weight=1.0)]
     """
     example = "{teacher: encoder, student: encoder, weight: 1.0}"
+    if not pairs or not isinstance(pairs, (list, tuple)):
+        raise ValueError(
+            "pairs must be a whole number from 1 up, or a list such as "
+            f"[{example}], got {pairs!r}"
+        )
     checked = read_rows(pairs, "pairs", Pair, example)
-    if not checked:
-        raise ValueError(f"pairs must be a list such as [{example}], got []")
     if not any(pair.weight for pair in checked):
         raise ValueError("pairs: all weights are 0, there is nothing to learn")
     return checked
+
+
+def choose_pairs(pairs, teacher, student):
+    """Read the pairs of an experiment, or choose so many by depth.
+
+    Of N pairs, the k-th is of the layers at k/N of the depth of either stack
+    (see :func:`~tutornet_sb.distillation.taps.find_stack`), rounded up, and the
+    last of the whole encoders: the uniform mapping of TinyBERT
+    (https://arxiv.org/abs/1909.10351), which reaches the middle of networks
+    of different depth. Each has the weight 1/N. A shorter stack leaves fewer
+    pairs, an encoder that is no stack one.
+
+    Arguments
+    ---------
+    pairs : int or list of dict
+        How many, or as for :func:`read_pairs`.
+    teacher, student : AcousticModel
+        In any mode; they are left as they were.
+
+    Returns
+    -------
+    list of Pair
+        From the lowest layers up, or as they were named.
+
+    Raises
+    ------
+    ValueError
+        If named pairs are wrong, or a network cannot be run.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> def make(layers):
+    ...     encoder = RecurrentEncoder(64, 4, hidden_size=4, layers=layers)
+    ...     return AcousticModel(LogMelFeatures(), encoder, torch.nn.Identity())
+    >>> for pair in choose_pairs(2, make(3), make(2)):
+    ...     print(*pair)
+    encoder.layers.outputs.1 encoder.layers.outputs.0 0.5
+    encoder encoder 0.5
+    """
+    if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
+        return read_pairs(pairs)
+    if pairs == 1:
+        return [Pair("encoder", "encoder")]
+    stacks = {"teacher": find_stack(teacher), "student": find_stack(student)}
+    count = max(1, min(pairs, *map(len, stacks.values())))
+    chosen = []
+    for k in range(1, count + 1):
+        layers = {
+            name: "encoder"
+            if k == count
+            # At k/N of the depth, rounded up; without floats
+            else stack[-(-k * len(stack) // count) - 1]
+            for name, stack in stacks.items()
+        }
+        chosen.append(Pair(**layers, weight=1 / count))
+    return chosen
 
 
 def read_rows(rows, name, kind, example):
@@ -135,8 +199,8 @@ def teacher_taps(pairs):
 
     Arguments
     ---------
-    pairs : list of dict
-        As for :func:`read_pairs`.
+    pairs : list of Pair
+        From :func:`choose_pairs`.
 
     Returns
     -------
@@ -145,11 +209,10 @@ def teacher_taps(pairs):
 
     Example
     -------
-    >>> layers = ["encoder.conv", "encoder"]
-    >>> teacher_taps([{"teacher": "head", "student": s} for s in layers])
+    >>> teacher_taps([Pair("head", layer) for layer in ("conv", "encoder")])
     ['head']
     """
-    return list(dict.fromkeys(pair.teacher for pair in read_pairs(pairs)))
+    return list(dict.fromkeys(pair.teacher for pair in pairs))
 
 
 class Projectors(torch.nn.ModuleList):
@@ -201,8 +264,8 @@ def make_projectors(factory, pairs, teacher, student):
     factory : callable
         Called as ``factory(student_size, teacher_size)`` for each pair, for
         instance ``Projector``.
-    pairs : list of dict
-        As for :func:`read_pairs`.
+    pairs : list of Pair
+        From :func:`choose_pairs`.
     teacher : Teacher
         Tapped at the layers of :func:`teacher_taps`, or at more.
     student : AcousticModel
@@ -216,7 +279,7 @@ def make_projectors(factory, pairs, teacher, student):
     Raises
     ------
     ValueError
-        If the pairs are wrong, or a layer cannot be tapped.
+        If a layer cannot be tapped.
 
     Example
     -------
@@ -231,16 +294,12 @@ def make_projectors(factory, pairs, teacher, student):
     ...     encoder = RecurrentEncoder(64, 7, hidden_size=size, layers=1)
     ...     head = torch.nn.Linear(2 * size, 29)
     ...     return AcousticModel(LogMelFeatures(), encoder, head)
-    >>> pairs = [
-    ...     {"teacher": "encoder", "student": "encoder"},
-    ...     {"teacher": "encoder", "student": "encoder.conv", "weight": 0.5},
-    ... ]
+    >>> pairs = [Pair("encoder", "encoder"), Pair("encoder", "encoder.conv")]
     >>> teacher = Teacher(make(6), teacher_taps(pairs))
     >>> projectors = make_projectors(Projector, pairs, teacher, make(4))
     >>> projectors[1].map
     Linear(in_features=7, out_features=12, bias=True)
     """
-    pairs = read_pairs(pairs)
     ends = accumulate(teacher.hidden_sizes)
     sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
     parts = {

@@ -1,6 +1,7 @@
 """Layers of a model laid open: which there are, and what they return."""
 
 import difflib
+import re
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -257,6 +258,53 @@ def find_taps(model):
     (Tap(time_axis=1, hidden_size=8), Tap(time_axis=2, hidden_size=8))
     """
     return {layer.path: layer.tap for layer in list_layers(model) if layer.tap}
+
+
+def find_stack(model):
+    """Find the layers an encoder is a stack of.
+
+    These are the numbered layers (``encoder.blocks.0`` and so on) that can be
+    tapped: those nearest the top of the encoder, of several such rows the
+    longest, and of these the last. ``RecurrentEncoder`` so has one layer for
+    both of its directions.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In any mode; it is left as it was.
+
+    Returns
+    -------
+    list of str
+        Dotted paths from the first layer to the last; empty if no two layers
+        are numbered.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=2)
+    >>> head = torch.nn.Linear(encoder.output_size, 29)
+    >>> find_stack(AcousticModel(LogMelFeatures(), encoder, head))
+    ['encoder.layers.outputs.0', 'encoder.layers.outputs.1']
+    """
+    rows = {}
+    for path in find_taps(model):
+        numbered = re.fullmatch(r"(encoder\.(?:.*[._])?)\d+", path)
+        if numbered:
+            rows.setdefault(numbered[1], []).append(path)
+    stack = []
+    for row in rows.values():
+        if len(row) > 1 and (not stack or _rank(row) >= _rank(stack)):
+            stack = row
+    return stack
+
+
+def _rank(row):
+    return -row[0].count("."), len(row)
 
 
 def select_taps(model, paths, owner):

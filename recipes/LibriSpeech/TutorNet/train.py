@@ -62,7 +62,11 @@ from tutornet_sb.distillation.extraction import (
 )
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.intermediate import IntermediateHeads
-from tutornet_sb.distillation.pairs import make_projectors, teacher_taps
+from tutornet_sb.distillation.pairs import (
+    choose_pairs,
+    make_projectors,
+    teacher_taps,
+)
 from tutornet_sb.distillation.pseudo_labels import (
     letters_of,
     read_pseudo_labels,
@@ -495,13 +499,17 @@ def train_missing_teacher(hparams, run_opts):
     overrides["output_folder"] = folder
     # With random weights it can be asked for its layers already.
     _, _, theirs = read_hparams(hparams_file, overrides)
-    check_layers(theirs["student"]["model"], hparams)
+    choose_layers(theirs["student"]["model"], hparams)
     run(hparams_file, run_opts, overrides)
 
 
-def check_layers(teacher, hparams):
-    """See that a teacher has the layers that are paired, before all else."""
-    taps = select_taps(teacher, store_taps(hparams), "teacher")
+def choose_layers(teacher, hparams):
+    """Find the layers that are paired, before all else. Returns the pairs."""
+    if "rkd" not in hparams["stages"]:
+        return []
+    student = hparams["student"]["model"]
+    pairs = choose_pairs(hparams["pairs"], teacher, student)
+    taps = select_taps(teacher, teacher_taps(pairs), "teacher")
     if hparams["targets"] == "store" and (
         hparams["hidden_encoding"] in QUANTISERS
     ):
@@ -512,6 +520,7 @@ def check_layers(teacher, hparams):
                     f"dimensions of the teacher's layer {path}, and is "
                     f"{hparams['code_bytes']}"
                 )
+    return pairs
 
 
 def find_teacher(hparams, run_opts):
@@ -533,7 +542,22 @@ def find_teacher(hparams, run_opts):
             f"teacher {source.name} hears {source.sample_rate} Hz and the "
             f"student {wanted} Hz: choose a teacher of the student's rate"
         )
-    check_layers(source.model, hparams)
+    asked, pairs = hparams["pairs"], choose_layers(source.model, hparams)
+    for pair in pairs:
+        logger.info(
+            "RKD: %s of the student learns %s of the teacher, weight %g",
+            pair.student,
+            pair.teacher,
+            pair.weight,
+        )
+    if pairs and isinstance(asked, int) and len(pairs) < asked:
+        logger.warning(
+            "pairs: %d instead of %d, for an encoder has no more layers in a "
+            "row at its frame rate; `tutornet layers` lists what can be named",
+            len(pairs),
+            asked,
+        )
+    hparams["pairs"] = pairs
     source.model.to(run_opts.get("device") or infer_device())
     return source
 
@@ -613,11 +637,6 @@ def stage_epochs(hparams):
     return {stages[0]: first, stages[1]: epochs - first}
 
 
-def store_taps(hparams):
-    """Layers of the teacher that a target store of this run holds."""
-    return teacher_taps(hparams["pairs"]) if "rkd" in hparams["stages"] else []
-
-
 def stage_folder(name, hparams):
     """Where a stage keeps its checkpoints, logs and alignments."""
     return Path(hparams["output_folder"]) / runs.STAGES / name
@@ -633,12 +652,13 @@ def encodings_of(hparams):
     }
 
 
-def fill_targets(taps, source, heard, hparams, run_opts):
+def fill_targets(source, heard, hparams, run_opts):
     """Let the teacher fill the target store with what it lacks.
 
     `heard` are sets and the speeds at which the student hears them. Returns the
     store.
     """
+    taps = teacher_taps(hparams["pairs"])
     teacher = Teacher(source.model, taps, hparams["vocabulary"])
     what = describe(
         teacher,
@@ -719,9 +739,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
             # RKD has no other figure to select by than its loss.
             if name == "rkd":
                 heard.append((valid.data, None))
-            store = fill_targets(
-                store_taps(hparams), source, heard, hparams, run_opts
-            )
+            store = fill_targets(source, heard, hparams, run_opts)
             teacher = StoredTeacher(store, taps)
             train = make_dataset(train.data, hparams, speeds, teacher, counter)
             if name == "rkd":
@@ -790,6 +808,8 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         "best_epoch": best[0].meta["epoch"],
         "processes": processes.count(),
     }
+    if name == "rkd":
+        figures["pairs"] = [pair._asdict() for pair in hparams["pairs"]]
     state = student.state_dict()
     run_on_main(write_atomically, [weights, lambda p: torch.save(state, p)])
     # The head was fitted in one process.
@@ -1024,7 +1044,7 @@ def check_together(hparams):
             )
         check_language_model(hparams["kenlm_model_path"])
     layers = [row["student"] for row in hparams["intermediate"]]
-    if "rkd" in stages:
+    if "rkd" in stages and not isinstance(hparams["pairs"], int):
         layers += [pair["student"] for pair in hparams["pairs"]]
     # Either tries out whether it can encode, too.
     if layers:
@@ -1088,7 +1108,7 @@ def fill(hparams_file, run_opts, overrides):
     heard = [(items, hparams["speed_perturb"])]
     if "rkd" in stages:
         heard.append((data.valid.data, None))
-    return fill_targets(store_taps(hparams), source, heard, hparams, run_opts)
+    return fill_targets(source, heard, hparams, run_opts)
 
 
 def run(hparams_file, run_opts, overrides):
