@@ -131,6 +131,7 @@ def speak(folder, count, seconds):
             "duration": len(wave) / RATE,
             "wrd": " ".join(words),
             "split": "train",
+            "transcribed": True,
         }
     return items
 
