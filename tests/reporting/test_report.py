@@ -7,10 +7,16 @@ import statistics
 
 import numpy as np
 import pytest
+import torch
 
 from tutornet_sb import files
 from tutornet_sb.reporting.compare import group
-from tutornet_sb.reporting.diagnostics import DIAGNOSTICS
+from tutornet_sb.reporting.diagnostics import (
+    DIAGNOSTICS,
+    Ears,
+    Example,
+    NotThere,
+)
 from tutornet_sb.reporting.report import (
     Group,
     copy_small_files,
@@ -302,6 +308,59 @@ def test_what_is_missing_is_said(report):
     assert "No pictures of what it hears: no teacher is there" in text
     # None of these lacks them.
     assert "errors.json" not in text and "steps" not in text
+
+
+@pytest.mark.parametrize(
+    "there, heard, told",
+    [
+        (
+            {"ctc_lstm", "rkd+skd_lstm"},
+            ["ctc_lstm", "rkd+skd_lstm"],
+            "the student alone and the taught one (rkd+skd_lstm)",
+        ),
+        # The pictures are of what is left.
+        (
+            {"rkd+skd_lstm"},
+            ["rkd+skd_lstm"],
+            "Posteriors of the teacher and the taught student (rkd+skd_lstm)",
+        ),
+        (
+            {"ctc_lstm", "skd_lstm"},
+            ["ctc_lstm", "skd_lstm"],
+            "the student alone and the taught one (skd_lstm)",
+        ),
+    ],
+)
+def test_pictures_are_of_students_that_have_their_weights(
+    runs_made, tmp_path, monkeypatch, there, heard, told
+):
+    other = save(tmp_path / "mini" / "skd_lstm" / "1", 0.3, "skd")
+    shown = []
+
+    def example(self, students, teacher, seconds=3.0):
+        if not there >= students.keys():
+            raise NotThere("the run holds no weights")
+        shown.append(list(students))
+        said = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
+        return Example(
+            "A",
+            torch.zeros(6, 3),
+            0.01,
+            [(0.02, "A")],
+            {"nonblank": 1 - said[:, 0]},
+            0.02,
+            {name: (said, 0.02) for name in ("teacher", *students)},
+            ["<blank>", "A"],
+            0,
+        )
+
+    monkeypatch.setattr(Ears, "example", example)
+    write_report([*runs_made, other], tmp_path / "to", "Seen", told=str)
+    assert shown == [heard]
+    text = (tmp_path / "to" / "report.md").read_text()
+    assert told in text
+    assert "No pictures of what it hears" not in text
+    assert (tmp_path / "to" / "pictures" / "spikes_mini_lstm.png").is_file()
 
 
 def test_old_runs_are_compared_by_what_they_have(runs_made, tmp_path):

@@ -698,21 +698,16 @@ def _pictures(groups, ears, missing):
         taught.sort(key=lambda found: found.method != "rkd+skd")
         if not taught:
             continue
-        references = find_references(taught[0], groups)
-        alone = references.get(EQUAL_EPOCHS)
-        shown = [*([alone] if alone else []), taught[0]]
-        teacher = _teacher_of(taught[0], groups)
         try:
-            example = ears.example(
-                {found.name: found.folders[0] for found in shown}, teacher
-            )
+            found, shown, example = _heard(taught, groups, ears)
         except NotThere as reason:
-            text = _anonymous(reason, shown[0].folders[0])
+            text = _anonymous(reason, taught[0].folders[0])
             _miss(missing, f"pictures of what it hears: {text}", taught[0])
             continue
+        teacher = _teacher_of(found, groups)
         if (corpus, teacher) not in seen:
             seen.add((corpus, teacher))
-            name = taught[0].teacher
+            name = found.teacher
             weights.append(
                 (
                     f"weights_{corpus}_{name}",
@@ -721,18 +716,39 @@ def _pictures(groups, ears, missing):
                     f"'{example.text}'.",
                 )
             )
+        both = len(shown) > 1
         spikes.append(
             (
                 f"spikes_{corpus}_{network}",
                 plots.posterior_spikes(example, f"{network} on {corpus}"),
-                "Posteriors of the teacher, the student alone and the taught "
-                f"one, first seed: '{example.text}'.",
+                f"Posteriors of the teacher{', the student alone' * both} and "
+                f"the taught {'one' if both else 'student'} ({found.name}), "
+                f"first seed: '{example.text}'.",
             )
         )
     return (
         Section("Frame weights", (), [], _drawn(weights)),
         Section("Spikes", (), [], _drawn(spikes)),
     )
+
+
+def _heard(taught, groups, ears):
+    """What one of the taught students hears, if it can be, and that alone.
+
+    The first that still has its weights. Returns it, what is shown, and the
+    example.
+    """
+    first = None
+    for found in taught:
+        alone = find_references(found, groups).get(EQUAL_EPOCHS)
+        teacher = _teacher_of(found, groups)
+        for shown in ([alone, found], [found])[alone is None :]:
+            runs = {one.name: one.folders[0] for one in shown}
+            try:
+                return found, shown, ears.example(runs, teacher)
+            except NotThere as reason:
+                first = first or reason
+    raise first
 
 
 def _missing(missing):
