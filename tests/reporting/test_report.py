@@ -363,6 +363,18 @@ def test_pictures_are_of_students_that_have_their_weights(
     assert (tmp_path / "to" / "pictures" / "spikes_mini_lstm.png").is_file()
 
 
+def test_without_weights_no_run_is_named_by_its_place(
+    runs_made, tmp_path, monkeypatch
+):
+    def example(self, students, teacher, seconds=3.0):
+        raise NotThere(f"{next(iter(students.values()))} holds no weights")
+
+    monkeypatch.setattr(Ears, "example", example)
+    write_report(runs_made, tmp_path / "to", "Seen", told=str)
+    text = (tmp_path / "to" / "report.md").read_text()
+    assert "No pictures of what it hears: the run holds no weights: " in text
+
+
 def test_old_runs_are_compared_by_what_they_have(runs_made, tmp_path):
     old = []
     for folder in runs_made:

@@ -701,8 +701,7 @@ def _pictures(groups, ears, missing):
         try:
             found, shown, example = _heard(taught, groups, ears)
         except NotThere as reason:
-            text = _anonymous(reason, taught[0].folders[0])
-            _miss(missing, f"pictures of what it hears: {text}", taught[0])
+            _miss(missing, f"pictures of what it hears: {reason}", taught[0])
             continue
         teacher = _teacher_of(found, groups)
         if (corpus, teacher) not in seen:
@@ -747,8 +746,8 @@ def _heard(taught, groups, ears):
             try:
                 return found, shown, ears.example(runs, teacher)
             except NotThere as reason:
-                first = first or reason
-    raise first
+                first = first or _anonymous(reason, shown[0].folders[0])
+    raise NotThere(first)
 
 
 def _missing(missing):
