@@ -296,15 +296,12 @@ def find_stack(model):
         numbered = re.fullmatch(r"(encoder\.(?:.*[._])?)\d+", path)
         if numbered:
             rows.setdefault(numbered[1], []).append(path)
-    stack = []
-    for row in rows.values():
-        if len(row) > 1 and (not stack or _rank(row) >= _rank(stack)):
-            stack = row
-    return stack
-
-
-def _rank(row):
-    return -row[0].count("."), len(row)
+    # Of equals, max takes the first.
+    return max(
+        (row for row in reversed(rows.values()) if len(row) > 1),
+        key=lambda row: (-row[0].count("."), len(row)),
+        default=[],
+    )
 
 
 def select_taps(model, paths, owner):

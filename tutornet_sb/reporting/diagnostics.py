@@ -263,6 +263,8 @@ class Ears:
         if teacher is None:
             raise NotThere("no teacher is there")
         model, tokenizer = self._load(teacher)
+        # Before the audio is read, which is long when they have no weights.
+        loaded = {name: self._load(students[name])[0] for name in students}
         symbols, blank = pieces(tokenizer), _blank(teacher)
         rate, period = model.features.sample_rate, model.frame_period
         utterances = self._utterances(next(iter(students.values())))
@@ -274,10 +276,9 @@ class Ears:
         posteriors = {"teacher": (said.posteriors[0], period)}
         for name, folder in students.items():
             logits, _ = self._both(folder, teacher, utterance)
-            student, _ = self._load(folder)
             posteriors[name] = (
                 torch.softmax(logits, dim=-1),
-                student.frame_period,
+                loaded[name].frame_period,
             )
         ids = [
             index
