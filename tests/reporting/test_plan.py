@@ -18,7 +18,13 @@ from tutornet_sb import runs, stopping
 from tutornet_sb.cli import app
 from tutornet_sb.files import read_json
 from tutornet_sb.reporting.compare import table
-from tutornet_sb.reporting.jobs import COMMAND, log_of, run_jobs
+from tutornet_sb.reporting.jobs import (
+    COMMAND,
+    find_finished,
+    is_made,
+    log_of,
+    run_jobs,
+)
 from tutornet_sb.reporting.plan import PlanError, read_plan
 
 ROOT = Path(__file__).parents[2]
@@ -532,9 +538,19 @@ def test_ctc_at_the_cost_of_a_taught_run(plan, recipe):
             Path(recipe / last.folder).parent / str(seed)
         )
         assert results["epochs"] == 22
-    again = run_jobs(found.jobs, found.recipe)
     assert {outcome.state for outcome in outcomes} == {"made"}
+    # Its epochs stay when the others take another time.
+    for folder in last.cost.taught:
+        path = recipe / folder / "results.json"
+        path.write_text(json.dumps(read_json(path) | {"train_seconds": 90.0}))
+    again = run_jobs(found.jobs, found.recipe)
     assert {outcome.state for outcome in again} == {"reused"}
+    assert len(find_finished(found.jobs, found.recipe)) == len(found.jobs)
+    # But it is no run with other options.
+    command = recipe / last.folder / COMMAND
+    command.write_text(command.read_text().replace("store", "online"))
+    other = [job for job in found.jobs if not is_made(job, found.recipe)]
+    assert other == [last]
 
 
 def wait_until(condition, seconds=60):

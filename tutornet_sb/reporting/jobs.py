@@ -133,10 +133,10 @@ class _Runner:
                     self.start(job)
 
     def start(self, job):
-        filled = job.with_epochs(self.recipe)
-        if is_made(filled, self.recipe):
+        if is_made(job, self.recipe):
             self.finish(job, "reused")
             return
+        filled = job.with_epochs(self.recipe)
         folder = self.recipe / filled.folder
         folder.mkdir(parents=True, exist_ok=True)
         with open(log_of(folder), "a", encoding="utf-8") as log:
@@ -227,6 +227,9 @@ class _Runner:
 def is_made(job, recipe):
     """Tell whether a run is finished and was made by the same command.
 
+    The epochs of one at the cost of others are those that it was made with:
+    the same runs, timed again, would say others.
+
     Arguments
     ---------
     job : Job
@@ -244,8 +247,10 @@ def is_made(job, recipe):
     path = folder / COMMAND
     if not (path.is_file() and runs.read_results(folder)):
         return False
-    line = shlex.join(job.command()[1:])
-    return path.read_text(encoding="utf-8").strip() == line
+    made, wanted = shlex.split(path.read_text("utf-8")), job.command()[1:]
+    if job.cost is not None:
+        made = _without_epochs(made)
+    return made == wanted
 
 
 def find_finished(jobs, recipe):
@@ -263,15 +268,7 @@ def find_finished(jobs, recipe):
     list of Outcome
         One for each that is finished.
     """
-    found = []
-    for job in jobs:
-        # By the epochs of a run that has none yet, none is finished.
-        known = job.cost is None or all(
-            runs.read_results(recipe / folder) for folder in job.needs
-        )
-        if known and is_made(job.with_epochs(recipe), recipe):
-            found.append(Outcome(job, "reused"))
-    return found
+    return [Outcome(job, "reused") for job in jobs if is_made(job, recipe)]
 
 
 def log_of(folder):
@@ -319,6 +316,14 @@ def _write_command(job, folder):
     write_atomically(
         folder / COMMAND, lambda path: path.write_text(line, "utf-8")
     )
+
+
+def _without_epochs(words):
+    """Leave out the option and its value."""
+    if "--epochs" not in words:
+        return words
+    at = words.index("--epochs")
+    return words[:at] + words[at + 2 :]
 
 
 def _short(job):
