@@ -10,6 +10,7 @@ import torch
 from tutornet_sb.reporting.diagnostics import Example
 from tutornet_sb.reporting.plots import (
     frame_weights,
+    gains,
     learning_curves,
     pareto,
     pareto_front,
@@ -58,6 +59,48 @@ def test_no_two_curves_look_alike_without_colour():
     # Greys alone, as what is written in a shop for copies
     assert all(0 <= float(colour) <= 0.6 for _, _, colour in seen)
     assert len({(line, marker) for line, marker, _ in seen}) == 8
+
+
+def test_what_is_saved_is_drawn_with_its_interval():
+    figure = gains(
+        {
+            "dev": {"a": (40.0, 20.0, 55.0), "b": (5.0, -30.0, 31.0)},
+            "test": {"b": (-60.0, -240.0, -8.0), "c": (0.0, -1.0, 1.0)},
+        },
+        "mini",
+    )
+    dev, test = figure.axes
+    assert [panel.get_title() for panel in figure.axes] == [
+        "mini, dev",
+        "mini, test",
+    ]
+    names = [label.get_text() for label in dev.get_yticklabels()]
+    assert names == ["a", "b", "c"]
+
+    def drawn(panel):
+        """Per row the interval, the point, and whether that is filled."""
+        found = {}
+        for line in panel.lines:
+            x, y = map(list, line.get_data())
+            if line.get_marker() == "o":
+                filled = line.get_markerfacecolor() == line.get_color()
+                found[names[int(y[0])]] += (x[0], filled)
+            # Not the line at none, which runs from edge to edge
+            elif x[0] != x[-1]:
+                found[names[int(y[0])]] = tuple(x)
+        return found
+
+    assert drawn(dev) == {
+        "a": (20, 55, 40, True),
+        "b": (-30, 31, 5, False),
+    }
+    assert drawn(test) == {
+        "b": (-240, -8, -60, True),
+        "c": (-1, 1, 0, False),
+    }
+    # The first on top
+    bottom, top = dev.get_ylim()
+    assert bottom > top
 
 
 def test_the_front_holds_what_no_other_beats():

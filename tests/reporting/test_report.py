@@ -32,6 +32,7 @@ TEACHER = {
 }
 KEYS = [f"1-2-{number:04d}" for number in range(30)]
 PARTS = [
+    "What a teacher saves",
     "Against CTC alone",
     "Error rates",
     "Size, speed and cost",
@@ -287,7 +288,7 @@ def test_the_page_stands_alone(report):
     assert all(
         source.startswith(("data:image/png;base64,", "#")) for source in sources
     )
-    assert sum(source.startswith("data:") for source in sources) == 2
+    assert sum(source.startswith("data:") for source in sources) == 3
     assert len(page.encode()) > 20_000
 
 
@@ -295,6 +296,7 @@ def test_pictures_lie_beside_the_markdown(report):
     text = (report / "report.md").read_text()
     named = re.findall(r"\]\((pictures/[^)]+)\)", text)
     assert named == [
+        "pictures/gains_mini.png",
         "pictures/learning_mini_lstm.png",
         "pictures/pareto_mini.png",
     ]
@@ -467,17 +469,28 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
     assert references("ctc_wide") == references("teacher_lstm") == {}
 
 
-def test_of_several_references_the_one_with_the_same_options_counts(tmp_path):
-    names = ["ctc_lstm_lr_0.1", "ctc_lstm_lr_0.2", "ctc_lstm_lr_0.3"]
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ("_lr_0.2", "ctc_lstm_lr_0.2"),
+        # An option that CTC has none of comes before those it shares.
+        ("_one_pair_lr_0.2", "ctc_lstm_lr_0.2"),
+        ("_lr_0.2_epochs_32", "ctc_lstm_lr_0.2_epochs_32"),
+        # No other: the first, and not one whose name ends alike
+        ("_kl_0.2", "ctc_lstm_lr_0.1"),
+        ("", "ctc_lstm_lr_0.1"),
+    ],
+)
+def test_of_several_references_the_one_with_the_same_options_counts(
+    options, expected, tmp_path
+):
+    names = ["ctc_lstm_lr_0.1", "ctc_lstm_lr_0.2", "ctc_lstm_lr_0.2_epochs_32"]
     made = [save(tmp_path / name / "1", 0.3) for name in names]
-    made.append(
-        save(tmp_path / "skd_lstm_by_jasper_dr_lr_0.2" / "1", 0.3, "skd")
-    )
+    taught = f"skd_lstm_by_jasper_dr{options}"
+    made.append(save(tmp_path / taught / "1", 0.3, "skd"))
     found = groups_of(made)
-    (reference,) = find_references(
-        found["skd_lstm_by_jasper_dr_lr_0.2"], list(found.values())
-    ).values()
-    assert reference.name == "ctc_lstm_lr_0.2"
+    (reference,) = find_references(found[taught], list(found.values())).values()
+    assert reference.name == expected
 
 
 def test_two_corpora_have_runs_of_the_same_names(tmp_path):

@@ -74,6 +74,56 @@ def learning_curves(curves, title):
     return figure
 
 
+def gains(gains, title):
+    """Draw the errors that taught students save, with their intervals.
+
+    Arguments
+    ---------
+    gains : dict
+        By split and by name ``(saved, low, high)``, the errors that are saved
+        in percent and the interval of that, from the first name on top. Names
+        that a split lacks have no point there.
+    title : str
+        What they have in common.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A panel for each split. Intervals end at 100 % more errors; where all
+        of an interval lies on one side of none, its point is filled.
+    """
+    names = list(dict.fromkeys(name for own in gains.values() for name in own))
+    height = 1.2 + 0.2 * len(names)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    panels = figure.subplots(1, len(gains), sharey=True, squeeze=False)[0]
+    for panel, (split, own) in zip(panels, gains.items(), strict=True):
+        for row, name in enumerate(names):
+            # Every second row is shaded, to lead the eye to its name.
+            if row % 2:
+                panel.axhspan(row - 0.5, row + 0.5, color="0.94", linewidth=0)
+            if name not in own:
+                continue
+            saved, low, high = own[name]
+            panel.plot((low, high), (row, row), color="black", linewidth=1.2)
+            panel.plot(
+                saved,
+                row,
+                marker="o",
+                markersize=5,
+                color="black",
+                markerfacecolor="black" if low > 0 or high < 0 else "white",
+            )
+        panel.axvline(0, color="0.4", linewidth=1)
+        panel.set(xlim=(-105, 105), xlabel="fewer errors (%)")
+        panel.set_title(f"{title}, {split}", fontsize="medium")
+        panel.set_xticks((-100, -50, 0, 50, 100))
+        panel.tick_params(axis="x", labelsize="small")
+        panel.grid(axis="x", color="0.8", linewidth=0.6)
+    panels[0].set_yticks(range(len(names)), names, fontsize="small")
+    panels[0].set_ylim(len(names) - 0.5, -0.5)
+    return figure
+
+
 def pareto(points, title, rate="WER (%)"):
     """Draw error rate against real-time factor and against size.
 
