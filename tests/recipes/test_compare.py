@@ -70,6 +70,7 @@ def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
     pictures = {p.stem for p in (report / "pictures").iterdir()}
     assert pictures == {
         "gains_tiny",
+        "at_cost_gains_tiny",
         "learning_tiny_small_lstm",
         "pareto_tiny",
         "weights_tiny_jasper_dr",

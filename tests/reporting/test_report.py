@@ -32,7 +32,7 @@ TEACHER = {
 }
 KEYS = [f"1-2-{number:04d}" for number in range(30)]
 PARTS = [
-    "What a teacher saves",
+    "At a glance",
     "Against CTC alone",
     "Error rates",
     "Size, speed and cost",

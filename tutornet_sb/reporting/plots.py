@@ -75,7 +75,7 @@ def learning_curves(curves, title):
 
 
 def gains(gains, title):
-    """Draw the errors that taught students save, with their intervals.
+    """Draw the errors that runs save, with their intervals.
 
     Arguments
     ---------

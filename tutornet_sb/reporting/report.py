@@ -517,27 +517,32 @@ def _by_corpus(rows):
 
 
 def _gains(rows):
-    """At a glance, what taught students save at equal epochs."""
+    """Pictures of what runs gain over each kind of reference."""
     pictures = []
-    for corpus, own in _by_corpus(rows):
+    for (kind, prefix), (corpus, own) in itertools.product(
+        REFERENCES.items(), _by_corpus(rows)
+    ):
+        saved = f"{prefix}wer_reduction"
         gains = {}
         for row in own:
-            if "wer_reduction_low" in row:
+            if f"{saved}_low" in row:
                 seeds = len(row["seeds"].split())
                 name = f"{row['run']} ({seeds} seed{'s' * (seeds > 1)})"
                 gains.setdefault(row["split"], {})[name] = [
-                    row[f"wer_reduction{end}"] for end in ("", "_low", "_high")
+                    row[f"{saved}{end}"] for end in ("", "_low", "_high")
                 ]
         if gains:
+            against = CAPTIONS[kind]
+            if kind != FIRST:
+                against = f"against the same network by CTC alone, {against}"
             text = (
-                f"Errors on {corpus} that taught students save, against the "
-                "same network by CTC alone at equal epochs, with the 95 % "
+                f"Errors that runs on {corpus} save, {against}, with the 95 % "
                 "interval over utterances. Filled where all of it lies on one "
                 "side of none; cut at 100 % more errors."
             )
             figure = plots.gains(gains, corpus)
-            pictures.append((f"gains_{corpus}", figure, text))
-    return Section("What a teacher saves", (), [], _drawn(pictures))
+            pictures.append((f"{prefix}gains_{corpus}", figure, text))
+    return Section("At a glance", (), [], _drawn(pictures))
 
 
 def _against(title, rows, kinds):
