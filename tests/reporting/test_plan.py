@@ -464,6 +464,23 @@ def test_finished_runs_are_reused(plan, recipe):
     assert diary(recipe) == [*before, "start ctc_lstm 3", "end ctc_lstm 3"]
 
 
+def test_a_plan_that_says_the_same_in_another_order_reuses_its_runs(
+    plan, recipe
+):
+    told = {"lr": 0.1, "skd_weight": 0.2}
+    found = plan(methods=["ctc"], seeds=[1], options=told)
+    run_jobs(found.jobs, found.recipe)
+    turned = dict(reversed(told.items()))
+    other = plan(methods=["ctc"], seeds=[1], options=turned)
+    assert other.jobs[0].command() != found.jobs[0].command()
+    (outcome,) = run_jobs(other.jobs, other.recipe)
+    assert outcome.state == "reused"
+    # Values that change places are another run.
+    swapped = dict(zip(told, reversed(told.values()), strict=True))
+    other = plan(methods=["ctc"], seeds=[1], options=swapped)
+    assert find_finished(other.jobs, other.recipe) == []
+
+
 def test_a_finished_run_of_another_command_is_not_taken_for_this(plan, recipe):
     found = plan(methods=["ctc"], seeds=[1])
     run_jobs(found.jobs, found.recipe)

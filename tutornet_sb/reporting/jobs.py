@@ -225,7 +225,7 @@ class _Runner:
 
 
 def is_made(job, recipe):
-    """Tell whether a run is finished and was made by the same command.
+    """Tell whether a run is finished and was told the same, in any order.
 
     The epochs of one at the cost of others are those that it was made with:
     the same runs, timed again, would say others.
@@ -247,9 +247,10 @@ def is_made(job, recipe):
     path = folder / COMMAND
     if not (path.is_file() and runs.read_results(folder)):
         return False
-    made, wanted = shlex.split(path.read_text("utf-8")), job.command()[1:]
+    made = _told(shlex.split(path.read_text("utf-8")))
+    wanted = _told(job.command()[1:])
     if job.cost is not None:
-        made = _without_epochs(made)
+        made.pop("--epochs", None)
     return made == wanted
 
 
@@ -318,12 +319,14 @@ def _write_command(job, folder):
     )
 
 
-def _without_epochs(words):
-    """Leave out the option and its value."""
-    if "--epochs" not in words:
-        return words
-    at = words.index("--epochs")
-    return words[:at] + words[at + 2 :]
+def _told(words):
+    """What a command line says, by option, for their order does not matter."""
+    told, option = {}, ""
+    for word in words:
+        if word.startswith("--"):
+            option = word
+        told.setdefault(option, []).append(word)
+    return told
 
 
 def _short(job):
