@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.composition import read_mapping
+from tutornet_sb.corpora import minilibri
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
@@ -358,6 +359,7 @@ def find_speech(run, data, results, model, needed):
 def _known_data(run):
     """Where the corpus lay when the run was made. No code is run."""
     content = read_hyperparams(run)
-    folder = Path(content.get("data_folder") or Path("data") / "MiniLibri")
+    folder = content.get("data_folder")
+    folder = folder or minilibri.find_folder(content.get("corpus") or {})
     places = [Path("."), Path(str(content.get("recipe_folder") or "."))]
     return list(dict.fromkeys(place / folder for place in places))

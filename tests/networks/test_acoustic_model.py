@@ -221,6 +221,14 @@ def test_parameters(name):
         assert count(load(name, small=True)["model"]) == small
 
 
+def test_parameters_of_the_teacher_of_20_hours():
+    content = include("jasper_dr.yaml", MODELS, "medium", output_size=29)
+    text = StringIO()
+    YAML().dump(content, text)
+    with torch.device("meta"):
+        assert count(load_hyperpyyaml(text.getvalue())["model"]) == 10_235_421
+
+
 def test_parameters_of_jasper_without_dense_residuals():
     with torch.device("meta"):
         model = load("jasper_dr", residual="plain")["model"]

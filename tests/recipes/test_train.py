@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jiwer
 import pytest
 import soundfile
 import torch
+from ruamel.yaml import YAML
 from small_runs import WAV2VEC2_SYMBOLS, save_wav2vec2, write_minilibri
 from typer.testing import CliRunner
 
@@ -1095,3 +1097,45 @@ def test_intermediate_heads_are_trained_and_dropped(finished, results):
         assert "skd_0: " in trained and "ctc_0: " in trained
         assert "_0: " not in scored
     assert list(folder.rglob("heads.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "told, folder",
+    [({}, "data/MiniLibri"), ({"folder": "large"}, "large")],
+)
+def test_minilibris_of_two_sizes_stand_side_by_side(
+    recipe, tmp_path, monkeypatch, told, folder
+):
+    monkeypatch.chdir(tmp_path)
+    values = {
+        "seed": 3,
+        "train_minutes": 0.2,
+        "dev_minutes": 0.1,
+        "test_minutes": 0.1,
+        "train_speakers": 2,
+        "test_speakers": 1,
+        **told,
+    }
+    corpus = YAML().load(RECIPE / "hparams/corpora/mini.yaml")
+    corpus["minilibri"] = values
+    found = recipe.prepare_corpus(
+        {
+            "corpus": corpus,
+            "data_folder": None,
+            "corpus_folder": "results/mini",
+            "max_skipped": 0.01,
+            "max_seconds": 120,
+        }
+    )
+    assert Path(found[0]).resolve() == tmp_path / folder
+    assert (tmp_path / folder / "minilibri.json").is_file()
+    # Who comes later, for a report or an export, finds it there too.
+    run = tmp_path / "run"
+    run.mkdir()
+    with open(run / "hyperparams.yaml", "w") as file:
+        YAML().dump({"data_folder": None, "corpus": dict(corpus)}, file)
+    model = SimpleNamespace(features=SimpleNamespace(sample_rate=16000))
+    results = {"splits": {"dev-clean": {}, "test-clean": {}}}
+    speech = runs.find_speech(run, None, results, model, needed=True)
+    assert speech.split == "test-clean"
+    assert Path(speech.test[0].path).is_relative_to(tmp_path / folder)

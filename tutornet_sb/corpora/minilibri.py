@@ -278,6 +278,29 @@ def make_minilibri(
     return folder
 
 
+def find_folder(corpus):
+    """Say where the MiniLibri of a corpus file is made.
+
+    Arguments
+    ---------
+    corpus : dict
+        What the file says.
+
+    Returns
+    -------
+    str
+        The ``folder`` of its ``minilibri``, or ``data/MiniLibri``, of the
+        working folder. MiniLibris of other sizes need other folders.
+
+    Example
+    -------
+    >>> find_folder({"minilibri": {"seed": 1, "folder": "data/large"}})
+    'data/large'
+    """
+    values = corpus.get("minilibri") or {}
+    return values.get("folder") or "data/MiniLibri"
+
+
 def make_sentence(rng):
     """Draw a sentence of the grammar.
 

@@ -35,12 +35,14 @@ class Corpus(NamedTuple):
     dataset: str | None = None
 
 
+MINILIBRI = Corpus("MiniLibri", "apache-2.0", "en")
 LIBRISPEECH = Corpus(
     "LibriSpeech", "cc-by-4.0", "en", "openslr/librispeech_asr"
 )
 # By the name in its YAML file. Of others, only who trains knows.
 CORPORA = {
-    "mini": Corpus("MiniLibri", "apache-2.0", "en"),
+    "mini": MINILIBRI,
+    "mini_20h": MINILIBRI,
     "librispeech100": LIBRISPEECH,
     "librispeech960": LIBRISPEECH,
 }

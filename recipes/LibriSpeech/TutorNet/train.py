@@ -46,12 +46,12 @@ from tutornet_sb.brains.checkpoints import AtomicCheckpointer
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
+from tutornet_sb.corpora import minilibri
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
     read_utterance,
 )
-from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
 from tutornet_sb.distillation.encodings import QUANTISERS
 from tutornet_sb.distillation.extraction import (
@@ -161,8 +161,9 @@ def prepare_corpus(hparams):
             "by --data_folder /path/to/LibriSpeech"
         )
     if folder is None:
-        folder = Path("data") / "MiniLibri"
-        run_on_main(make_minilibri, [folder], dict(corpus["minilibri"]))
+        folder = minilibri.find_folder(corpus)
+        values = {**corpus["minilibri"], "folder": folder}
+        run_on_main(minilibri.make_minilibri, [], values)
     kinds = {"train": "train", "valid": "dev", "test": "test"}
     splits = {kind: corpus[f"{kind}_splits"] for kind in kinds}
     named = None
