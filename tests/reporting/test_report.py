@@ -1,5 +1,6 @@
 """Reports of runs whose errors are written by hand."""
 
+import base64
 import csv
 import re
 import shutil
@@ -375,6 +376,58 @@ def test_without_weights_no_run_is_named_by_its_place(
     write_report(runs_made, tmp_path / "to", "Seen", told=str)
     text = (tmp_path / "to" / "report.md").read_text()
     assert "No pictures of what it hears: the run holds no weights: " in text
+
+
+def test_pictures_outlive_the_weights_they_were_drawn_of(
+    runs_made, tmp_path, monkeypatch
+):
+    to = tmp_path / "to"
+    said = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
+
+    def example(self, students, teacher, seconds=3.0):
+        return Example(
+            "A",
+            torch.zeros(6, 3),
+            0.01,
+            [(0.02, "A")],
+            {"nonblank": 1 - said[:, 0]},
+            0.02,
+            {name: (said, 0.02) for name in ("teacher", *students)},
+            ["<blank>", "A"],
+            0,
+        )
+
+    def gone(self, students, teacher, seconds=3.0):
+        raise NotThere("the run holds no weights")
+
+    monkeypatch.setattr(Ears, "example", example)
+    write_report(runs_made, to, "Seen", told=str)
+    of_models = [*(to / "pictures").glob("spikes_*.png")]
+    of_models += (to / "pictures").glob("weights_*.png")
+    assert len(of_models) == 2
+    for path in of_models:
+        # Not what a new picture would be, nor like another
+        path.write_bytes(b"drawn before " + path.name.encode())
+    before = (to / "report.md").read_text()
+    monkeypatch.setattr(Ears, "example", gone)
+    write_report(runs_made, to, "Seen", told=str)
+    after = (to / "report.md").read_text()
+    page = (to / "report.html").read_text()
+    for path in of_models:
+        told = [
+            line
+            for line in before.splitlines()
+            if line.startswith("![") and path.name in line
+        ]
+        assert len(told) == 1 and told[0] in after.splitlines()
+        assert path.read_bytes() == b"drawn before " + path.name.encode()
+        assert base64.b64encode(path.read_bytes()).decode() in page
+    assert "No pictures of what it hears" not in after
+    # A report elsewhere has none, and says so.
+    write_report(runs_made, tmp_path / "other", "Seen", told=str)
+    text = (tmp_path / "other" / "report.md").read_text()
+    assert "No pictures of what it hears: the run holds no weights: " in text
+    assert "pictures/spikes_" not in text
 
 
 def test_old_runs_are_compared_by_what_they_have(runs_made, tmp_path):

@@ -209,7 +209,9 @@ def write_report(folders, to, title, told=print):
         Output folders of ``train.py``. The parts for which one of them lacks
         something are left out, and the report says what is missing.
     to : str or pathlib.Path
-        Folder to write into; other files there are left alone.
+        Folder to write into; other files there are left alone. Pictures of what
+        models hear that a report made there before, and that cannot be drawn
+        again for want of weights or audio, are taken over.
     title : str
         Heading.
     told : callable
@@ -241,7 +243,7 @@ def write_report(folders, to, title, told=print):
         _costs(rows),
         _curves(groups, rows),
         _pareto(groups),
-        *_pictures(groups, ears, missing),
+        *_pictures(groups, ears, missing, _earlier(Path(to))),
         _diagnostics(rows),
         Section("How to read this", HOW_TO_READ),
         _missing(missing),
@@ -734,7 +736,19 @@ def _pareto(groups):
     return Section("Speed and size", (), [], _drawn(pictures))
 
 
-def _pictures(groups, ears, missing):
+def _earlier(to):
+    """Pictures of a report made there before, by their names."""
+    path = to / "report.md"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    found = re.findall(r"^!\[(.*)\]\(pictures/(.+\.png)\)$", text, re.MULTILINE)
+    return {
+        name: (name, (to / "pictures" / name).read_bytes(), caption)
+        for caption, name in found
+        if (to / "pictures" / name).is_file()
+    }
+
+
+def _pictures(groups, ears, missing, earlier):
     """What models hear: frame weights and spikes."""
     weights, spikes, seen = [], [], set()
     for (corpus, network), own in _by_network(groups):
@@ -745,23 +759,33 @@ def _pictures(groups, ears, missing):
         try:
             found, shown, example = _heard(taught, groups, ears)
         except NotThere as reason:
-            _miss(missing, f"pictures of what it hears: {reason}", taught[0])
+            kept = earlier.get(_picture(f"spikes_{corpus}_{network}"))
+            if kept is None:
+                what = f"pictures of what it hears: {reason}"
+                _miss(missing, what, taught[0])
+                continue
+            spikes.append(kept)
+            name = _picture(f"weights_{corpus}_{taught[0].teacher}")
+            if name in earlier and name not in seen:
+                seen.add(name)
+                weights.append(earlier[name])
             continue
-        teacher = _teacher_of(found, groups)
-        if (corpus, teacher) not in seen:
-            seen.add((corpus, teacher))
-            name = found.teacher
+        name = f"weights_{corpus}_{found.teacher}"
+        if _picture(name) not in seen:
+            seen.add(_picture(name))
             weights.append(
-                (
-                    f"weights_{corpus}_{name}",
-                    plots.frame_weights(example, f"{name} on {corpus}"),
+                _draw(
+                    name,
+                    plots.frame_weights(
+                        example, f"{found.teacher} on {corpus}"
+                    ),
                     "Which frames the teacher points at: the frame weights of "
                     f"'{example.text}'.",
                 )
             )
         both = len(shown) > 1
         spikes.append(
-            (
+            _draw(
                 f"spikes_{corpus}_{network}",
                 plots.posterior_spikes(example, f"{network} on {corpus}"),
                 f"Posteriors of the teacher{', the student alone' * both} and "
@@ -770,8 +794,8 @@ def _pictures(groups, ears, missing):
             )
         )
     return (
-        Section("Frame weights", (), [], _drawn(weights)),
-        Section("Spikes", (), [], _drawn(spikes)),
+        Section("Frame weights", (), [], weights),
+        Section("Spikes", (), [], spikes),
     )
 
 
@@ -840,10 +864,16 @@ def _by_network(groups):
 
 
 def _drawn(pictures):
-    return [
-        (re.sub(r"[^\w.+-]", "_", name) + ".png", plots.to_png(figure), text)
-        for name, figure, text in pictures
-    ]
+    return [_draw(*picture) for picture in pictures]
+
+
+def _draw(name, figure, text):
+    return _picture(name), plots.to_png(figure), text
+
+
+def _picture(name):
+    """Name of a picture's file."""
+    return re.sub(r"[^\w.+-]", "_", name) + ".png"
 
 
 # -------------------------------------------------------------------- the files
