@@ -194,6 +194,7 @@ CORPUS_RULES = {
     "teacher_epochs": whole(1),
     "epochs": whole(1),
     "batch_seconds": POSITIVE,
+    "num_buckets": whole(1),
     "lr": POSITIVE,
     "num_workers": whole(0),
 }

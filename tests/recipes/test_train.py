@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import soundfile
 import torch
 from ruamel.yaml import YAML
 from small_runs import WAV2VEC2_SYMBOLS, save_wav2vec2, write_minilibri
+from speechbrain.dataio.dataset import DynamicItemDataset
 from typer.testing import CliRunner
 
 from tutornet_sb import runs
@@ -1139,3 +1141,28 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
     speech = runs.find_speech(run, None, results, model, needed=True)
     assert speech.split == "test-clean"
     assert Path(speech.test[0].path).is_relative_to(tmp_path / folder)
+
+
+@pytest.mark.parametrize("name", ["librispeech100", "librispeech960"])
+def test_batches_of_librispeech_are_full_of_speech(recipe, name):
+    corpus = YAML().load(RECIPE / f"hparams/corpora/{name}.yaml")
+    hparams = {key: corpus[key] for key in ("batch_seconds", "num_buckets")}
+    # Half of them fill the 15 s that most of LibriSpeech was cut to.
+    drawn = random.Random(0)
+    seconds = [
+        min(
+            17.0,
+            max(1.5, drawn.choice([drawn.gauss(15, 1), drawn.gauss(12, 4)])),
+        )
+        for _ in range(20000)
+    ]
+    items = {str(i): {"duration": s} for i, s in enumerate(seconds)}
+    data = DynamicItemDataset(items, output_keys=["id"])
+    sampler = recipe.batches(hparams | {"seed": 1}, data, shuffle=True)
+    found = [[seconds[i] for i in batch] for batch in sampler]
+    assert sorted(sum(found, [])) == sorted(seconds)
+    memory = [len(batch) * max(batch) for batch in found]
+    assert max(memory) <= corpus["batch_seconds"]
+    mean = sum(map(sum, found)) / len(found)
+    assert mean > 0.9 * corpus["batch_seconds"]
+    assert sum(memory) < 1.05 * sum(seconds)
