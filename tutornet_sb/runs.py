@@ -322,7 +322,7 @@ def find_speech(run, data, results, model, needed):
                 "is needed"
             )
         return None
-    folders = [data] if data is not None else _known_data(run)
+    folders = [data] if data is not None else known_data(run)
     there = [folder for folder in folders if Path(folder).is_dir()]
     if not there:
         if data is None and not needed:
@@ -356,8 +356,19 @@ def find_speech(run, data, results, model, needed):
     return Speech(test[0], read[test[0]], read[valid[0]][::step])
 
 
-def _known_data(run):
-    """Where the corpus lay when the run was made. No code is run."""
+def known_data(run):
+    """Say where the corpus lay when a run was made. No code is run.
+
+    Arguments
+    ---------
+    run : str or pathlib.Path
+        Output folder of ``train.py``.
+
+    Returns
+    -------
+    list of pathlib.Path
+        Folders, seen from the working folder and from the recipe's.
+    """
     content = read_hyperparams(run)
     folder = content.get("data_folder")
     folder = folder or minilibri.find_folder(content.get("corpus") or {})

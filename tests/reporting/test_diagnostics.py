@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -147,6 +148,22 @@ def test_diagnostics_are_kept_until_the_weights_change(world):
     later = (folder / DIAGNOSTICS).stat().st_mtime + 10
     os.utime(folder / runs.WEIGHTS, (later, later))
     assert Ears().diagnose(folder, teacher) == found
+
+
+def test_each_run_hears_the_corpus_that_it_was_scored_on(world, tmp_path):
+    places = {"small": tmp_path / "gone", "large": world.parent / "LibriSpeech"}
+    for name, folder in places.items():
+        run = shutil.copytree(world / "taught" / "1", tmp_path / name)
+        (run / DIAGNOSTICS).unlink(missing_ok=True)
+        (run / runs.HYPERPARAMS).write_text(
+            f"data_folder:\ncorpus: {{minilibri: {{folder: {folder}}}}}\n"
+            "blank_index: 0\ndelay: 0.0\n"
+        )
+    ears = Ears()
+    with pytest.raises(NotThere, match="the corpus of .*small is not there"):
+        ears.diagnose(tmp_path / "small", world / "teacher" / "1")
+    found = ears.diagnose(tmp_path / "large", world / "teacher" / "1")
+    assert found["utterances"] == 11
 
 
 def test_an_example_holds_what_everyone_says(world):

@@ -343,7 +343,7 @@ class Ears:
         model, _ = self._load(folder)
         results = runs.read_results(folder)
         *_, last = results["stages"].values()
-        key = runs.read_hyperparams(folder).get("data_folder"), *last["splits"]
+        key = *runs.known_data(folder), *last["splits"]
         if key not in self.speech:
             self.speech[key] = runs.find_speech(
                 Path(folder), None, last, model, needed=False
