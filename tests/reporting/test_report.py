@@ -313,6 +313,22 @@ def test_what_is_missing_is_said(report):
     assert "errors.json" not in text and "steps" not in text
 
 
+def heard_by(students):
+    """An utterance in which everyone hears an A."""
+    said = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
+    return Example(
+        "A",
+        torch.zeros(6, 3),
+        0.01,
+        [(0.02, "A")],
+        {"nonblank": 1 - said[:, 0]},
+        0.02,
+        {name: (said, 0.02) for name in ("teacher", *students)},
+        ["<blank>", "A"],
+        0,
+    )
+
+
 @pytest.mark.parametrize(
     "there, heard, told",
     [
@@ -344,18 +360,7 @@ def test_pictures_are_of_students_that_have_their_weights(
         if not there >= students.keys():
             raise NotThere("the run holds no weights")
         shown.append(list(students))
-        said = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
-        return Example(
-            "A",
-            torch.zeros(6, 3),
-            0.01,
-            [(0.02, "A")],
-            {"nonblank": 1 - said[:, 0]},
-            0.02,
-            {name: (said, 0.02) for name in ("teacher", *students)},
-            ["<blank>", "A"],
-            0,
-        )
+        return heard_by(students)
 
     monkeypatch.setattr(Ears, "example", example)
     write_report([*runs_made, other], tmp_path / "to", "Seen", told=str)
@@ -382,20 +387,9 @@ def test_pictures_outlive_the_weights_they_were_drawn_of(
     runs_made, tmp_path, monkeypatch
 ):
     to = tmp_path / "to"
-    said = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
 
     def example(self, students, teacher, seconds=3.0):
-        return Example(
-            "A",
-            torch.zeros(6, 3),
-            0.01,
-            [(0.02, "A")],
-            {"nonblank": 1 - said[:, 0]},
-            0.02,
-            {name: (said, 0.02) for name in ("teacher", *students)},
-            ["<blank>", "A"],
-            0,
-        )
+        return heard_by(students)
 
     def gone(self, students, teacher, seconds=3.0):
         raise NotThere("the run holds no weights")
