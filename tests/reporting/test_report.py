@@ -417,6 +417,11 @@ def test_pictures_outlive_the_weights_they_were_drawn_of(
         assert path.read_bytes() == b"drawn before " + path.name.encode()
         assert base64.b64encode(path.read_bytes()).decode() in page
     assert "No pictures of what it hears" not in after
+    told = (
+        "No new pictures of what it hears, those of the report before are shown"
+    )
+    assert told not in before
+    assert f"{told}: the run holds no weights: mini/rkd+skd_lstm." in after
     # A report elsewhere has none, and says so.
     write_report(runs_made, tmp_path / "other", "Seen", told=str)
     text = (tmp_path / "other" / "report.md").read_text()

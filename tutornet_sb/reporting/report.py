@@ -760,9 +760,11 @@ def _pictures(groups, ears, missing, earlier):
             found, shown, example = _heard(taught, groups, ears)
         except NotThere as reason:
             kept = earlier.get(_picture(f"spikes_{corpus}_{network}"))
+            what = "pictures of what it hears"
+            if kept is not None:
+                what = f"new {what}, those of the report before are shown"
+            _miss(missing, f"{what}: {reason}", taught[0])
             if kept is None:
-                what = f"pictures of what it hears: {reason}"
-                _miss(missing, what, taught[0])
                 continue
             spikes.append(kept)
             name = _picture(f"weights_{corpus}_{taught[0].teacher}")
