@@ -521,6 +521,17 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
     assert references("ctc_wide") == references("teacher_lstm") == {}
 
 
+@pytest.mark.parametrize("first", ["ctc_lstm", "ctc_lstm_at_cost_of_skd_lstm"])
+def test_runs_at_the_cost_of_others_are_no_choice(tmp_path, first):
+    names = {"ctc_lstm", "ctc_lstm_at_cost_of_skd_lstm"}
+    # As many epochs by chance, in either order
+    made = [save(tmp_path / first / "1", 0.4)]
+    made += [save(tmp_path / name / "1", 0.4) for name in names - {first}]
+    found = groups_of(made)
+    for name in names:
+        assert find_references(found[name], list(found.values())) == {}
+
+
 @pytest.mark.parametrize(
     "options, expected",
     [

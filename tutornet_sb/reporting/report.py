@@ -303,9 +303,10 @@ def find_references(found, groups):
         those whose name says most of the same options and no others, else the
         first. By ``first`` the first of those that have the method, the teacher
         and the epochs in common too, so that they differ in other options. What
-        there is none of is left out.
+        there is none of is left out. Runs at the cost of others are compared
+        with none, whatever epochs they came to.
     """
-    if found.is_teacher:
+    if found.is_teacher or _is_bought(found):
         return {}
     alike = [
         other
@@ -319,6 +320,7 @@ def find_references(found, groups):
         for other in alike
         if (other.method, other.teacher, other.epochs)
         == (found.method, found.teacher, found.epochs)
+        and not _is_bought(other)
     )
     references = {} if first is found else {FIRST: first}
     if found.method == "ctc":
@@ -333,8 +335,7 @@ def find_references(found, groups):
     equal = [
         other
         for other in alone
-        if other.epochs == found.epochs
-        and "_at_cost_of_" not in other.folder_name
+        if other.epochs == found.epochs and not _is_bought(other)
     ]
     if equal:
         references[EQUAL_EPOCHS] = max(
@@ -343,6 +344,11 @@ def find_references(found, groups):
     if bought:
         references[EQUAL_COST] = bought[0]
     return references
+
+
+def _is_bought(found):
+    """Whether these are runs at the cost of others."""
+    return "_at_cost_of_" in found.folder_name
 
 
 def _same_options(found, alone):
