@@ -756,7 +756,8 @@ def _earlier(to):
 
 def _pictures(groups, ears, missing, earlier):
     """What models hear: frame weights and spikes."""
-    weights, spikes, seen = [], [], set()
+    # Frame weights by file: students of one teacher share them.
+    weights, spikes = {}, []
     for (corpus, network), own in _by_network(groups):
         taught = [found for found in own if found.method != "ctc"]
         taught.sort(key=lambda found: found.method != "rkd+skd")
@@ -774,22 +775,16 @@ def _pictures(groups, ears, missing, earlier):
                 continue
             spikes.append(kept)
             name = _picture(f"weights_{corpus}_{taught[0].teacher}")
-            if name in earlier and name not in seen:
-                seen.add(name)
-                weights.append(earlier[name])
+            if name in earlier:
+                weights.setdefault(name, earlier[name])
             continue
         name = f"weights_{corpus}_{found.teacher}"
-        if _picture(name) not in seen:
-            seen.add(_picture(name))
-            weights.append(
-                _draw(
-                    name,
-                    plots.frame_weights(
-                        example, f"{found.teacher} on {corpus}"
-                    ),
-                    "Which frames the teacher points at: the frame weights of "
-                    f"'{example.text}'.",
-                )
+        if _picture(name) not in weights:
+            weights[_picture(name)] = _draw(
+                name,
+                plots.frame_weights(example, f"{found.teacher} on {corpus}"),
+                "Which frames the teacher points at: the frame weights of "
+                f"'{example.text}'.",
             )
         both = len(shown) > 1
         spikes.append(
@@ -802,7 +797,7 @@ def _pictures(groups, ears, missing, earlier):
             )
         )
     return (
-        Section("Frame weights", (), [], weights),
+        Section("Frame weights", (), [], list(weights.values())),
         Section("Spikes", (), [], spikes),
     )
 
