@@ -329,7 +329,10 @@ def test_a_killed_writer_leaves_whole_shards_and_nothing_else(folder):
             target=write_slowly, args=(folder, 10_000 * (attempt + 1))
         )
         writer.start()
-        time.sleep(0.08 + 0.03 * attempt)
+        # However slow the machine is: in the middle of a later shard
+        while len(shards(folder)) <= len(before) + attempt:
+            time.sleep(0.001)
+        time.sleep(0.003 * attempt)
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         assert set(shards(folder)) > before

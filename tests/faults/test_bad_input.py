@@ -23,7 +23,7 @@ import soundfile
 import speechbrain as sb
 import torch
 from huggingface_hub import constants
-from small_runs import BLOCKS, RATE, add_dev_clean, write_corpus, write_run
+from small_runs import BLOCKS, RATE, write_corpus, write_run
 
 from tutornet_sb import cli, runs
 from tutornet_sb.distillation.store import HEADER
@@ -281,6 +281,10 @@ class Without:
             return None
         found = (f.find_spec(name, path, target) for f in self.finders)
         return next((spec for spec in found if spec is not None), None)
+
+
+EXPORT = "export", "teacher", "exported"
+COMPARE = "compare", "teacher"
 
 
 def without(*names):
@@ -1001,22 +1005,28 @@ CASES = {
         ),
         data(
             "no transformers",
-            ["transformers .*not installed: pip install transformers"],
+            ["transformers .*: pip install 'tutornet-sb\\[huggingface\\]'"],
             without("transformers"),
             student_yaml="hparams/models/wav2vec2.yaml",
             student_overrides=None,
         ),
-        Case(
-            "no sherpa-onnx",
-            ["tried with it, .*not installed: pip install sherpa-onnx"],
-            spoil=lambda patch: (
-                without("sherpa_onnx")(patch),
-                add_dev_clean(Path("teacher")),
-            ),
-            command=[
-                *("export", "teacher", "exported"),
-                *("--sherpa", "--data", "corpus"),
-            ],
+        *(
+            Case(
+                f"{command[0]} without {package}",
+                [f"{package} .*: pip install 'tutornet-sb\\[{extra}\\]'"],
+                without(package),
+                command=command,
+                is_early=True,
+            )
+            for package, extra, command in (
+                ("sherpa_onnx", "export", [*EXPORT, "--sherpa"]),
+                ("onnxruntime", "export", [*EXPORT, "--int8"]),
+                ("onnx", "export", [*EXPORT, "--onnx"]),
+                ("onnxruntime", "export", ["transcribe", "m.onnx", "a.wav"]),
+                ("scipy", "experiments", ["compare", "plan.yaml"]),
+                ("matplotlib", "experiments", [*COMPARE, "--to", "report"]),
+                ("jinja2", "experiments", [*COMPARE, "--to", "report"]),
+            )
         ),
         data(
             "no corpus",

@@ -20,10 +20,10 @@ from ruamel.yaml import YAML
 from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.description import TAG, describe
+from tutornet_sb.environment import require
 from tutornet_sb.files import read_json, write_folder_atomically, write_json
 from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
 from tutornet_sb.networks.recurrent import RecurrentEncoder
-from tutornet_sb.publishing.forms import add_onnx, add_sherpa
 from tutornet_sb.publishing.model_card import README, model_card
 from tutornet_sb.reporting.compare import summarize
 
@@ -233,9 +233,12 @@ def export(
     FileExistsError
         If ``folder`` is something else than an earlier export.
     ValueError
-        If the run is damaged, a form cannot be had of this network or differs
-        from it, or the corpus is needed and not there.
+        If the run is damaged, or the corpus is needed and not there. If a
+        form cannot be had of this network or differs from it: the folder is
+        there then, without that form.
     """
+    if onnx or int8 or sherpa:
+        require("export")
     run, folder = Path(run), Path(folder)
     _refuse_to_overwrite(folder, run)
     onnx = onnx or int8
@@ -273,6 +276,12 @@ def export(
         for name, tensor in model.state_dict().items()
     }
 
+    forms, failed = {}, []
+    if onnx:
+        forms["onnx"] = {"speech": speech, "int8": int8}
+    if sherpa:
+        forms["sherpa"] = {"speech": speech}
+
     def write(to):
         # Not by save_file, whose files nobody else may read.
         (to / SAFETENSORS).write_bytes(
@@ -294,15 +303,8 @@ def export(
             f"{text}{INTERFACE_YAML}",
             encoding="utf-8",
         )
-        said = []
-        if onnx:
-            config["onnx"], said = add_onnx(
-                to, model, tokenizer, config, speech, int8
-            )
-        if sherpa:
-            config["sherpa"] = add_sherpa(
-                to, model, tokenizer, config, speech, said
-            )
+        if forms:
+            failed.extend(_add_forms(to, forms, model, tokenizer, config))
         write_json(to / CONFIG, config)
         # Last: it lists the files.
         (to / README).write_text(
@@ -310,7 +312,31 @@ def export(
         )
 
     write_folder_atomically(folder, write)
+    if failed:
+        raise ValueError(f"{folder} is written, but for {'; '.join(failed)}")
     return config
+
+
+def _add_forms(to, forms, model, tokenizer, config):
+    """Add other forms to an export, and tell which failed and why."""
+    # They need packages that an export alone does not.
+    from tutornet_sb.publishing.forms import add_onnx, add_sherpa
+
+    said, failed = [], []
+    for form, options in forms.items():
+        try:
+            if form == "onnx":
+                config[form], said = add_onnx(
+                    to, model, tokenizer, config, **options
+                )
+            else:
+                config[form] = add_sherpa(
+                    to, model, tokenizer, config, **options, said=said
+                )
+        except ValueError as error:
+            shutil.rmtree(to / form, ignore_errors=True)
+            failed.append(f"{form}: {error}")
+    return failed
 
 
 def is_export(folder):

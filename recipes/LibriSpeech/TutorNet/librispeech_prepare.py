@@ -8,12 +8,17 @@ To run::
 import argparse
 import logging
 
+from tutornet_sb.environment import check_torchaudio
+from tutornet_sb.errors import failing_in_one_line
+
+with failing_in_one_line("librispeech_prepare.py"):
+    check_torchaudio()
+
 from tutornet_sb.corpora.librispeech import (
     CorpusError,
     find_librispeech,
     prepare_librispeech,
 )
-from tutornet_sb.errors import failing_in_one_line
 
 __all__ = ["CorpusError", "find_librispeech", "prepare_librispeech"]
 

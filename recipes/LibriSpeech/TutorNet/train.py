@@ -26,6 +26,17 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from tutornet_sb.environment import check_torchaudio
+from tutornet_sb.errors import (
+    InputError,
+    SettingError,
+    failing_in_one_line,
+)
+
+# Before SpeechBrain loads it
+with failing_in_one_line("train.py", "--debug" in sys.argv):
+    check_torchaudio()
+
 import speechbrain as sb
 import torch
 from hyperpyyaml import resolve_references
@@ -80,11 +91,6 @@ from tutornet_sb.distillation.vocabulary import (
     VocabularyError,
     VocabularyMap,
     match_vocabulary,
-)
-from tutornet_sb.errors import (
-    InputError,
-    SettingError,
-    failing_in_one_line,
 )
 from tutornet_sb.files import (
     locked,
