@@ -980,6 +980,7 @@ def datasets(recipe, tmp_path):
         model = tmp_path / "char.model"
         hparams = {
             "tokenizer": recipe.train_tokenizer([manifests["train"]], model),
+            "student": {"model": Frames(frame_period)},
             "speed_perturb": None,
             "seed": 1,
             "output_folder": tmp_path,
@@ -1120,10 +1121,15 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
     }
     corpus = YAML().load(RECIPE / "hparams/corpora/mini.yaml")
     corpus["minilibri"] = values
+    model = SimpleNamespace(features=SimpleNamespace(sample_rate=16000))
     found = recipe.prepare_corpus(
         {
             "corpus": corpus,
+            "student": {"model": model},
             "data_folder": None,
+            "train_csv": None,
+            "valid_csv": None,
+            "test_csv": None,
             "corpus_folder": "results/mini",
             "max_skipped": 0.01,
             "max_seconds": 120,
@@ -1136,7 +1142,6 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
     run.mkdir()
     with open(run / "hyperparams.yaml", "w") as file:
         YAML().dump({"data_folder": None, "corpus": dict(corpus)}, file)
-    model = SimpleNamespace(features=SimpleNamespace(sample_rate=16000))
     results = {"splits": {"dev-clean": {}, "test-clean": {}}}
     speech = runs.find_speech(run, None, results, model, needed=True)
     assert speech.split == "test-clean"
