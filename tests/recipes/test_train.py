@@ -991,10 +991,12 @@ def datasets(recipe, tmp_path):
         splits["untranscribed"] = ["more"] if untranscribed else []
         data = recipe.read_data(hparams, tmp_path, manifests, splits)
 
-        def training_set(stage):
+        def training_set(stage, epochs=None):
             # At 0.02 s a frame, one more than the duration holds.
             student = Frames(frame_period)
-            return recipe.training_set(stage, data, None, student, hparams)
+            return recipe.training_set(
+                stage, data, None, student, hparams, epochs
+            )
 
         return data, training_set
 
@@ -1020,6 +1022,75 @@ def test_utterances_too_short_for_their_transcript_are_left_out(
     assert listing.split() == ["long", "equal"]
     # What is scored is scored whole.
     assert len(data.valid) == len(data.scored["train"]) == 4
+
+
+def test_speeds_at_which_an_utterance_is_too_short_are_left_out(
+    datasets, recipe, tmp_path, caplog
+):
+    rows = {
+        # With the space in front, as many symbols as frames at speed 100
+        "just": (0.1, "ABCDE"),
+        "never": (0.1, "ABCDEF"),
+        "slow": (0.11, "ABCDEF"),
+        "long": (9.0, "A"),
+    }
+    speeds = [100, 90, 101]
+    data, training_set = datasets(rows, speed_perturb=speeds)
+    with caplog.at_level("WARNING"):
+        train, seconds = training_set("ctc")
+    fitting = {key: item["speeds"] for key, item in train.data.items()}
+    # 0.11 s are 1760 samples, and at 90 % of the speed 1956: 6 + 1 frames.
+    assert fitting == {"just": [100, 90], "slow": [90], "long": speeds}
+    assert seconds == pytest.approx(9.21)
+    listing = (tmp_path / "too_short_for_ctc.txt").read_text().splitlines()
+    assert listing == [
+        "just at 101 % of its speed",
+        "never",
+        "slow at 100, 101 % of its speed",
+    ]
+    assert (
+        "1 of 4 training utterances have fewer frames than their transcript "
+        "needs and are left out, and 2 at some of their speeds: just at 101 % "
+        "of its speed; never; slow"
+    ) in caplog.text
+    # Without CTC all are heard, at every speed.
+    heard, _ = training_set("rkd")
+    assert {tuple(item["speeds"]) for item in heard.data.values()} == {
+        tuple(speeds)
+    }
+    assert len(heard) == 4
+
+
+def test_the_speed_of_an_utterance_follows_from_seed_epoch_and_id(
+    datasets, tmp_path
+):
+    wave = 0.1 * torch.randn(1600, generator=torch.Generator().manual_seed(1))
+    rows = {f"u{index}": (0.1, "ABCDE") for index in range(30)}
+    for key in rows:
+        soundfile.write(tmp_path / f"{key}.wav", wave.numpy(), 16000)
+    speeds = [50, 80, 100, 125, 200]
+
+    def drawn(epoch, **options):
+        _, training_set = datasets(rows, speed_perturb=speeds, **options)
+        counter = SimpleNamespace(current=epoch)
+        before = torch.random.get_rng_state()
+        train, _ = training_set("ctc", counter)
+        train.set_output_keys(["sig", "speed"])
+        found = [(item["speed"], len(item["sig"])) for item in train]
+        # The set draws from no generator that training draws from.
+        assert torch.equal(before, torch.random.get_rng_state())
+        return found
+
+    first = drawn(1)
+    assert drawn(1) == first and drawn(2) != first
+    assert drawn(1, seed=2) != first
+    # None at which six symbols do not fit in the frames of 20 ms, plus one
+    expected = {50: 3200, 80: 2000, 100: 1600}
+    assert dict(first) == expected
+    keys = list(rows)
+    assert [speed for speed, _ in first] == [
+        random.Random(f"1 1 {key}").choice([50, 80, 100]) for key in keys
+    ]
 
 
 @pytest.mark.parametrize(
