@@ -134,8 +134,8 @@ def test_every_damage_is_named(corpus, tmp_path):
         "5-1-0000": "transcript without audio",
         "5-1-0001": "empty audio file",
         "5-1-0002": "unreadable audio",
-        "5-1-0003": "sample rate of 4000 Hz, not 8000 to 48000",
-        "5-1-0004": "sample rate of 96000 Hz, not 8000 to 48000",
+        "5-1-0003": "sample rate of 4000 Hz outside 8000 to 48000",
+        "5-1-0004": "sample rate of 96000 Hz outside 8000 to 48000",
         "5-1-0005": "audio of no or unknown length",
         "5-1-0006": "empty transcript",
         "5-1-0007": "transcript not UTF-8",
@@ -231,7 +231,7 @@ STATES = {
     "twice": "duplicate id",
     "empty audio": "empty audio file",
     "other audio": "unreadable audio",
-    "4 kHz": "sample rate of 4000 Hz, not 8000 to 48000",
+    "4 kHz": "sample rate of 4000 Hz outside 8000 to 48000",
 }
 
 
@@ -504,7 +504,7 @@ def test_untranscribed_audio_is_checked(corpus, tmp_path):
         "20-7-$x": "$ in id",
         "20-7-0000": "empty audio file",
         "20-7-0001": "unreadable audio",
-        "20-7-0002": "sample rate of 4000 Hz, not 8000 to 48000",
+        "20-7-0002": "sample rate of 4000 Hz outside 8000 to 48000",
         "20-8-0003": "id of another chapter",
     }
     kept = [row["ID"] for row in read(manifest["dev-clean"])]

@@ -70,8 +70,8 @@ def choose_symbols(
             "its training transcripts: say where they lie by --train_csv FILE "
             "or --data_folder FOLDER"
         )
-    # What separates words in a tokenizer is no letter.
-    letters = sorted(set().union(*texts) - {" ", "\u2581"})
+    # A tokenizer cannot hold a NUL, and separates words by U+2581.
+    letters = sorted(set().union(*texts) - {" ", "\u2581", "\0"})
     if not letters:
         raise SettingError(
             f"{train_csv or data_folder} has no training transcript that can "

@@ -56,7 +56,7 @@ def read_header(path, size, sample_rate, max_seconds):
     lowest, highest = RATES
     rate = info.samplerate
     if rate != sample_rate and not lowest <= rate <= highest:
-        reason = f"sample rate of {rate} Hz, not {lowest} to {highest}"
+        reason = f"sample rate of {rate} Hz outside {lowest} to {highest}"
         return None, "", reason
     if not 0 < info.frames < MOST_SAMPLES:
         return None, "", "audio of no or unknown length"
