@@ -416,9 +416,9 @@ def test_skips_are_logged(corpus, tmp_path, caplog):
     )
 
 
-def test_unusual_letters_stay_with_a_warning(corpus, tmp_path, caplog):
+def test_unusual_letters_stay_and_are_told(corpus, tmp_path, caplog):
     write_chapter(corpus / "dev-clean", 8, 1, ["Żółw n"])
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         manifest = prepare_librispeech(corpus, tmp_path, "dev-clean")
     assert read(manifest["dev-clean"])[-1]["wrd"] == "Żółw n"
     assert "n w ó ł Ż" in caplog.text

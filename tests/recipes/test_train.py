@@ -1093,6 +1093,39 @@ def test_the_speed_of_an_utterance_follows_from_seed_epoch_and_id(
     ]
 
 
+def test_a_store_is_filled_at_the_speeds_of_each_utterance(recipe, monkeypatch):
+    keys = []
+
+    def fill_store(folder, what, teacher, data, **options):
+        keys.extend(data.data)
+        assert {tuple(item["speeds"]) for item in data.data.values()} == {
+            (int(key.partition("@")[2] or 100),) for key in data.data
+        }
+
+    monkeypatch.setattr(recipe, "fill_store", fill_store)
+    monkeypatch.setattr(recipe, "teacher_taps", lambda pairs: ())
+    monkeypatch.setattr(recipe, "pieces", lambda tokenizer: [])
+    for name in ("Teacher", "describe", "encodings_of"):
+        monkeypatch.setattr(recipe, name, lambda *_: None)
+    monkeypatch.setattr(
+        recipe,
+        "make_dataset",
+        lambda items, hparams: SimpleNamespace(data=items),
+    )
+    hparams = dict.fromkeys(("pairs", "vocabulary", "tokenizer", "num_workers"))
+    hparams |= {"blank_index": 0, "store_folder": "s", "batch_seconds": 9}
+    source = SimpleNamespace(model=None, name="teacher")
+    train = {
+        "a": {"split": "train", "speeds": [90, 100, 110]},
+        "b": {"split": "train", "speeds": [90]},
+    }
+    valid = {"a": {"split": "dev", "speeds": (100,)}}
+    recipe.fill_targets(source, [train, valid], hparams, {})
+    assert keys == [
+        *("train/a@90", "train/b@90", "train/a", "train/a@110", "dev/a")
+    ]
+
+
 @pytest.mark.parametrize(
     "stage, weight, wanted",
     [

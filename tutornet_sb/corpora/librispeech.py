@@ -114,8 +114,8 @@ def prepare_librispeech(
     longer than `max_seconds`; a transcript that is empty, not UTF-8, named for
     another chapter, given twice, or with a ``$``, which SpeechBrain would
     take for a placeholder. Letters outside A-Z, apostrophe and space are
-    no damage: they stay, with one warning a split. Audio cut off behind an
-    intact header is not noticed: only `read_utterance` finds it.
+    no damage: they stay, with one line a split in the log. Audio cut off
+    behind an intact header is not noticed: only `read_utterance` finds it.
 
     A split of `untranscribed` audio needs no transcripts; those that are
     there are not read. Its ``wrd`` is empty, and its files are
@@ -628,16 +628,17 @@ def _warn(split, rows, skips, file):
             file,
         )
     unusual = [set(re.sub("[A-Z' ]", "", row[-1])) for row in rows]
+    letters = ""
     if any(unusual):
-        logger.warning(
-            "%s: %d transcripts have letters outside A-Z, apostrophe and "
-            "space; they stay as they are: %s",
-            split,
-            sum(map(bool, unusual)),
-            " ".join(sorted(set().union(*unusual))[:40]),
+        letters = (
+            f" {sum(map(bool, unusual))} transcripts have letters outside A-Z, "
+            "apostrophe and space; they stay as they are: "
+            + " ".join(sorted(set().union(*unusual))[:40])
         )
     hours = sum(row[1] for row in rows) / 3600
-    logger.info("%s: %d utterances, %.2f hours.", split, len(rows), hours)
+    logger.info(
+        "%s: %d utterances, %.2f hours.%s", split, len(rows), hours, letters
+    )
 
 
 def _write_csv(path, header, rows):
