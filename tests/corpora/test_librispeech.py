@@ -362,6 +362,10 @@ def test_any_format_rate_and_number_of_channels(tmp_path, caplog):
     assert reasons(out) == {}
     items = read_with_speechbrain(manifests["dev-clean"], root)
     assert [item["id"] for item in items] == sorted(waves)
+    silent = prepare_librispeech(root, out, untranscribed="dev-clean")
+    assert [(row["wav"], row["wrd"]) for row in read(silent["dev-clean"])] == [
+        (row["wav"], "") for row in read(manifests["dev-clean"])
+    ]
     for item in items:
         name = pathlib.Path(item["wav"]).name
         assert name in FORMATS

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +17,16 @@ import jiwer
 import pytest
 import soundfile
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from small_runs import WAV2VEC2_SYMBOLS, save_wav2vec2, write_minilibri
+from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio.dataset import DynamicItemDataset
 from typer.testing import CliRunner
 
 from tutornet_sb import runs
 from tutornet_sb.cli import app
+from tutornet_sb.composition import include
 from tutornet_sb.distillation.store import TargetStore, _read_index
 from tutornet_sb.files import read_json
 from tutornet_sb.networks.acoustic_model import (
@@ -1059,6 +1063,55 @@ def test_speeds_at_which_an_utterance_is_too_short_are_left_out(
         tuple(speeds)
     }
     assert len(heard) == 4
+
+
+@pytest.mark.parametrize("name", ["lstm", "jasper_mini", "conformer"])
+def test_what_is_left_out_is_what_has_no_finite_loss(recipe, tmp_path, name):
+    content = include(
+        RECIPE / "hparams/models" / f"{name}.yaml", ".", "small", output_size=29
+    )
+    text = StringIO()
+    YAML().dump(content, text)
+    student = load_hyperpyyaml(text.getvalue())["model"].eval()
+    manifest = tmp_path / "train.csv"
+    manifest.write_text("wrd\nA\n")
+    tokenizer = recipe.train_tokenizer([manifest], tmp_path / "char.model")
+    hparams = {"tokenizer": tokenizer, "output_folder": tmp_path}
+    speeds, drawn = [85, 100, 101, 115], random.Random(2)
+    items = {}
+    for index in range(12):
+        samples = drawn.choice([320 * 30, 640 * 20, drawn.randrange(6e3, 2e4)])
+        # As many symbols as frames, or nearly, and the space in front
+        count = samples // 320 * 7 // 8 + drawn.randrange(-4, 3)
+        items[f"u{index}"] = {
+            "duration": samples / 16000,
+            "wrd": ("ABCDEEF" * 10)[index : index + count],
+            "speeds": speeds,
+        }
+    fitting = recipe.fit_for_ctc(items, hparams, student)
+    kept = {
+        (key, speed)
+        for key, item in fitting.items()
+        for speed in item["speeds"]
+    }
+    finite = set()
+    for key, item in items.items():
+        wave = torch.randn(1, round(item["duration"] * 16000))
+        tokens = torch.tensor(tokenizer.encode(item["wrd"]))
+        for speed in speeds:
+            heard = SpeedPerturb(16000, [speed])(wave)
+            with torch.no_grad():
+                logits = student(heard, torch.ones(1)).logits[0]
+            loss = torch.nn.functional.ctc_loss(
+                logits.log_softmax(-1),
+                tokens,
+                torch.tensor(len(logits)),
+                torch.tensor(len(tokens)),
+            )
+            if loss.isfinite():
+                finite.add((key, speed))
+    assert kept == finite
+    assert 9 < len(kept) < 39
 
 
 def test_the_speed_of_an_utterance_follows_from_seed_epoch_and_id(
