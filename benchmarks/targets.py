@@ -132,6 +132,7 @@ def speak(folder, count, seconds):
             "wrd": " ".join(words),
             "split": "train",
             "transcribed": True,
+            "speeds": [100],
         }
     return items
 

@@ -111,6 +111,12 @@ POSITIVE = number("a number above 0", low=math.ulp(0.0))
 NOT_NEGATIVE = number("a number from 0 up", low=0)
 SHARE = number("a number from 0 to 1", low=0, high=1)
 SPEEDS = maybe(several(whole(1)))
+TABLES = Rule(
+    "a file, a list of files, or null",
+    lambda value: (
+        value is None or TEXT.allows(value) or (several(TEXT).allows(value))
+    ),
+)
 # Values of the recipe's base.yaml, what calls of it aside
 RULES = {
     "seed": whole(0),
@@ -123,6 +129,9 @@ RULES = {
     "student_size": TEXT,
     "student_overrides": MAPPING,
     "data_folder": maybe(TEXT),
+    "train_csv": TABLES,
+    "valid_csv": TABLES,
+    "test_csv": TABLES,
     "transcribed_share": SHARE,
     "max_skipped": SHARE,
     "max_seconds": POSITIVE,
@@ -187,7 +196,7 @@ CORPUS_RULES = {
         lambda value: isinstance(value, list) and all(map(TEXT.allows, value)),
     ),
     "tokenizer_type": one_of("char", "bpe", "unigram"),
-    "vocab_size": whole(2),
+    "vocab_size": maybe(whole(2)),
     "teacher": TEXT,
     "teacher_speed_perturb": SPEEDS,
     "model_size": TEXT,

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +17,16 @@ import jiwer
 import pytest
 import soundfile
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from small_runs import WAV2VEC2_SYMBOLS, save_wav2vec2, write_minilibri
+from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio.dataset import DynamicItemDataset
 from typer.testing import CliRunner
 
 from tutornet_sb import runs
 from tutornet_sb.cli import app
+from tutornet_sb.composition import include
 from tutornet_sb.distillation.store import TargetStore, _read_index
 from tutornet_sb.files import read_json
 from tutornet_sb.networks.acoustic_model import (
@@ -980,6 +984,7 @@ def datasets(recipe, tmp_path):
         model = tmp_path / "char.model"
         hparams = {
             "tokenizer": recipe.train_tokenizer([manifests["train"]], model),
+            "student": {"model": Frames(frame_period)},
             "speed_perturb": None,
             "seed": 1,
             "output_folder": tmp_path,
@@ -990,10 +995,12 @@ def datasets(recipe, tmp_path):
         splits["untranscribed"] = ["more"] if untranscribed else []
         data = recipe.read_data(hparams, tmp_path, manifests, splits)
 
-        def training_set(stage):
+        def training_set(stage, epochs=None):
             # At 0.02 s a frame, one more than the duration holds.
             student = Frames(frame_period)
-            return recipe.training_set(stage, data, None, student, hparams)
+            return recipe.training_set(
+                stage, data, None, student, hparams, epochs
+            )
 
         return data, training_set
 
@@ -1019,6 +1026,157 @@ def test_utterances_too_short_for_their_transcript_are_left_out(
     assert listing.split() == ["long", "equal"]
     # What is scored is scored whole.
     assert len(data.valid) == len(data.scored["train"]) == 4
+
+
+def test_speeds_at_which_an_utterance_is_too_short_are_left_out(
+    datasets, recipe, tmp_path, caplog
+):
+    rows = {
+        # With the space in front, as many symbols as frames at speed 100
+        "just": (0.1, "ABCDE"),
+        "never": (0.1, "ABCDEF"),
+        "slow": (0.11, "ABCDEF"),
+        "long": (9.0, "A"),
+    }
+    speeds = [100, 90, 101]
+    data, training_set = datasets(rows, speed_perturb=speeds)
+    with caplog.at_level("WARNING"):
+        train, seconds = training_set("ctc")
+    fitting = {key: item["speeds"] for key, item in train.data.items()}
+    # 0.11 s are 1760 samples, and at 90 % of the speed 1956: 6 + 1 frames.
+    assert fitting == {"just": [100, 90], "slow": [90], "long": speeds}
+    assert seconds == pytest.approx(9.21)
+    listing = (tmp_path / "too_short_for_ctc.txt").read_text().splitlines()
+    assert listing == [
+        "just at 101 % of its speed",
+        "never",
+        "slow at 100, 101 % of its speed",
+    ]
+    assert (
+        "1 of 4 training utterances have fewer frames than their transcript "
+        "needs and are left out, and 2 at some of their speeds: just at 101 % "
+        "of its speed; never; slow"
+    ) in caplog.text
+    # Without CTC all are heard, at every speed.
+    heard, _ = training_set("rkd")
+    assert {tuple(item["speeds"]) for item in heard.data.values()} == {
+        tuple(speeds)
+    }
+    assert len(heard) == 4
+
+
+@pytest.mark.parametrize("name", ["lstm", "jasper_mini", "conformer"])
+def test_what_is_left_out_is_what_has_no_finite_loss(recipe, tmp_path, name):
+    content = include(
+        RECIPE / "hparams/models" / f"{name}.yaml", ".", "small", output_size=29
+    )
+    text = StringIO()
+    YAML().dump(content, text)
+    student = load_hyperpyyaml(text.getvalue())["model"].eval()
+    manifest = tmp_path / "train.csv"
+    manifest.write_text("wrd\nA\n")
+    tokenizer = recipe.train_tokenizer([manifest], tmp_path / "char.model")
+    hparams = {"tokenizer": tokenizer, "output_folder": tmp_path}
+    speeds, drawn = [85, 100, 101, 115], random.Random(2)
+    items = {}
+    for index in range(12):
+        samples = drawn.choice([320 * 30, 640 * 20, drawn.randrange(6e3, 2e4)])
+        # As many symbols as frames, or nearly, and the space in front
+        count = samples // 320 * 7 // 8 + drawn.randrange(-4, 3)
+        items[f"u{index}"] = {
+            "duration": samples / 16000,
+            "wrd": ("ABCDEEF" * 10)[index : index + count],
+            "speeds": speeds,
+        }
+    fitting = recipe.fit_for_ctc(items, hparams, student)
+    kept = {
+        (key, speed)
+        for key, item in fitting.items()
+        for speed in item["speeds"]
+    }
+    finite = set()
+    for key, item in items.items():
+        wave = torch.randn(1, round(item["duration"] * 16000))
+        tokens = torch.tensor(tokenizer.encode(item["wrd"]))
+        for speed in speeds:
+            heard = SpeedPerturb(16000, [speed])(wave)
+            with torch.no_grad():
+                logits = student(heard, torch.ones(1)).logits[0]
+            loss = torch.nn.functional.ctc_loss(
+                logits.log_softmax(-1),
+                tokens,
+                torch.tensor(len(logits)),
+                torch.tensor(len(tokens)),
+            )
+            if loss.isfinite():
+                finite.add((key, speed))
+    assert kept == finite
+    assert 9 < len(kept) < 39
+
+
+def test_the_speed_of_an_utterance_follows_from_seed_epoch_and_id(
+    datasets, tmp_path
+):
+    wave = 0.1 * torch.randn(1600, generator=torch.Generator().manual_seed(1))
+    rows = {f"u{index}": (0.1, "ABCDE") for index in range(30)}
+    for key in rows:
+        soundfile.write(tmp_path / f"{key}.wav", wave.numpy(), 16000)
+    speeds = [50, 80, 100, 125, 200]
+
+    def drawn(epoch, **options):
+        _, training_set = datasets(rows, speed_perturb=speeds, **options)
+        counter = SimpleNamespace(current=epoch)
+        before = torch.random.get_rng_state()
+        train, _ = training_set("ctc", counter)
+        train.set_output_keys(["sig", "speed"])
+        found = [(item["speed"], len(item["sig"])) for item in train]
+        # The set draws from no generator that training draws from.
+        assert torch.equal(before, torch.random.get_rng_state())
+        return found
+
+    first = drawn(1)
+    assert drawn(1) == first and drawn(2) != first
+    assert drawn(1, seed=2) != first
+    # None at which six symbols do not fit in the frames of 20 ms, plus one
+    expected = {50: 3200, 80: 2000, 100: 1600}
+    assert dict(first) == expected
+    keys = list(rows)
+    assert [speed for speed, _ in first] == [
+        random.Random(f"1 1 {key}").choice([50, 80, 100]) for key in keys
+    ]
+
+
+def test_a_store_is_filled_at_the_speeds_of_each_utterance(recipe, monkeypatch):
+    keys = []
+
+    def fill_store(folder, what, teacher, data, **options):
+        keys.extend(data.data)
+        assert {tuple(item["speeds"]) for item in data.data.values()} == {
+            (int(key.partition("@")[2] or 100),) for key in data.data
+        }
+
+    monkeypatch.setattr(recipe, "fill_store", fill_store)
+    monkeypatch.setattr(recipe, "teacher_taps", lambda pairs: ())
+    monkeypatch.setattr(recipe, "pieces", lambda tokenizer: [])
+    for name in ("Teacher", "describe", "encodings_of"):
+        monkeypatch.setattr(recipe, name, lambda *_: None)
+    monkeypatch.setattr(
+        recipe,
+        "make_dataset",
+        lambda items, hparams: SimpleNamespace(data=items),
+    )
+    hparams = dict.fromkeys(("pairs", "vocabulary", "tokenizer", "num_workers"))
+    hparams |= {"blank_index": 0, "store_folder": "s", "batch_seconds": 9}
+    source = SimpleNamespace(model=None, name="teacher")
+    train = {
+        "a": {"split": "train", "speeds": [90, 100, 110]},
+        "b": {"split": "train", "speeds": [90]},
+    }
+    valid = {"a": {"split": "dev", "speeds": (100,)}}
+    recipe.fill_targets(source, [train, valid], hparams, {})
+    assert keys == [
+        *("train/a@90", "train/b@90", "train/a", "train/a@110", "dev/a")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -1120,10 +1278,15 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
     }
     corpus = YAML().load(RECIPE / "hparams/corpora/mini.yaml")
     corpus["minilibri"] = values
+    model = SimpleNamespace(features=SimpleNamespace(sample_rate=16000))
     found = recipe.prepare_corpus(
         {
             "corpus": corpus,
+            "student": {"model": model},
             "data_folder": None,
+            "train_csv": None,
+            "valid_csv": None,
+            "test_csv": None,
             "corpus_folder": "results/mini",
             "max_skipped": 0.01,
             "max_seconds": 120,
@@ -1136,7 +1299,6 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
     run.mkdir()
     with open(run / "hyperparams.yaml", "w") as file:
         YAML().dump({"data_folder": None, "corpus": dict(corpus)}, file)
-    model = SimpleNamespace(features=SimpleNamespace(sample_rate=16000))
     results = {"splits": {"dev-clean": {}, "test-clean": {}}}
     speech = runs.find_speech(run, None, results, model, needed=True)
     assert speech.split == "test-clean"

@@ -299,6 +299,23 @@ def test_corpora_students_and_teachers_have_names_and_options(plan, tmp_path):
     assert [job.epochs for job in found.jobs[:4]] == [14, 9, 70, 9]
 
 
+def test_a_corpus_in_tables(plan, recipe):
+    tables = {f"{kind}_csv": f"{kind}.csv" for kind in ("train", "valid")}
+    tables["test_csv"] = "test.csv"
+    for name in tables.values():
+        (recipe / name).write_text("path,text\n1.wav,größer\n", "utf-8")
+    corpora = {"german": {"file": "own", **tables}}
+    found = plan(corpora=corpora, methods=["ctc"], seeds=[1])
+    assert folders(found) == ["german/ctc_lstm/1"]
+    for key, name in tables.items():
+        assert told(found.jobs[0])[f"--{key}"] == name
+    (recipe / "test.csv").unlink()
+    with pytest.raises(PlanError, match=r"german: there is no table .*test\."):
+        plan(corpora=corpora, methods=["ctc"], seeds=[1])
+    with pytest.raises(PlanError, match="say where they lie by --train_csv"):
+        plan(corpora=["own"], methods=["ctc"], seeds=[1])
+
+
 def test_one_corpus_of_a_plan(plan):
     # The other one need not be there.
     found = plan(only=["mini"], corpora=["mini", "small"], seeds=[1])

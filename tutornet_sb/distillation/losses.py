@@ -266,6 +266,34 @@ class SoftmaxLoss(torch.nn.Module):
         return torch.softmax(logs / self.temperature, dim=-1)
 
 
+def frames_needed(tokens, token_lengths):
+    """Count the frames that CTC needs for transcripts.
+
+    One for every symbol and one for the blank between equal neighbours (Graves
+    et al., ICML 2006).
+
+    Arguments
+    ---------
+    tokens : torch.Tensor
+        Transcripts, padded integers of shape ``(batch, tokens)``.
+    token_lengths : torch.Tensor
+        Valid tokens of each transcript, integers of shape ``(batch,)``.
+
+    Returns
+    -------
+    torch.Tensor
+        Frames, integers of shape ``(batch,)``.
+
+    Example
+    -------
+    >>> frames_needed(torch.tensor([[2, 2, 3, 3]]), torch.tensor([3]))
+    tensor([4])
+    """
+    equal = tokens[:, 1:] == tokens[:, :-1]
+    mask = frame_mask(token_lengths, tokens.shape[1])[:, 1:]
+    return token_lengths + (equal & mask).sum(dim=1)
+
+
 def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
     """Compute the CTC loss of the original task.
 
@@ -287,7 +315,7 @@ def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
     torch.Tensor
         Scalar: nats of an utterance, averaged over the batch. An utterance
         with too few frames for its transcript counts as 0, as in SpeechBrain;
-        find such utterances before training.
+        :func:`frames_needed` tells which those are.
 
     Example
     -------

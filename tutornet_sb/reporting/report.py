@@ -28,6 +28,8 @@ from tutornet_sb.reporting.jobs import COMMAND
 from tutornet_sb.reporting.plan import total_seconds
 from tutornet_sb.reporting.statistics import difference, interval
 
+# Options that say where the data lay
+PLACES = "--data_folder", "--train_csv", "--valid_csv", "--test_csv"
 # Small files of a run, by which a report can be made again, without pictures of
 # what models hear
 SMALL = (
@@ -838,7 +840,7 @@ def _command_of(folder):
         return "-"
     words = shlex.split(path.read_text(encoding="utf-8"))
     for index, word in enumerate(words[:-1]):
-        if word == "--data_folder":
+        if word in PLACES:
             words[index + 1] = "DATA"
     return shlex.join(words)
 

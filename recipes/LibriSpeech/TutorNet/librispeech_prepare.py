@@ -52,7 +52,7 @@ def parse_arguments():
         "--sample_rate",
         type=int,
         default=16000,
-        help="in Hz; default: %(default)s",
+        help="in Hz, what audio will be converted to; default: %(default)s",
     )
     parser.add_argument(
         "--max_skipped",
