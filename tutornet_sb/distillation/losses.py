@@ -4,6 +4,8 @@ All are masked, summed over the valid frames of each utterance and averaged
 over the batch, and computed in float32 or wider whatever comes in.
 """
 
+from functools import partial
+
 import torch
 
 from tutornet_sb.distillation.frame_weighting import get_frame_weighting
@@ -87,31 +89,296 @@ class RepresentationLoss(torch.nn.Module):
         return (weights * difference.square().mean(-1)).sum(1).mean()
 
 
+def l2(p, log_q, temperature=1.0, blank_index=0):
+    """Squared distance of posteriors: ``|| p_t - q_t ||^2``.
+
+    The SKD loss of TutorNet (arXiv 2008.00671), as in Inter-KD (arXiv
+    2211.15075).
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors of the teacher, ``(..., symbols)``.
+    log_q : torch.Tensor
+        Log-posteriors of the student, ``(..., symbols)``.
+    temperature : float
+        Not used.
+    blank_index : int
+        Not used.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(...)``.
+
+    Example
+    -------
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
+    >>> l2(p, q.log()).item()
+    0.5
+    """
+    return (p - log_q.exp()).square().sum(-1)
+
+
+def kl(p, log_q, temperature=1.0, blank_index=0):
+    """Divergence ``temperature^2 * KL(p_t || q_t)`` (arXiv 1503.02531).
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors of the teacher, ``(..., symbols)``.
+    log_q : torch.Tensor
+        Log-posteriors of the student, ``(..., symbols)``.
+    temperature : float
+        By which both were softened.
+    blank_index : int
+        Not used.
+
+    Returns
+    -------
+    torch.Tensor
+        Nats, ``(...)``.
+
+    Example
+    -------
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
+    >>> round(kl(p, q.log()).item(), 4)
+    0.6931
+    """
+    return temperature**2 * (torch.xlogy(p, p) - p * log_q).sum(-1)
+
+
+def guided(p, log_q, temperature=1.0, blank_index=0):
+    """Guided CTC: ``1 - q_t(k_t)`` for spikes ``k_t`` of the teacher, else 0.
+
+    Frames where the teacher's best symbol is blank are left to CTC (Kurata and
+    Audhkhasi, Guiding CTC posterior spike timings, Interspeech 2019).
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors of the teacher, ``(..., symbols)``.
+    log_q : torch.Tensor
+        Log-posteriors of the student, ``(..., symbols)``.
+    temperature : float
+        Not used.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(...)``.
+
+    Example
+    -------
+    >>> p, q = torch.tensor([0.2, 0.8]), torch.tensor([0.5, 0.5])
+    >>> guided(p, q.log()).item(), guided(p.flip(0), q.log()).item()
+    (0.5, 0.0)
+    """
+    best = p.argmax(-1, keepdim=True)
+    missed = 1 - log_q.gather(-1, best).exp()
+    return missed.masked_fill(best == blank_index, 0.0).squeeze(-1)
+
+
+SOFTMAX_LOSSES = {"l2": l2, "kl": kl, "guided": guided}
+
+
+def soften(posteriors, temperature):
+    """Turn ``softmax(z)`` into ``softmax(z / temperature)``.
+
+    Arguments
+    ---------
+    posteriors : torch.Tensor
+        ``(..., symbols)``.
+    temperature : float
+        More than 1 for a flatter distribution.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the same shape.
+
+    Example
+    -------
+    >>> soften(torch.tensor([0.8, 0.2]), 2.0)
+    tensor([0.6667, 0.3333])
+    """
+    if temperature == 1:
+        return posteriors
+    tiny = torch.finfo(posteriors.dtype).tiny
+    return torch.softmax(posteriors.clamp(min=tiny).log() / temperature, -1)
+
+
+def select(p, mask, beside, blank_index=0):
+    """Select the frames of the teacher's spikes and those beside them.
+
+    With 0, blank elimination; with 1 and more, the symmetric selection of
+    arXiv 2506.01503.
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors of the teacher, ``(batch, frames, symbols)``.
+    mask : torch.Tensor
+        Valid frames, ``(batch, frames)``.
+    beside : int
+        Frames on each side of a spike.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    torch.Tensor
+        Boolean mask ``(batch, frames)``.
+
+    Example
+    -------
+    >>> p = torch.eye(2)[[0, 0, 1, 0]].unsqueeze(0)
+    >>> select(p, torch.ones(1, 4, dtype=torch.bool), 1).int().tolist()
+    [[0, 1, 1, 1]]
+    """
+    spikes = (p.argmax(-1) != blank_index) & mask
+    near = torch.nn.functional.max_pool1d(
+        spikes.to(p.dtype).unsqueeze(1), 2 * beside + 1, 1, beside
+    )
+    return near.squeeze(1).bool() & mask
+
+
+def shifted(frame_loss, p, log_q, mask, tolerance):
+    """Compare each teacher frame with the student's frames around it.
+
+    Arguments
+    ---------
+    frame_loss : callable
+        Called as ``frame_loss(p, log_q)``, frame by frame.
+    p : torch.Tensor
+        Posteriors of the teacher, ``(batch, frames, symbols)``.
+    log_q : torch.Tensor
+        Log-posteriors of the student, ``(batch, frames, symbols)``.
+    mask : torch.Tensor
+        Valid frames, ``(batch, frames)``.
+    tolerance : int
+        Frames before and after.
+
+    Returns
+    -------
+    torch.Tensor
+        Loss of the teacher's frame ``t`` and the student's frame
+        ``t - tolerance + i``, ``(batch, frames, 2 * tolerance + 1)``, infinite
+        where the student has no such frame.
+
+    Example
+    -------
+    >>> p = torch.eye(2)[[0, 1]].unsqueeze(0)
+    >>> mask = torch.ones(1, 2, dtype=torch.bool)
+    >>> shifted(l2, p, p.log(), mask, 1)
+    tensor([[[inf, 0., 2.],
+             [2., 0., inf]]])
+    """
+    frames, columns = p.shape[1], []
+    for shift in range(-tolerance, tolerance + 1):
+        before, after = max(0, -shift), max(0, shift)
+        count = max(0, frames - before - after)
+        column = frame_loss(
+            p.narrow(1, min(before, frames), count),
+            log_q.narrow(1, min(after, frames), count),
+        )
+        there = mask.narrow(1, min(after, frames), count)
+        column = column.masked_fill(~there, torch.inf)
+        margins = (min(before, frames), frames - count - min(before, frames))
+        columns.append(
+            torch.nn.functional.pad(column, margins, value=torch.inf)
+        )
+    return torch.stack(columns, dim=-1)
+
+
+def warped_sum(costs, mask):
+    """Add up costs along the cheapest monotone alignment within a band.
+
+    Dynamic time warping in the band of Sakoe and Chiba (1978): an alignment
+    begins at both first frames and ends at both last ones, and from one pair to
+    the next it goes one frame on in the teacher, in the student or in both, so
+    every frame of either is compared with some frame of the other, in order. A
+    spike costs nothing if it is early or late by no more than the band. If it
+    is missing, inserted, or merged with a spike of the same symbol, a frame is
+    compared with one of another symbol, whatever the band.
+
+    Steps from frame to frame are matrices of the min-plus semiring, multiplied
+    pairwise, so that the depth is logarithmic in the frames.
+
+    Arguments
+    ---------
+    costs : torch.Tensor
+        From :func:`shifted`, ``(batch, frames, 2 * tolerance + 1)``.
+    mask : torch.Tensor
+        Valid frames, ``(batch, frames)``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch,)``.
+
+    Example
+    -------
+    >>> frames = [[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 1]]
+    >>> q = torch.eye(2)[torch.tensor(frames)]
+    >>> p, mask = q[:1].expand_as(q), torch.ones(3, 4, dtype=torch.bool)
+    >>> q = q.clamp(min=1e-9).log()
+    >>> warped_sum(shifted(l2, p, q, mask, 0), mask).round()
+    tensor([0., 4., 2.])
+    >>> warped_sum(shifted(l2, p, q, mask, 1), mask).round()
+    tensor([0., 0., 2.])
+    """
+    band = costs.shape[-1]
+    # From the teacher's frame t and the i-th student frame of its band to the
+    # j-th: the student goes on alone.
+    runs = torch.stack(
+        [
+            torch.nn.functional.pad(
+                costs[..., i:].cumsum(-1), (i, 0), value=torch.inf
+            )
+            for i in range(band)
+        ],
+        dim=-2,
+    )
+    # Before, both went on, which keeps the place in the band, or the teacher
+    # alone, which loses one.
+    alone = torch.nn.functional.pad(
+        runs[..., :-1, :], (0, 0, 1, 0), value=torch.inf
+    )
+    steps = torch.minimum(runs, alone)
+    stay = torch.full_like(steps[0, 0], torch.inf).fill_diagonal_(0.0)
+    steps = torch.where(mask[..., None, None], steps, stay)
+    while steps.shape[1] > 1:
+        even = steps.shape[1] // 2 * 2
+        first, second = steps[:, 0:even:2], steps[:, 1:even:2]
+        both = (first.unsqueeze(-1) + second.unsqueeze(-3)).amin(-2)
+        steps = torch.cat([both, steps[:, even:]], dim=1)
+    return steps[:, 0, band // 2, band // 2]
+
+
 class SoftmaxLoss(torch.nn.Module):
     """Softmax-level distillation, frame by frame.
 
     With ``p = softmax(z / temperature)``, for each utterance, averaged over the
     batch::
 
-        l2:      sum_t || p_t^T - p_t^S ||^2                (arXiv 2211.15075)
-        kl:      temperature^2 * sum_t KL(p_t^T || p_t^S)   (arXiv 1503.02531)
-        guided:  sum of 1 - p_t^S(k_t) over the frames t where the teacher's
-                 best symbol k_t is not blank     (Kurata and Audhkhasi, 2019)
+        sum_t loss(p_t^T, p_t^S)
 
-    ``l2`` is the default because CTC posteriors are spiky and nearly all blank:
-    the divergence explodes where the two models spike one frame apart.
-    ``guided`` asks for the teacher's spikes, and lets others be. With a
-    tolerance, each frame of the teacher is compared with that of the student,
-    among its own and so many before and after it, to which it is nearest.
-    With a selection, the sum is over a part of the frames t alone: those where
-    the teacher's best symbol is not blank, and so many on each side of them. 0
-    is blank elimination, 1 and more the symmetric selection of arXiv
-    2506.01503.
+    where the loss is one of ``SOFTMAX_LOSSES``. ``l2`` is the default because
+    CTC posteriors are spiky and nearly all blank: the divergence explodes where
+    the two models spike one frame apart. With a tolerance, the sum is over the
+    pairs of frames of the cheapest monotone alignment of teacher and student
+    that pairs no frames further apart, see :func:`warped_sum`: a student may
+    spike that much earlier or later, but may neither leave a spike out nor
+    insert one. Frames without a target, and with a selection those outside it,
+    cost nothing with any frame of the student.
 
     Arguments
     ---------
     kind : str
-        ``l2``, ``kl`` (nats) or ``guided``.
+        One of ``SOFTMAX_LOSSES``.
     temperature : float
         Softens both distributions if greater than 1; not for ``guided``.
     tolerance : int
@@ -119,8 +386,9 @@ class SoftmaxLoss(torch.nn.Module):
     blank_index : int
         Index of the CTC blank, for ``guided`` and a selection.
     selection : int, optional
-        Frames on each side of the teacher's spikes that are learnt too; all
-        frames by default. Not for ``guided``, which has one of its own.
+        Frames on each side of the teacher's spikes that are learnt too, see
+        :func:`select`; all frames by default. Not for ``guided``, which has one
+        of its own.
 
     Example
     -------
@@ -142,8 +410,10 @@ class SoftmaxLoss(torch.nn.Module):
         selection=None,
     ):
         super().__init__()
-        if kind not in ("l2", "kl", "guided"):
-            raise ValueError(f"kind must be l2, kl or guided, got {kind!r}")
+        if kind not in SOFTMAX_LOSSES:
+            raise ValueError(
+                f"kind must be one of {', '.join(SOFTMAX_LOSSES)}, got {kind!r}"
+            )
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if kind == "guided" and temperature != 1:
@@ -161,7 +431,11 @@ class SoftmaxLoss(torch.nn.Module):
                 raise ValueError(
                     f"{name} must be a number of frames, got {frames!r}"
                 )
-        self.kind = kind
+        self.frame_loss = partial(
+            SOFTMAX_LOSSES[kind],
+            temperature=temperature,
+            blank_index=blank_index,
+        )
         self.temperature = temperature
         self.tolerance = tolerance
         self.blank_index = blank_index
@@ -200,70 +474,19 @@ class SoftmaxLoss(torch.nn.Module):
         # Filled before the softmax too: the gradient of a softmax of NaN is
         # NaN even where nothing comes back to it.
         logits = at_least_float32(logits).masked_fill(padding, 0.0)
-        teacher = self._soften(teacher.masked_fill(padding, 0.0))
-        normalise = torch.log_softmax if self.kind == "kl" else torch.softmax
-        student = normalise(logits / self.temperature, dim=-1)
-        if self.tolerance:
-            student = self._nearest(teacher, student, mask)
-        terms = self._distance(teacher, student)
+        teacher = teacher.masked_fill(padding, 0.0)
+
+        p = soften(teacher, self.temperature)
+        log_q = torch.log_softmax(logits / self.temperature, dim=-1)
+        costs = shifted(self.frame_loss, p, log_q, mask, self.tolerance)
+        learnt = mask
+        if targets.posterior_mask is not None:
+            learnt = learnt & targets.posterior_mask
         if self.selection is not None:
-            mask = mask & self._selected(teacher, mask)
-        return terms.masked_fill(~mask, 0.0).sum(1).mean()
-
-    def _selected(self, teacher, mask):
-        """Frames of the teacher's spikes, and those beside them."""
-        spikes = (teacher.argmax(-1) != self.blank_index) & mask
-        if self.selection == 0:
-            return spikes
-        near = torch.nn.functional.max_pool1d(
-            spikes.to(teacher.dtype).unsqueeze(1),
-            2 * self.selection + 1,
-            stride=1,
-            padding=self.selection,
-        )
-        return near.squeeze(1) > 0
-
-    def _nearest(self, teacher, student, mask):
-        """Of the student's frames within the tolerance the nearest ones.
-
-        They are chosen first, so that gradients go through these alone.
-        """
-        batch, frames = mask.shape
-        most = min(self.tolerance, frames - 1)
-        distances = teacher.new_full((2 * most + 1, batch, frames), torch.inf)
-        with torch.no_grad():
-            for shift, found in zip(
-                range(-most, most + 1), distances, strict=True
-            ):
-                here = slice(max(0, -shift), frames - max(0, shift))
-                there = slice(max(0, shift), frames - max(0, -shift))
-                found[:, here] = self._distance(
-                    teacher[:, here], student[:, there]
-                )
-                if shift > 0:
-                    found[:, here].masked_fill_(~mask[:, there], torch.inf)
-        index = torch.arange(batch * frames, device=mask.device)
-        index += distances.min(0).indices.flatten() - most
-        return student.flatten(0, 1).index_select(0, index).view_as(student)
-
-    def _distance(self, teacher, student):
-        """Of posteriors (for KL, the student's logarithms), frame by frame."""
-        if self.kind == "l2":
-            return (teacher - student).square().sum(-1)
-        if self.kind == "kl":
-            terms = torch.xlogy(teacher, teacher) - teacher * student
-            return self.temperature**2 * terms.sum(-1)
-        best = teacher.argmax(-1, keepdim=True)
-        missed = 1 - student.gather(-1, best)
-        return (missed * (best != self.blank_index)).squeeze(-1)
-
-    def _soften(self, posteriors):
-        """Turn ``softmax(z)`` into ``softmax(z / temperature)``."""
-        if self.temperature == 1:
-            return posteriors
-        tiny = torch.finfo(posteriors.dtype).tiny
-        logs = posteriors.clamp(min=tiny).log()
-        return torch.softmax(logs / self.temperature, dim=-1)
+            spikes = select(p, mask, self.selection, self.blank_index)
+            learnt = learnt & spikes
+        free = costs.isfinite() & ~learnt.unsqueeze(-1)
+        return warped_sum(costs.masked_fill(free, 0.0), mask).mean()
 
 
 def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
