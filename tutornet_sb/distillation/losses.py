@@ -10,6 +10,7 @@ import torch
 
 from tutornet_sb.distillation.frame_weighting import get_frame_weighting
 from tutornet_sb.distillation.targets import at_least_float32, require_ctc_head
+from tutornet_sb.distillation.warping import around, changes, warped_sum
 from tutornet_sb.networks.acoustic_model import frame_mask
 
 
@@ -177,7 +178,7 @@ def guided(p, log_q, temperature=1.0, blank_index=0):
     (0.5, 0.0)
     """
     best = p.argmax(-1, keepdim=True)
-    missed = 1 - log_q.gather(-1, best).exp()
+    missed = 1 - torch.take_along_dim(log_q, best, -1).exp()
     return missed.masked_fill(best == blank_index, 0.0).squeeze(-1)
 
 
@@ -243,119 +244,6 @@ def select(p, mask, beside, blank_index=0):
         spikes.to(p.dtype).unsqueeze(1), 2 * beside + 1, 1, beside
     )
     return near.squeeze(1).bool() & mask
-
-
-def shifted(frame_loss, p, log_q, mask, tolerance):
-    """Compare each teacher frame with the student's frames around it.
-
-    Arguments
-    ---------
-    frame_loss : callable
-        Called as ``frame_loss(p, log_q)``, frame by frame.
-    p : torch.Tensor
-        Posteriors of the teacher, ``(batch, frames, symbols)``.
-    log_q : torch.Tensor
-        Log-posteriors of the student, ``(batch, frames, symbols)``.
-    mask : torch.Tensor
-        Valid frames, ``(batch, frames)``.
-    tolerance : int
-        Frames before and after.
-
-    Returns
-    -------
-    torch.Tensor
-        Loss of the teacher's frame ``t`` and the student's frame
-        ``t - tolerance + i``, ``(batch, frames, 2 * tolerance + 1)``, infinite
-        where the student has no such frame.
-
-    Example
-    -------
-    >>> p = torch.eye(2)[[0, 1]].unsqueeze(0)
-    >>> mask = torch.ones(1, 2, dtype=torch.bool)
-    >>> shifted(l2, p, p.log(), mask, 1)
-    tensor([[[inf, 0., 2.],
-             [2., 0., inf]]])
-    """
-    frames, columns = p.shape[1], []
-    for shift in range(-tolerance, tolerance + 1):
-        before, after = max(0, -shift), max(0, shift)
-        count = max(0, frames - before - after)
-        column = frame_loss(
-            p.narrow(1, min(before, frames), count),
-            log_q.narrow(1, min(after, frames), count),
-        )
-        there = mask.narrow(1, min(after, frames), count)
-        column = column.masked_fill(~there, torch.inf)
-        margins = (min(before, frames), frames - count - min(before, frames))
-        columns.append(
-            torch.nn.functional.pad(column, margins, value=torch.inf)
-        )
-    return torch.stack(columns, dim=-1)
-
-
-def warped_sum(costs, mask):
-    """Add up costs along the cheapest monotone alignment within a band.
-
-    Dynamic time warping in the band of Sakoe and Chiba (1978): an alignment
-    begins at both first frames and ends at both last ones, and from one pair to
-    the next it goes one frame on in the teacher, in the student or in both, so
-    every frame of either is compared with some frame of the other, in order. A
-    spike costs nothing if it is early or late by no more than the band. If it
-    is missing, inserted, or merged with a spike of the same symbol, a frame is
-    compared with one of another symbol, whatever the band.
-
-    Steps from frame to frame are matrices of the min-plus semiring, multiplied
-    pairwise, so that the depth is logarithmic in the frames.
-
-    Arguments
-    ---------
-    costs : torch.Tensor
-        From :func:`shifted`, ``(batch, frames, 2 * tolerance + 1)``.
-    mask : torch.Tensor
-        Valid frames, ``(batch, frames)``.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(batch,)``.
-
-    Example
-    -------
-    >>> frames = [[0, 1, 0, 0], [0, 0, 1, 0], [0, 1, 0, 1]]
-    >>> q = torch.eye(2)[torch.tensor(frames)]
-    >>> p, mask = q[:1].expand_as(q), torch.ones(3, 4, dtype=torch.bool)
-    >>> q = q.clamp(min=1e-9).log()
-    >>> warped_sum(shifted(l2, p, q, mask, 0), mask).round()
-    tensor([0., 4., 2.])
-    >>> warped_sum(shifted(l2, p, q, mask, 1), mask).round()
-    tensor([0., 0., 2.])
-    """
-    band = costs.shape[-1]
-    # From the teacher's frame t and the i-th student frame of its band to the
-    # j-th: the student goes on alone.
-    runs = torch.stack(
-        [
-            torch.nn.functional.pad(
-                costs[..., i:].cumsum(-1), (i, 0), value=torch.inf
-            )
-            for i in range(band)
-        ],
-        dim=-2,
-    )
-    # Before, both went on, which keeps the place in the band, or the teacher
-    # alone, which loses one.
-    alone = torch.nn.functional.pad(
-        runs[..., :-1, :], (0, 0, 1, 0), value=torch.inf
-    )
-    steps = torch.minimum(runs, alone)
-    stay = torch.full_like(steps[0, 0], torch.inf).fill_diagonal_(0.0)
-    steps = torch.where(mask[..., None, None], steps, stay)
-    while steps.shape[1] > 1:
-        even = steps.shape[1] // 2 * 2
-        first, second = steps[:, 0:even:2], steps[:, 1:even:2]
-        both = (first.unsqueeze(-1) + second.unsqueeze(-3)).amin(-2)
-        steps = torch.cat([both, steps[:, even:]], dim=1)
-    return steps[:, 0, band // 2, band // 2]
 
 
 class SoftmaxLoss(torch.nn.Module):
@@ -478,15 +366,33 @@ class SoftmaxLoss(torch.nn.Module):
 
         p = soften(teacher, self.temperature)
         log_q = torch.log_softmax(logits / self.temperature, dim=-1)
-        costs = shifted(self.frame_loss, p, log_q, mask, self.tolerance)
+        # Each teacher frame against the student's frames around it
+        costs = self.frame_loss(p.unsqueeze(2), around(log_q, self.tolerance))
+        there = around(mask, self.tolerance)
+        # Blanks that are optional, each compared with a sure one
+        optional = changes(p, mask, self.blank_index)
+        blank = torch.zeros_like(p[:1, :1])
+        blank[..., self.blank_index] = 1.0
+        inserted = around(self.frame_loss(blank, log_q), self.tolerance)
+        inserted = inserted.masked_fill(~optional.unsqueeze(-1), torch.inf)
+        tiny = torch.finfo(p.dtype).tiny
+        dropped = self.frame_loss(blank, p.clamp(min=tiny).log())
+        optional &= p.argmax(-1) == self.blank_index
+        dropped = dropped.masked_fill(~optional, torch.inf)
+
         learnt = mask
         if targets.posterior_mask is not None:
             learnt = learnt & targets.posterior_mask
         if self.selection is not None:
             spikes = select(p, mask, self.selection, self.blank_index)
             learnt = learnt & spikes
-        free = costs.isfinite() & ~learnt.unsqueeze(-1)
-        return warped_sum(costs.masked_fill(free, 0.0), mask).mean()
+        costs = costs.masked_fill(~learnt.unsqueeze(-1), 0.0)
+        return warped_sum(
+            costs.masked_fill(~there, torch.inf),
+            inserted.masked_fill(~there, torch.inf),
+            dropped,
+            mask,
+        ).mean()
 
 
 def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
