@@ -148,7 +148,6 @@ RULES = {
     "teacher_revision": maybe(TEXT),
     "teacher_kind": maybe(one_of(*KINDS)),
     "trust_remote_code": FLAG,
-    "teacher_extra_symbols": one_of("renormalise", "blank"),
     "targets": one_of("online", "store"),
     "store_folder": maybe(TEXT),
     "posterior_encoding": one_of(*POSTERIORS),

@@ -713,12 +713,42 @@ def test_a_delay_moves_the_teacher_back(run, data):
     for item in items:
         ours = alone(its.student, item["sig"])[1].softmax(-1)
         theirs = alone(its.teacher.model, item["sig"])[1].softmax(-1)
-        # Two frames of 20 ms later; its first frame stands in before.
-        theirs = torch.cat([theirs[:1], theirs[:1], theirs[:-2]])
-        losses.append(((ours - theirs) ** 2).sum().item())
+        # Two frames of 20 ms later; its first frame stands in before, without
+        # a spike. The last two frames are left to CTC.
+        first = theirs[:1]
+        if first.argmax() != 0:
+            first = torch.eye(29)[:1].to(first)
+        theirs = torch.cat([first, first, theirs[:-2]])
+        losses.append(((ours - theirs) ** 2)[:-2].sum().item())
     skd = sum(losses) / len(losses)
     ctc = plain_ctc(its.student, items)
     assert found == pytest.approx(ctc + skd, rel=1e-4)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+def test_symbols_without_an_skd_term_are_logged(run, data, delay):
+    """All those of the last 0.1 s, and none that another utterance hides."""
+    its = run("skd", delay=delay)
+    found, items = loss_of(its.brain, data, sb.Stage.TRAIN)
+    figures = its.brain.figures(found)
+    assert set(figures) >= {"loss", "ctc", "skd"}
+    known = in_all = 0
+    for item in items:
+        best = alone(its.teacher.model, item["sig"])[1].argmax(-1).tolist()
+        written = [
+            [symbol for symbol, _ in itertools.groupby(part) if symbol != 0]
+            # Frames that are moved back by 5, of which the last 5 have no term
+            for part in (best, best[:-10])
+        ]
+        in_all += len(written[0])
+        known += len(written[1])
+    if delay:
+        left = 100 * (1 - known / in_all)
+        assert figures["skd_left_out"] == pytest.approx(left, abs=1e-3)
+        assert 0 < left < 100
+    else:
+        # Students with the teacher's frames have all of its symbols.
+        assert figures.get("skd_left_out", 0.0) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_teacher_of_other_symbols(tmp_path):
     mapping = VocabularyMap([1, 0, None, 2, 3, 3], 4, 1)
     teacher = Teacher(make_model(), [], mapping)
     what = describe(teacher, ["a", "<b>", "c", "d"], 1, EXACT)
-    assert what["vocabulary"]["map"] == [1, 0, 4, 2, 3, 3]
+    assert what["vocabulary"]["map"] == [1, 0, 1, 2, 3, 3]
     data = make_data()
     stored = StoredTeacher(
         fill_store(tmp_path / "s", what, teacher, data, progressbar=False)

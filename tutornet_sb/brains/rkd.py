@@ -84,7 +84,7 @@ class RKDBrain(StageBrain):
         torch.Tensor
             Scalar, per hidden unit and frame.
         """
-        targets = self.teacher_targets(batch, representation.encoding)
+        targets = self.align(self.teach(batch), representation.encoding)
         terms = {}
         for index, projected in enumerate(representation.projected):
             # In the log the pairs are numbered in their order from 0.

@@ -222,14 +222,28 @@ class StageBrain(sb.Brain):
             self.spectrum = (self.student.features.spectrum(wavs),)
         return wavs, wav_lens, *self.spectrum
 
-    def teacher_targets(self, batch, encoding):
-        """Ask the teacher about a batch, on the student's frames.
+    def teach(self, batch):
+        """Give the teacher's targets of a batch, on its own frames.
 
         Arguments
         ---------
         batch : speechbrain.dataio.batch.PaddedBatch
-            The one that the student has heard; ``targets`` if they come from
-            a store.
+            After ``hear``; with ``targets`` if they come from a store.
+
+        Returns
+        -------
+        TeacherTargets
+            Of the teacher.
+        """
+        return self.modules.teacher.teach(batch, *self.spectrum)
+
+    def align(self, targets, encoding):
+        """Put the teacher's targets on the student's frames.
+
+        Arguments
+        ---------
+        targets : TeacherTargets
+            From ``teach``.
         encoding : Encoding
             The student's own.
 
@@ -239,7 +253,7 @@ class StageBrain(sb.Brain):
             Shapes as in ``encoding``.
         """
         return align(
-            self.modules.teacher.teach(batch, *self.spectrum),
+            targets,
             encoding.lengths,
             self.student.frame_period,
             frames=encoding.hidden.shape[1],

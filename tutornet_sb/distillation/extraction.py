@@ -133,6 +133,7 @@ def describe(teacher, pieces, blank_index, encodings):
             "blank_index": blank_index,
             # Which symbol of the teacher counts as which
             "map": None if mapping is None else mapping.index.tolist(),
+            "boundary_index": getattr(mapping, "boundary_index", None),
         }
     return {
         "format": FORMAT,

@@ -29,8 +29,8 @@ class Teacher(torch.nn.Module):
         several calls in one pass, the last. Without any, the hidden
         representation has dim 0.
     vocabulary : callable, optional
-        Maps the posteriors, ``(batch, frames, symbols)``, onto the symbols of
-        the student.
+        Maps the posteriors, ``(batch, frames, symbols)``, of so many valid
+        frames, ``(batch,)``, onto the symbols of the student.
 
     Attributes
     ----------
@@ -133,7 +133,7 @@ class Teacher(torch.nn.Module):
         hidden = hidden or [encoding.hidden[..., :0]]
         posteriors = torch.softmax(encoding.logits.float(), dim=-1)
         if self.vocabulary is not None:
-            posteriors = self.vocabulary(posteriors)
+            posteriors = self.vocabulary(posteriors, encoding.lengths)
         return TeacherTargets(
             torch.cat([part.float() for part in hidden], dim=-1),
             posteriors,

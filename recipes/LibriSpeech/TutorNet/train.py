@@ -662,7 +662,6 @@ def match_symbols(source, transcribed, hparams):
         ours,
         source.blank_index,
         hparams["blank_index"],
-        extra=hparams["teacher_extra_symbols"],
         unused=unused,
         teacher_name=f"teacher {source.name}",
         student_name=f"corpus {hparams['corpus']['name']}",
