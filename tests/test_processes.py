@@ -389,6 +389,7 @@ def fit(name, student_name, folder, tokenizer, batches, epochs=2, accumulate=1):
         | {
             "skd_weight_final": 0.5,
             "max_grad_norm": 5.0,
+            "avg_checkpoints": 2,
             "find_unused_parameters": name == "rkd",
         },
         # Adam would blow differences of rounding up.
@@ -403,7 +404,8 @@ def fit(name, student_name, folder, tokenizer, batches, epochs=2, accumulate=1):
     data = make_data(tokenizer)
     valid = make_dataloader(data, batch_sampler=processes.own_share(VALID))
     brain.fit(counter, data, valid, {"batch_sampler": batches})
-    brain.evaluate(valid) if name != "rkd" else None
+    found["best"] = brain.load_best(valid)
+    brain.evaluate(valid)
     found["weights"] = dict(brain.student.state_dict())
     found["hypotheses"] = getattr(brain, "hypotheses", None)
     return found
@@ -437,6 +439,7 @@ def test_two_processes_train_as_one_by_their_joint_batches(
         folder, fit, name, student, folder, tokenizer, BATCHES
     )
     assert main["figures"] == other["figures"]
+    assert main["best"] == other["best"]
     for key, value in main["weights"].items():
         assert torch.equal(value, other["weights"][key]), key
     assert main["hypotheses"] == other["hypotheses"]
@@ -495,6 +498,7 @@ def assert_alike(ours, theirs):
     """Two trainings have ended alike, with the same figures."""
     for mine, other in zip(ours["figures"], theirs["figures"], strict=True):
         assert mine == pytest.approx(other, rel=1e-4)
+    assert ours["best"]["averaged"] == theirs["best"]["averaged"]
     for key, value in theirs["weights"].items():
         torch.testing.assert_close(
             ours["weights"][key], value, rtol=1e-3, atol=1e-5, msg=key

@@ -178,7 +178,7 @@ class Run:
 
     def fit(self, stop_after=None):
         self.brain.stop_after = stop_after
-        valid = make_dataloader(
+        self.valid = valid = make_dataloader(
             self.data,
             batch_sampler=sampler(self.data, shuffle=False),
             generator=torch.Generator(),
@@ -939,6 +939,65 @@ def test_the_best_checkpoints_are_those_of_the_lowest_wer(run, keep):
     for checkpoint in kept:
         state = torch.load(checkpoint.path / "student.ckpt")
         assert same(state, states[checkpoint.meta["epoch"]])
+
+
+@pytest.mark.parametrize("wer, averaged", [(19.9, 3), (20.0, 3), (20.1, 1)])
+def test_the_mean_of_checkpoints_is_kept_where_it_is_no_worse(
+    run, wer, averaged
+):
+    """By its own figure, which is the one that is recorded."""
+    wers = {1: 50.0, 2: 20.0, 3: 40.0, 4: 60.0, None: wer}
+    states = {}
+
+    class Scripted(Run.recording(CTCBrain)):
+        def figures(self, stage_loss):
+            figures = super().figures(stage_loss)
+            if self.references:
+                figures["WER"] = wers[self.epoch]
+                states[self.epoch] = copy(self.student)
+            return figures
+
+    its = run("ctc", brain=Scripted, epochs=4, avg_checkpoints=3).fit()
+    found = its.brain.load_best(its.valid)
+    mean = {
+        key: sum(states[epoch][key] for epoch in (1, 2, 3)) / 3
+        for key in states[2]
+    }
+    for key, value in copy(its.student).items():
+        if averaged == 1:
+            assert torch.equal(value, states[2][key]), key
+        elif value.is_floating_point():
+            torch.testing.assert_close(value, mean[key], msg=key)
+    assert found.pop("valid")["WER"] == min(wer, 20.0)
+    assert found == {
+        "selected_by": "WER",
+        "best": min(wer, 20.0),
+        "best_epoch": 2,
+        "averaged": averaged,
+    }
+
+
+@pytest.mark.parametrize("name", ["ctc", "rkd"])
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_recorded_figures_are_those_of_the_weights(run, name, keep):
+    its = run(name, epochs=4, avg_checkpoints=keep).fit()
+    found = its.brain.load_best(its.valid)
+    assert found["averaged"] in (1, keep)
+    for part in its.checkpointer.find_checkpoints(
+        min_key=its.brain.selected_by
+    ):
+        assert found["best"] <= part.meta[its.brain.selected_by]
+    its.brain.evaluate(its.valid)
+    assert its.brain.test_figures == pytest.approx(found["valid"])
+    assert found["best"] == found["valid"][its.brain.selected_by]
+    items = [*its.data]
+    if name == "rkd":
+        loss = plain_rkd(
+            its.student, its.projector[0], its.teacher.model, items
+        )
+    else:
+        loss = plain_ctc(its.student, items)
+    assert found["valid"]["loss"] == pytest.approx(loss, rel=1e-4)
 
 
 def test_rkd_selects_by_its_own_loss_on_the_development_set(run, data):

@@ -260,6 +260,21 @@ def test_each_stage_leaves_the_weights_of_its_best_checkpoint(work):
     assert all(torch.equal(final[name], last[name]) for name in last)
 
 
+def test_averaged_weights_have_the_figure_that_is_recorded(finished):
+    succeed(
+        finished,
+        file="ctc_lstm.yaml",
+        output_folder="averaged",
+        epochs=4,
+        lr=0.02,
+        avg_checkpoints=4,
+    )
+    (stage,) = runs.read_results(finished / "averaged")["stages"].values()
+    wer = stage["splits"]["dev-clean"]["wer"]
+    assert stage["selected_by"] == "WER" and stage["averaged"] in (1, 4)
+    assert stage["best"] == stage["valid"]["WER"] == pytest.approx(wer)
+
+
 def test_the_run_can_be_loaded_without_the_recipe(work):
     model, tokenizer = runs.load_run(work / STUDENT)
     assert isinstance(model, AcousticModel)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import if_main_process
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
@@ -119,6 +120,50 @@ class StageBrain(sb.Brain):
             )
         with stopping.finishing():
             super().fit(epoch_counter, loader, valid_set)
+
+    def load_best(self, valid_set):
+        """Load the average of the best checkpoints, or the best if better.
+
+        Arguments
+        ---------
+        valid_set : torch.utils.data.DataLoader
+            Batches of the development set, as for ``fit``.
+
+        Returns
+        -------
+        dict
+            ``selected_by``, ``best`` (that figure of the weights that are
+            loaded), ``best_epoch`` (of the best checkpoint), ``averaged`` (the
+            number of checkpoints in the mean, 1 if the best is better) and
+            ``valid`` (all figures of the weights that are loaded).
+        """
+        key = self.selected_by
+        best = self.checkpointer.find_checkpoints(
+            min_key=key, max_num_checkpoints=self.hparams.avg_checkpoints
+        )
+        figures, averaged = best[0].meta["valid"], 1
+        if len(best) > 1:
+            self._load_mean(best)
+            self.evaluate(valid_set)
+            if self.test_figures[key] <= figures[key]:
+                figures, averaged = self.test_figures, len(best)
+        if averaged == 1:
+            self._load_mean(best[:1])
+        return {
+            "selected_by": key,
+            "best": figures[key],
+            "best_epoch": best[0].meta["epoch"],
+            "averaged": averaged,
+            "valid": figures,
+        }
+
+    def _load_mean(self, checkpoints):
+        for name, module in self.checkpointer.recoverables.items():
+            if name in self.modules:
+                module.load_state_dict(average_checkpoints(checkpoints, name))
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Score the student as it is: its weights have been loaded."""
 
     def on_fit_start(self):
         """Go on where a checkpoint was saved, in the logs too."""
@@ -500,10 +545,13 @@ class StageBrain(sb.Brain):
                 meta={
                     "epoch": epoch,
                     self.selected_by: figures[self.selected_by],
+                    "valid": figures,
                 },
                 min_keys=[self.selected_by],
                 num_to_keep=self.hparams.avg_checkpoints,
             )
+        else:
+            self.test_figures = figures
 
 
 def _keep_epochs(path, last):

@@ -36,7 +36,6 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import CTCBeamSearcher
-from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
@@ -792,11 +791,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
             "generator": torch.Generator(),
         },
     )
-    best = checkpointer.find_checkpoints(
-        min_key=brain.selected_by,
-        max_num_checkpoints=hparams["avg_checkpoints"],
-    )
-    student.load_state_dict(average_checkpoints(best, "student"))
+    best = brain.load_best(valid_loader)
     if name == "rkd":
         prepare_head(student, modules["teacher"], train, hparams)
     figures = {
@@ -804,9 +799,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         "steps": brain.steps_per_epoch * epochs,
         "train_audio_seconds": seconds,
         "train_seconds": brain.watch.seconds,
-        "selected_by": brain.selected_by,
-        "best": float(best[0].meta[brain.selected_by]),
-        "best_epoch": best[0].meta["epoch"],
+        **best,
         "processes": processes.count(),
     }
     if name == "rkd":
