@@ -267,9 +267,6 @@ def plain_rkd(student, projector, teacher, items):
     for item in items:
         ours = projector.double()(alone(student, item["sig"])[0])
         theirs = alone(teacher, item["sig"])[0]
-        mean = theirs.mean(1, keepdim=True)
-        variance = theirs.var(1, keepdim=True, unbiased=False)
-        theirs = (theirs - mean) / (variance + 1e-5).sqrt()
         losses.append(((ours - theirs) ** 2).mean().item())
     projector.float()
     return sum(losses) / len(losses)
@@ -459,7 +456,6 @@ def test_the_rkd_stage_uses_the_frame_weights_it_is_given(run, data):
         theirs, logits = alone(its.teacher.model, item["sig"])
         weights = 1 - logits.softmax(-1)[:, 0]
         assert weights.min() < 0.5 < weights.max()
-        theirs = torch.nn.functional.layer_norm(theirs, (10,))
         with torch.no_grad():
             hidden = alone(its.student, item["sig"])[0].float()
             ours = its.projector[0](hidden)
@@ -501,19 +497,51 @@ def test_the_rkd_loss_is_the_weighted_sum_over_the_pairs(run, data, weighting):
             weights = torch.ones(len(theirs)).double()
             if weighting == "energy":
                 weights = theirs.square().mean(1)
-            mean = theirs.mean(1, keepdim=True)
-            variance = theirs.var(1, keepdim=True, unbiased=False)
-            theirs = (theirs - mean) / (variance + 1e-5).sqrt()
             errors = (ours - theirs).square().mean(1)
             losses.append((weights * errors).sum() / weights.sum())
         means.append((sum(losses) / len(losses)).item())
     total = sum(p.weight * m for p, m in zip(SEVERAL, means, strict=True))
     assert found == pytest.approx(total, rel=1e-4)
     figures = its.brain.figures(found)
-    assert set(figures) == {"loss", "rkd_0", "rkd_1", "rkd_2"}
+    names = [f"rkd_{index}" for index in range(3)]
+    relative = [f"{name}_relative" for name in names]
+    assert set(figures) == {"loss", *names, *relative}
     for index, mean in enumerate(means):
         assert figures[f"rkd_{index}"] == pytest.approx(mean, rel=1e-4)
     assert len({round(mean, 4) for mean in means}) == 3
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "nonblank"])
+def test_the_relative_rkd_loss_of_the_best_constant_is_one(run, weighting):
+    its = run("rkd", representation_loss=RepresentationLoss(weighting))
+    targets = []
+    for item in its.data:
+        states, logits = alone(its.teacher.model, item["sig"])
+        weights = torch.ones(len(states)).double()
+        if weighting == "nonblank":
+            weights = 1 - logits.softmax(-1)[:, 0]
+        targets.append((states, weights / weights.sum()))
+    mean = sum(weights @ states for states, weights in targets) / len(targets)
+    with torch.no_grad():
+        its.projector[0].map.weight.zero_()
+        its.projector[0].map.bias.copy_(mean)
+    its.brain.optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    loader = make_dataloader(
+        its.data, batch_sampler=sampler(its.data, shuffle=False)
+    )
+    its.brain.evaluate(loader)
+    figures = its.brain.test_figures
+    assert figures["rkd_relative"] == pytest.approx(1, rel=1e-4)
+    wanted = sum(
+        (weights * (states - mean).square().mean(1)).sum()
+        for states, weights in targets
+    ) / len(targets)
+    assert figures["rkd"] == pytest.approx(wanted.item(), rel=1e-4)
+    # Another constant costs more.
+    with torch.no_grad():
+        its.projector[0].map.bias += 0.1
+    its.brain.evaluate(loader)
+    assert its.brain.test_figures["rkd_relative"] > 1.001
 
 
 def test_gradients_come_from_every_pair_and_stop_at_its_layers(run, data):

@@ -449,7 +449,7 @@ class StageBrain(sb.Brain):
         Returns
         -------
         dict
-            Floats by name.
+            Floats by name, and tensors of those that are no scalars.
         """
         means = self.terms.values()
         parts = processes.gather(
@@ -459,7 +459,8 @@ class StageBrain(sb.Brain):
         for name in dict.fromkeys(name for part in parts for name in part):
             found = [part[name] for part in parts if name in part]
             total = sum(n for n, _ in found)
-            figures[name] = sum(mean * (n / total) for n, mean in found).item()
+            mean = sum(mean * (n / total) for n, mean in found)
+            figures[name] = mean if mean.dim() else mean.item()
         return figures
 
     def evaluate_batch(self, batch, stage):
