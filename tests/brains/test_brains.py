@@ -1177,6 +1177,35 @@ def test_a_step_without_a_finite_loss_changes_nothing(run, spoil, caplog):
     assert all(map(math.isfinite, brain.train_figures.values()))
 
 
+def test_an_accumulated_step_with_an_infinite_batch_changes_nothing(run):
+    spoil = spoiling(CTCBrain, lambda loss: loss * torch.nan, lambda n: n == 2)
+    options = {"grad_accumulation_factor": 3, "epochs": 1}
+    stage = run("ctc", brain=spoil, **options)
+    before = copy(stage.student)
+    stage.fit()
+    assert len(stage.brain.steps) == 6 and stage.brain.optimizer_step == 1
+    # As if the first three batches had not been there
+    whole = run("ctc", **options)
+    fit_batch = whole.brain.fit_batch
+
+    def without(batch):
+        if len(whole.brain.steps) < 3:
+            lr = whole.brain.optimizer.param_groups[0]["lr"]
+            whole.brain.steps.append((1, tuple(batch.id), lr))
+            if len(whole.brain.steps) == 3:
+                whole.brain.lr_schedule.step()
+            return torch.zeros(())
+        return fit_batch(batch)
+
+    whole.brain.fit_batch = without
+    whole.fit()
+    assert whole.brain.steps == stage.brain.steps
+    weights = dict(whole.student.named_parameters())
+    for name, value in stage.student.named_parameters():
+        torch.testing.assert_close(value, weights[name], msg=name)
+    assert not same(before, copy(stage.student))
+
+
 def test_a_step_without_a_finite_gradient_changes_no_weight(run, caplog):
     class Root(torch.autograd.Function):
         """A loss that is finite, and a gradient that is not."""
