@@ -79,7 +79,7 @@ def load_run(folder, trust_remote_code=False):
     Returns
     -------
     model : AcousticModel
-        With its trained weights.
+        With its trained weights, in evaluation mode.
     tokenizer : sentencepiece.SentencePieceProcessor
         Its symbols.
 
@@ -107,7 +107,7 @@ def load_run(folder, trust_remote_code=False):
         load_model_weights(model, folder / WEIGHTS)
     else:
         model = _rebuild(network, folder)
-    return model, read_tokenizer(folder / TOKENIZER)
+    return model.eval(), read_tokenizer(folder / TOKENIZER)
 
 
 def _rebuild(network, folder):

@@ -194,7 +194,19 @@ def test_the_results_hold_all_that_is_promised(work, results):
     assert [count - 1 for count in steps] == schedules
     parts = [s["train_seconds"] for s in results["stages"].values()]
     assert min(parts) > 0
-    assert results["train_seconds"] == pytest.approx(sum(parts))
+    # The teacher is measured once, for RKD.
+    assert "extraction_seconds" not in results["stages"]["skd"]
+    rkd = work / STUDENT / "stages" / "rkd"
+    measured = read_json(rkd / "hidden_statistics.json")
+    extraction = results["stages"]["rkd"]["extraction_seconds"]
+    assert measured["seconds"] == extraction > 0
+    assert set(measured["statistics"]) == {p["teacher"] for p in pairs}
+    assert results["train_seconds"] == pytest.approx(sum(parts) + extraction)
+    # Of a student that has learnt next to nothing in one epoch
+    valid = results["stages"]["rkd"]["valid"]
+    assert valid["loss"] == results["stages"]["rkd"]["best"]
+    for name in "rkd_0", "rkd_1":
+        assert valid[f"{name}_relative"] == pytest.approx(1, abs=0.05)
     assert 0 < results["real_time_factor"] < 1
     assert set(results["versions"]) >= {"torch", "speechbrain", "tutornet_sb"}
     assert results["versions"]["torch"] == torch.__version__
@@ -262,6 +274,21 @@ def test_each_stage_leaves_the_weights_of_its_best_checkpoint(work):
         for path in (work / STUDENT, work / STUDENT / "stages" / "skd")
     )
     assert all(torch.equal(final[name], last[name]) for name in last)
+
+
+def test_averaged_weights_have_the_figure_that_is_recorded(finished):
+    succeed(
+        finished,
+        file="ctc_lstm.yaml",
+        output_folder="averaged",
+        epochs=4,
+        lr=0.02,
+        avg_checkpoints=4,
+    )
+    (stage,) = runs.read_results(finished / "averaged")["stages"].values()
+    wer = stage["splits"]["dev-clean"]["wer"]
+    assert stage["selected_by"] == "WER" and stage["averaged"] in (1, 4)
+    assert stage["best"] == stage["valid"]["WER"] == pytest.approx(wer)
 
 
 def test_the_run_can_be_loaded_without_the_recipe(work):
@@ -514,9 +541,38 @@ def test_a_store_takes_the_place_of_the_teacher(filled):
             assert pair[0]["cer"] == pytest.approx(pair[1]["cer"], abs=15)
 
 
+def test_the_time_of_filling_a_store_is_part_of_the_cost(filled):
+    seconds = TargetStore(filled / "a store").made["seconds"]
+    found = runs.read_results(filled / "stored")
+    stages = found["stages"].values()
+    assert [stage["extraction_seconds"] for stage in stages] == [seconds] * 2
+    training = sum(stage["train_seconds"] for stage in stages)
+    assert found["train_seconds"] == pytest.approx(training + seconds)
+    assert seconds > 0
+
+
+def test_the_log_of_rkd_has_the_error_of_the_codes(filled):
+    errors = TargetStore(filled / "a store").made["errors"]
+    stage = runs.read_results(filled / "stored")["stages"]["rkd"]
+    log = (filled / "stored" / "stages" / "rkd" / "train_log.txt").read_text()
+    for index, pair in enumerate(stage["pairs"]):
+        error = errors[pair["teacher"]]["nonblank"]
+        name = f"rkd_{index}_codes"
+        assert stage["valid"][name] == error > 0
+        logged = re.findall(rf"{name}: ([\d.e+-]+)", log)
+        assert [float(x) for x in logged] == pytest.approx(
+            [error] * 2, rel=0.01
+        )
+    online = runs.read_results(filled / STUDENT)["stages"]["rkd"]["valid"]
+    assert not any("codes" in name for name in online)
+
+
 def test_a_filled_store_makes_the_same_run(taught):
     again = succeed(taught, **STORE | {"output_folder": "again"})
     assert "The teacher fills" not in again.stdout
+    seconds = TargetStore(taught / "a store").made["seconds"]
+    stages = runs.read_results(taught / "again")["stages"].values()
+    assert [stage["extraction_seconds"] for stage in stages] == [seconds] * 2
     paths = [taught / name / runs.WEIGHTS for name in ("stored", "again")]
     first, second = map(torch.load, paths)
     assert all(torch.equal(first[name], second[name]) for name in first)

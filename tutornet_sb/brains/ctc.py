@@ -198,9 +198,6 @@ class CTCBrain(StageBrain):
             )
         super().on_stage_end(stage, stage_loss, epoch)
 
-    def on_evaluate_start(self, max_key=None, min_key=None):
-        """Score the student as it is: the recipe has loaded its weights."""
-
     def figures(self, stage_loss):
         """Mean losses, and WER and CER (percent) where there are transcripts.
 

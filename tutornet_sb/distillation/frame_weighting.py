@@ -54,12 +54,13 @@ def uniform(targets, blank_index=0):
 def energy(targets, blank_index=0):
     """Weight frames by activity: ``mean_d h_{t,d}^2``, normalised.
 
-    The map of attention transfer (arXiv 1612.03928), over frames.
+    The map of attention transfer (arXiv 1612.03928), over frames. Of
+    standardised hidden states, it is the distance from the mean of the corpus.
 
     Arguments
     ---------
     targets : TeacherTargets
-        Targets of the batch, hidden states not normalised.
+        Targets of the batch.
     blank_index : int
         Not used.
 

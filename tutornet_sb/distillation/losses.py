@@ -28,12 +28,12 @@ class RepresentationLoss(torch.nn.Module):
 
     For each utterance, averaged over the batch::
 
-        sum_t w_t * || norm(h_t^T) - P(h_t^S) ||^2 / D_T
+        sum_t w_t * || h_t^T - P(h_t^S) ||^2 / D_T
 
-    where ``norm`` is layer normalisation without parameters, so that the scale
-    of the teacher does not set the scale of the loss, and the weights ``w_t``
-    are taken from the teacher before it. TutorNet (arXiv 2008.00671) names
-    the step and the weighting; this formula is our reading of it.
+    where ``h_t^T`` is standardised by dimension (see ``standardisation``), so
+    that neither the teacher's scale nor its largest dimensions set the loss.
+    TutorNet (arXiv 2008.00671) names the step and the weighting; this formula
+    is our reading of it.
 
     Arguments
     ---------
@@ -45,7 +45,7 @@ class RepresentationLoss(torch.nn.Module):
     Example
     -------
     >>> from tutornet_sb.distillation.targets import TeacherTargets
-    >>> hidden = torch.tensor([[[1.0, -1.0], [9.0, -9.0]]])
+    >>> hidden = torch.tensor([[[1.0, -1.0], [9.0, 9.0]]])
     >>> p = torch.tensor([[[0.9, 0.1], [0.0, 1.0]]])
     >>> targets = TeacherTargets(hidden, p, torch.tensor([1]), 0.02)
     >>> loss = RepresentationLoss()(torch.zeros(1, 2, 2), targets)
@@ -81,13 +81,35 @@ class RepresentationLoss(torch.nn.Module):
         """
         teacher = at_least_float32(targets.hidden)
         _check_shapes("projected", projected, "hidden", teacher, "dim")
-        teacher = torch.nn.functional.layer_norm(teacher, teacher.shape[-1:])
         mask = frame_mask(targets.lengths, teacher.shape[1])
         difference = teacher - at_least_float32(projected)
         # Filling, not multiplying by zero: padding may hold NaN.
         difference = difference.masked_fill(~mask.unsqueeze(-1), 0.0)
         weights = self.weighting(targets, self.blank_index)
         return (weights * difference.square().mean(-1)).sum(1).mean()
+
+    def moments(self, targets):
+        """Weighted mean and mean square of the teacher's hidden states.
+
+        Of all constants the mean ``m`` costs least: ``mean_d (s_d - m_d^2)``
+        with the mean squares ``s``.
+
+        Arguments
+        ---------
+        targets : TeacherTargets
+            Teacher's targets, zero on padding.
+
+        Returns
+        -------
+        mean, square : torch.Tensor
+            Averaged over the batch, ``(dim,)``.
+        """
+        weights = self.weighting(targets, self.blank_index).unsqueeze(-1)
+        hidden = at_least_float32(targets.hidden)
+        return tuple(
+            (weights * power).sum(1).mean(0)
+            for power in (hidden, hidden.square())
+        )
 
 
 def l2(p, log_q, temperature=1.0, blank_index=0):

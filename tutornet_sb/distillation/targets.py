@@ -12,6 +12,7 @@ class TeacherTargets(NamedTuple):
     ----------
     hidden : torch.Tensor
         Hidden states of the tapped layers, one after another along dim,
+        standardised for representation-level distillation,
         ``(batch, frames, dim)``; dim is 0 if none is tapped.
     posteriors : torch.Tensor
         Softmax of the teacher's logits at temperature 1,

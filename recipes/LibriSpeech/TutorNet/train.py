@@ -21,6 +21,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, redirect_stderr
 from importlib.metadata import version
 from itertools import pairwise
@@ -48,7 +49,6 @@ from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import CTCBeamSearcher
-from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
@@ -72,6 +72,7 @@ from tutornet_sb.distillation.extraction import (
     default_folder,
     describe,
     fill_store,
+    measure_hidden,
 )
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.intermediate import IntermediateHeads
@@ -86,6 +87,7 @@ from tutornet_sb.distillation.pseudo_labels import (
     write_pseudo_labels,
 )
 from tutornet_sb.distillation.sources import load_teacher
+from tutornet_sb.distillation.standardisation import Standardiser
 from tutornet_sb.distillation.store import flatten
 from tutornet_sb.distillation.taps import find_taps, select_taps, trying_out
 from tutornet_sb.distillation.teacher import Teacher, load_model_weights
@@ -133,6 +135,7 @@ Exit codes: 0 done, 1 unexpected error, 2 bad input or command line, 75 stopped
 by a signal (the same command goes on)."""
 RECIPE_FOLDER = Path(__file__).resolve().parent
 STAGE_SUMMARY = "stage.json"
+STATISTICS = "hidden_statistics.json"
 CORPUS = "corpus.json"
 LOCK = "run.lock"
 # Options of SpeechBrain's short trial runs. They would leave stages behind that
@@ -772,6 +775,22 @@ def fill_targets(source, heard, hparams, run_opts):
     return store
 
 
+def hidden_statistics(path, teacher, train, hparams):
+    """Measure an online teacher's hidden states, once for a stage.
+
+    Returns the statistics and the seconds that they took.
+    """
+    if not path.is_file():
+        started = time.monotonic()
+        statistics = measure_hidden(
+            teacher, train, hparams["batch_seconds"], hparams["num_workers"]
+        )
+        seconds = time.monotonic() - started
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"seconds": seconds, "statistics": statistics})
+    return read_json(path)
+
+
 def prepare_head(student, teacher, train, hparams):
     """Give an encoder fresh from RKD a head that knows the symbols."""
     if not hparams["head_frames"]:
@@ -811,17 +830,26 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
     counter = EpochCounter(epochs)
     train, seconds = training_set(name, data, source, student, hparams, counter)
     valid = data.valid
-    modules = {"student": student}
+    modules, extraction = {"student": student}, {}
     if name in TAUGHT:
         taps = teacher_taps(hparams["pairs"]) if name == "rkd" else ()
         if hparams["targets"] == "online":
             teacher = Teacher(source.model, taps, hparams["vocabulary"])
+            if name == "rkd":
+                extraction = run_on_main(
+                    hidden_statistics,
+                    [folder / STATISTICS, teacher, train, hparams],
+                )
+                teacher.standardise = Standardiser(
+                    extraction["statistics"], teacher.taps
+                )
         else:
             heard = [train.data]
             # RKD has no other figure to select by than its loss.
             if name == "rkd":
                 heard.append(valid.data)
             store = fill_targets(source, heard, hparams, run_opts)
+            extraction = store.made
             teacher = StoredTeacher(store, taps)
             train = make_dataset(train.data, hparams, teacher, counter)
             if name == "rkd":
@@ -873,11 +901,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
             "generator": torch.Generator(),
         },
     )
-    best = checkpointer.find_checkpoints(
-        min_key=brain.selected_by,
-        max_num_checkpoints=hparams["avg_checkpoints"],
-    )
-    student.load_state_dict(average_checkpoints(best, "student"))
+    best = brain.load_best(valid_loader)
     if name == "rkd":
         prepare_head(student, modules["teacher"], train, hparams)
     figures = {
@@ -885,11 +909,11 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         "steps": brain.steps_per_epoch * epochs,
         "train_audio_seconds": seconds,
         "train_seconds": brain.watch.seconds,
-        "selected_by": brain.selected_by,
-        "best": float(best[0].meta[brain.selected_by]),
-        "best_epoch": best[0].meta["epoch"],
+        **best,
         "processes": processes.count(),
     }
+    if extraction:
+        figures["extraction_seconds"] = extraction["seconds"]
     if name == "rkd":
         figures["pairs"] = [pair._asdict() for pair in hparams["pairs"]]
     state = student.state_dict()
@@ -1274,8 +1298,12 @@ def run_alone(text, run_opts, overrides, hparams):
         "parameters": sum(p.numel() for p in student.parameters()),
         "epochs": hparams["epochs"],
         "train_audio_seconds": last["train_audio_seconds"],
+        # All stages read the same targets.
         "train_seconds": sum(
             stage["train_seconds"] for stage in stages.values()
+        )
+        + max(
+            stage.get("extraction_seconds", 0.0) for stage in stages.values()
         ),
         "real_time_factor": run_on_main(
             measure_speed, [student, data.scored[splits["test"][0]], hparams]
