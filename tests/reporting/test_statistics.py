@@ -131,7 +131,9 @@ def test_seeds_that_differ_alone_are_no_difference():
             )
             for _ in range(2)
         )
-        rejected += difference(ours, theirs, words, resamples=499).p_value < 0.05
+        rejected += (
+            difference(ours, theirs, words, resamples=499).p_value < 0.05
+        )
     # Binomial: 5, standard deviation 2.2
     assert rejected <= 12
 
