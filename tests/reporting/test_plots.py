@@ -208,7 +208,7 @@ def test_errors_are_drawn_against_speed_and_size():
 def test_no_figure_of_an_axis_lies_on_another():
     # As of small networks on a fast machine
     points = {
-        str(index): (0.0014 + 0.00021 * index, 1.78 + 0.9 * index, 10 + index)
+        str(index): (0.0011 + 0.0003 * index, 1.78 + 0.9 * index, 10 + index)
         for index in range(6)
     }
     figure = pareto(points, "mini")
