@@ -1,6 +1,7 @@
 """train.py as a user runs it, on a minute of synthetic speech."""
 
 import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -213,12 +214,25 @@ def test_the_results_hold_all_that_is_promised(work, results):
     model, _ = runs.load_run(work / STUDENT)
     count = sum(p.numel() for p in model.parameters())
     assert results["parameters"] == count
+    assert results["machine"]["cpu"] and results["machine"]["cores"] > 0
+
+
+def hash_of(path):
+    """SHA-256 of names, types, shapes and values of saved weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(torch.load(path, weights_only=True).items()):
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n"
+        digest.update(head.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def test_the_results_quote_the_teacher(work, results):
     own = runs.read_results(work / TEACHER)
     quoted = results["teacher"]
-    same = "method", "corpus", "seed", "epochs", "parameters"
+    # Which weights taught, whatever lies in that folder later
+    assert quoted["weights_sha256"] == hash_of(work / TEACHER / "model.ckpt")
+    assert results["weights_sha256"] == hash_of(work / STUDENT / "model.ckpt")
+    same = "method", "corpus", "seed", "epochs", "parameters", "weights_sha256"
     for key in (*same, "train_seconds", "real_time_factor"):
         assert quoted[key] == own[key], key
     assert quoted["splits"] == own["stages"]["ctc"]["splits"]
@@ -411,6 +425,7 @@ def test_a_teacher_from_elsewhere_with_symbols_in_another_order(finished):
     results = runs.read_results(finished / "taught")
     assert results["teacher"]["folder"] == str(source)
     assert results["teacher"]["name"] == "ctc"
+    assert len(results["teacher"]["weights_sha256"]) == 64
     assert list(results["stages"]) == ["rkd", "skd"]
 
 

@@ -78,6 +78,7 @@ results = {
     "train_audio_seconds": 60.0,
     "train_seconds": 10.0 * epochs,
     "real_time_factor": 0.01,
+    "weights_sha256": os.environ.get("WEIGHTS", "0") * 64,
     "stages": {"ctc": {"splits": {"dev-clean": {"wer": 50.0, "cer": 20.0}}}},
     "teacher": None,
 }
@@ -480,6 +481,25 @@ def test_finished_runs_are_reused(plan, recipe):
         ("ctc_lstm/3", "made"),
     ]
     assert diary(recipe) == [*before, "start ctc_lstm 3", "end ctc_lstm 3"]
+
+
+def test_a_run_by_another_teacher_than_that_of_now_is_refused(
+    plan, recipe, tmp_path, monkeypatch
+):
+    found = plan(seeds=[1], methods=["ctc", "skd"])
+    run_jobs(found.jobs, found.recipe)
+    teacher, _, student = (job.folder for job in found.jobs)
+    # Trained again, it has become another.
+    (recipe / teacher / "results.json").unlink()
+    monkeypatch.setenv("WEIGHTS", "1")
+    result = compare(tmp_path)
+    assert result.exit_code == 1
+    failed = result.stderr.strip().splitlines()[-1]
+    assert f"{student} failed: it was taught by other weights" in failed
+    assert teacher in failed
+    # The others are made, and compared.
+    assert "2 of 3" not in result.stderr and "1 of 3 runs" in result.stderr
+    assert "skd" not in result.stdout and "| ctc " in result.stdout
 
 
 def test_a_plan_that_says_the_same_in_another_order_reuses_its_runs(

@@ -24,6 +24,7 @@ from tutornet_sb.environment import require
 from tutornet_sb.files import read_json, write_folder_atomically, write_json
 from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
 from tutornet_sb.networks.recurrent import RecurrentEncoder
+from tutornet_sb.publishing.licenses import check_license
 from tutornet_sb.publishing.model_card import README, model_card
 from tutornet_sb.reporting.compare import summarize
 
@@ -233,13 +234,15 @@ def export(
     FileExistsError
         If ``folder`` is something else than an earlier export.
     ValueError
-        If the run is damaged, or the corpus is needed and not there. If a
-        form cannot be had of this network or differs from it: the folder is
-        there then, without that form.
+        If the run is damaged, the corpus is needed and not there, or the hub
+        does not know the licence. If a form cannot be had of this network or
+        differs from it: the folder is there then, without that form.
     """
     if onnx or int8 or sherpa:
         require("export")
     run, folder = Path(run), Path(folder)
+    if license is not None:
+        check_license(license)
     _refuse_to_overwrite(folder, run)
     onnx = onnx or int8
     network = runs.read_network(run)
@@ -388,7 +391,25 @@ def _summary(run):
     if "method" not in teacher and HUB_REVISION.fullmatch(where):
         # No run of the recipe, and to be had by anybody
         teacher["source"] = where
-    return summary
+    return summary | {"baseline": _baseline(run, summary)}
+
+
+def _baseline(run, summary):
+    """The same network by CTC alone, if a distilled student's is finished."""
+    values = runs.read_hyperparams(run)
+    folder = values.get("baseline_folder")
+    if summary["teacher"] is None or folder is None:
+        return None
+    recipe = Path(str(values.get("recipe_folder") or "."))
+    for place in (Path(folder), recipe / folder):
+        if runs.read_results(place):
+            found = summarize(place)
+            same = "corpus", "name", "parameters"
+            if found["teacher"] is None and all(
+                found[key] == summary[key] for key in same
+            ):
+                return {k: v for k, v in found.items() if k != "folder"}
+    return None
 
 
 def _training(run):

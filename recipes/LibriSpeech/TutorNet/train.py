@@ -73,6 +73,7 @@ from tutornet_sb.distillation.extraction import (
     describe,
     fill_store,
     measure_hidden,
+    weights_hash,
 )
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.intermediate import IntermediateHeads
@@ -108,6 +109,7 @@ from tutornet_sb.networks.streaming import Stream, check_streamable
 from tutornet_sb.processes import main_first, own_share, run_on_main
 from tutornet_sb.reporting.compare import summarize, table
 from tutornet_sb.reporting.latency import emission_latency, word_ends
+from tutornet_sb.reporting.machine import describe_machine
 from tutornet_sb.reporting.scores import (
     count_errors,
     real_time_factor,
@@ -1296,6 +1298,7 @@ def run_alone(text, run_opts, overrides, hparams):
         "student": hparams["student"]["name"],
         "seed": hparams["seed"],
         "parameters": sum(p.numel() for p in student.parameters()),
+        "weights_sha256": weights_hash(student),
         "epochs": hparams["epochs"],
         "train_audio_seconds": last["train_audio_seconds"],
         # All stages read the same targets.
@@ -1316,13 +1319,14 @@ def run_alone(text, run_opts, overrides, hparams):
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        "machine": describe_machine(next(student.parameters()).device),
     }
     if taught:
         results["teacher"] = (
             summarize(source.name)
             if source.kind == "run"
             else describe_source(source)
-        )
+        ) | {"weights_sha256": weights_hash(source.model)}
     run_on_main(write_json, [output_folder / runs.RESULTS, results])
 
 
