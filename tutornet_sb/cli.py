@@ -35,7 +35,7 @@ from tutornet_sb.publishing import hub
 from tutornet_sb.publishing.export import export as export_run
 from tutornet_sb.publishing.loading import load_recogniser
 from tutornet_sb.publishing.model_card import loading_lines
-from tutornet_sb.reporting.compare import insert, table
+from tutornet_sb.reporting.compare import insert, short_table, table
 from tutornet_sb.reporting.jobs import find_finished, run_jobs
 from tutornet_sb.reporting.plan import read_plan
 from tutornet_sb.reporting.report import copy_small_files, write_report
@@ -192,6 +192,11 @@ def compare(
         if len(what) == 1 and what[0].suffix in (".yaml", ".yml"):
             plan = _read_plan(what[0], corpus, data or [])
             folders, failed = _carry_out(plan, to, jobs, finished)
+            if not folders:
+                remedy = "mend what failed, and give the same command again"
+                if not failed:
+                    remedy = f"`tutornet compare {what[0]}` makes the runs"
+                _say(f"no run is finished, so no report is written: {remedy}")
         elif jobs is not None or corpus or data or finished:
             raise ValueError(
                 "--jobs, --corpus, --data and --finished are for a plan, a "
@@ -203,9 +208,10 @@ def compare(
             table(folders)
             if to is not None:
                 write_report(folders, to, "Comparison of runs", _say)
-        text = table(folders) if folders else ""
+                _say(f"the report is {to / 'report.html'}")
+        text = short_table(folders) if folders else ""
         if into is not None and folders:
-            insert(into, name, text)
+            insert(into, name, table(folders))
     if folders:
         typer.echo(text)
     if failed:
@@ -759,7 +765,8 @@ def _load_recipe(hparams):
 
 
 def _failing_in_one_line(command):
-    """Show an error of a command as one line."""
+    """Show an error of a command as one line, and a signal too."""
+    stopping.install(resumes=False)
     return failing_in_one_line(f"tutornet {command}", _DEBUG.get())
 
 

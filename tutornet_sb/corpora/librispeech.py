@@ -198,6 +198,7 @@ def prepare_librispeech(
                     desc=split,
                     total=len(chapters),
                     unit="chapter",
+                    disable=None,
                 )
             )
             problem = _judge(split, rows, skips, sample_rate, max_skipped)

@@ -299,7 +299,7 @@ def fill_store(
     made : dict
         What else to note about how the store is made.
     progressbar : bool
-        Whether to show one.
+        Whether to show one in a terminal.
 
     Returns
     -------
@@ -324,7 +324,7 @@ def fill_store(
         if if_main_process():
             stack.enter_context(filling(folder))
         processes.run_on_main(
-            _begin, [folder, what, listen, data, precision, made]
+            _begin, [folder, what, listen, data, precision, made, progressbar]
         )
         store = TargetStore(folder)
         check_same(folder, store.what, what)
@@ -367,7 +367,12 @@ class _Listener:
             yield batch, targets
 
 
-def _begin(folder, what, listen, data, precision, made):
+def _no_bar(progressbar):
+    """What tqdm calls ``disable``: None is no bar outside a terminal."""
+    return None if progressbar and if_main_process() else True
+
+
+def _begin(folder, what, listen, data, precision, made, progressbar):
     """Make the store, if it is new."""
     try:
         read_header(folder)
@@ -384,24 +389,35 @@ def _begin(folder, what, listen, data, precision, made):
     }
     codebooks = {}
     if codebook_shapes(what):
-        codebooks = _train_codebooks(what, listen, data)
+        codebooks = _train_codebooks(what, listen, data, progressbar)
     create_store(folder, what, made, codebooks)
 
 
-def _train_codebooks(what, listen, data):
+def _train_codebooks(what, listen, data, progressbar):
     """Train the codebooks on a sample of utterances."""
+    logger.info(
+        "The teacher encodes up to %d frames to train codebooks on",
+        SAMPLE_FRAMES,
+    )
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(data), generator=generator).tolist()
     # Few at a time, since only so many frames are wanted.
     found, frames = [], 0
-    for begin in range(0, len(order), 64):
-        keys = [data.data_ids[i] for i in order[begin : begin + 64]]
-        for _, targets in listen.hear(listen.teacher, data, keys):
-            mask = frame_mask(targets.lengths, targets.hidden.shape[1])
-            found.append(targets.hidden[mask].cpu())
-            frames += len(found[-1])
-        if frames >= SAMPLE_FRAMES:
-            break
+    with tqdm(
+        desc="codebooks",
+        total=SAMPLE_FRAMES,
+        unit="frame",
+        disable=_no_bar(progressbar),
+    ) as bar:
+        for begin in range(0, len(order), 64):
+            keys = [data.data_ids[i] for i in order[begin : begin + 64]]
+            for _, targets in listen.hear(listen.teacher, data, keys):
+                mask = frame_mask(targets.lengths, targets.hidden.shape[1])
+                found.append(targets.hidden[mask].cpu())
+                frames += len(found[-1])
+                bar.update(min(frames, SAMPLE_FRAMES) - bar.n)
+            if frames >= SAMPLE_FRAMES:
+                break
     states = torch.cat(found)[:SAMPLE_FRAMES]
     if not states.isfinite().all():
         raise ValueError("hidden states of the teacher are not finite")
@@ -442,7 +458,7 @@ def _teach(store, teacher, listen, data, progressbar):
         unit="h",
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} hours"
         " of audio [{elapsed}<{remaining}{postfix}]",
-        disable=not (progressbar and if_main_process()),
+        disable=_no_bar(progressbar),
     )
     done, together = 0.0, processes.count()
     started = time.monotonic()

@@ -8,6 +8,7 @@ To run::
 import argparse
 import logging
 
+from tutornet_sb import stopping
 from tutornet_sb.corpora.librispeech import (
     CorpusError,
     find_librispeech,
@@ -66,6 +67,7 @@ def parse_arguments():
 
 
 if __name__ == "__main__":
+    stopping.install()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with failing_in_one_line("librispeech_prepare.py"):
         for manifest in prepare_librispeech(**vars(parse_arguments())).values():
