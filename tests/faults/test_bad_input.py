@@ -705,6 +705,13 @@ CASES = {
         ),
         data("8 kHz", ["8000 Hz", FIRST], sound(np.ones(4000), 8000)),
         data("stereo", ["2 channels", FIRST], sound(np.ones((9000, 2)))),
+        data(
+            "longer than a Transformer's table of positions",
+            [f"utterance {FIRST} has 3.0 s, and the student can encode 2.4 s"],
+            sound(np.sin(np.arange(3 * RATE))),
+            student_yaml="hparams/models/transformer.yaml",
+            student_overrides="{max_length: 120}",
+        ),
         data("one sample", ["shorter than 0.04 s", FIRST], sound(np.ones(1))),
         data(
             "ten hours",

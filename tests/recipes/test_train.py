@@ -377,6 +377,7 @@ def test_a_finished_run_is_never_said_to_have_had_other_epochs(finished):
 def test_a_teacher_of_other_values_is_not_taken_for_the_one_asked_for(finished):
     before = content(finished / "results", "*.ckpt", "results.json")
     options = {"corpus_overrides": "{teacher_epochs: 2, epochs: 2}"}
+    options["output_folder"] = "new"
     error = error_of(train(finished, **options))
     assert f"{TEACHER} holds another teacher than this command asks" in error
     assert "there epochs is 1, and now it is 2. " in error

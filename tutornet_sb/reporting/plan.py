@@ -23,6 +23,7 @@ from speechbrain.utils.run_opts import RunOptions
 from tutornet_sb import runs
 from tutornet_sb.composition import read_experiment
 from tutornet_sb.errors import nearest
+from tutornet_sb.names import name_run
 from tutornet_sb.networks.streaming import check_streamable
 from tutornet_sb.options import write_value
 
@@ -59,6 +60,8 @@ SET_HERE = {
     "teacher_revision": "teachers",
     "teacher_kind": "teachers",
     "teacher_yaml": "teachers",
+    "teacher_name": "teachers",
+    "run_name": "results_folder",
     "output_folder": "results_folder",
     "results_folder": "results_folder",
     "corpus_folder": "results_folder",
@@ -352,14 +355,13 @@ class _Reader:
         }
         options = _named(_merged(options, own), "student", name, file)
         hparams = self._load(BASE, options)
-        needs, by = (), ""
+        needs = ()
         if method != "ctc" or _can_stream(hparams["student"]["model"]):
             teacher = teacher or hparams["corpus"]["teacher"]
             told, needs = self._teacher(corpus, teacher)
             options |= told
-        if method != "ctc":
-            by = f"_by_{teacher}"
-        folder = f"{corpus}/{method}_{name}{by}{label}"
+        # As train.py calls it by itself
+        folder = f"{corpus}/{name_run(method, name, teacher)}{label}"
         return self._add(folder, BASE, options, seed, hparams, needs)
 
     def _told(self, corpus, options):

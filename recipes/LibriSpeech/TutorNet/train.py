@@ -741,7 +741,12 @@ def stage_epochs(hparams):
         share = hparams["rkd_share"]
         remedy = "a share between, such as --rkd_share 0.5"
         if 0 < share < 1:
-            least = math.floor(0.5 / min(share, 1 - share)) + 1
+            start = math.floor(0.5 / min(share, 1 - share))
+            least = next(
+                n
+                for n in range(max(2, start), start + 3)
+                if 0 < round(n * share) < n
+            )
             remedy = f"--epochs {least} or more"
             if epochs > 1:
                 remedy += ", or --rkd_share 0.5"
@@ -1183,6 +1188,32 @@ def check_together(hparams):
         find_taps(student)
 
 
+def check_longest(models, data, hparams):
+    """See that student and teacher can encode the longest utterance.
+
+    A Transformer has a table of positions.
+    """
+    slowest = min(hparams["speed_perturb"] or [100]) / 100
+    seconds = {
+        key: float(item["duration"]) / share
+        for items, share in (
+            (data.transcribed | data.untranscribed, slowest),
+            *((scored.data, 1.0) for scored in data.scored.values()),
+        )
+        for key, item in items.items()
+    }
+    longest = max(seconds, key=seconds.get)
+    for name, model in models.items():
+        frames = getattr(model.encoder, "max_length", math.inf)
+        most = frames * model.frame_period
+        if seconds[longest] > most:
+            raise InputError(
+                f"utterance {longest} has {seconds[longest]:.1f} s, and the "
+                f"{name} can encode {most:.1f} s: raise max_length of its "
+                "network, or lower max_seconds"
+            )
+
+
 def check_writable(folder):
     """Make a folder and see that something can be written there."""
     try:
@@ -1294,6 +1325,10 @@ def run_alone(text, run_opts, overrides, hparams):
         ],
     )
     make_searcher(hparams)
+    models = {"student": student}
+    if taught and source is not None:
+        models["teacher"] = source.model
+    check_longest(models, data, hparams)
     if taught and source is None:
         train_teacher(hparams, run_opts)
         # Whose log was its own
