@@ -128,6 +128,13 @@ def test_a_ctc_model_gives_the_logits_of_the_original(
     assert targets.frame_period == 0.02
 
 
+def test_no_bar_is_drawn_into_a_file(tmp_path, capsys):
+    save_ctc(tmp_path)
+    capsys.readouterr()
+    load_teacher(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_symbols_of_a_ctc_model_become_text(tmp_path):
     save_ctc(tmp_path)
     source = load_teacher(tmp_path)

@@ -14,7 +14,7 @@ ALIKE = ("corpus", "name", "method", "teacher", "epochs", "parameters")
 SCORES = " WER / CER (%)"
 # Columns that a terminal has always room for, and those it misses least
 NAMES = "network", "method", "teacher"
-LEAST = "real-time factor", "parameters (M)"
+LEAST = "real-time factor", "size (M)"
 
 
 def summarize(folder):
@@ -197,7 +197,8 @@ def short_table(folders, width=100):
         if len(set(columns[name])) == 1
     }
     columns = {
-        name.removesuffix(SCORES): cells for name, cells in columns.items()
+        name.removesuffix(SCORES).replace("parameters", "size"): cells
+        for name, cells in columns.items()
     }
     splits = [name.removesuffix(SCORES) for name in head if SCORES in name]
 
