@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"
 RESULTS = ROOT / "benchmarks" / "results" / "reliability"
 TEACHER = Path("results") / "small" / "teacher_jasper_dr" / "1234"
-STUDENT = Path("results") / "small" / "rkd+skd_lstm" / "1234"
+STUDENT = Path("results") / "small" / "rkd+skd_lstm_by_jasper_dr" / "1234"
 COMMAND = [
     sys.executable,
     str(RECIPE / "train.py"),

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from tutornet_sb import runs
 from tutornet_sb.cli import app
 from tutornet_sb.corpora.tokenizer import train_tokenizer
-from tutornet_sb.reporting.compare import table
+from tutornet_sb.reporting.compare import short_table, table
 
 RESULTS = {
     "method": "rkd+skd",
@@ -79,7 +79,7 @@ def one_line(result, command="compare"):
 def test_compare_prints_the_table(folder):
     result = invoke("compare", folder)
     assert result.exit_code == 0
-    assert result.stdout == table([folder]) + "\n"
+    assert result.stdout == short_table([folder]) + "\n"
     row = result.stdout.splitlines()[2]
     for value in ("lstm", "rkd+skd", "0.45", "0.012", "12.3 / 5.7"):
         assert f" {value} " in row

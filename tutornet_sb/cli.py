@@ -17,7 +17,7 @@ from typing import Annotated
 
 import typer
 
-from tutornet_sb import __version__
+from tutornet_sb import __version__, stopping
 from tutornet_sb.environment import check_torchaudio, require
 from tutornet_sb.errors import (
     BAD_INPUT,
@@ -197,11 +197,20 @@ def compare(
     is_plan = len(what) == 1 and what[0].suffix in (".yaml", ".yml")
     extras = ["experiments"] if is_plan or to is not None else []
     with _command("compare", *extras):
-        from tutornet_sb.reporting.compare import insert, table
+        from tutornet_sb.reporting.compare import (
+            insert,
+            short_table,
+            table,
+        )
 
         if is_plan:
             plan = _read_plan(what[0], corpus, data or [])
             folders, failed = _carry_out(plan, to, jobs, finished)
+            if not folders:
+                remedy = "mend what failed, and give the same command again"
+                if not failed:
+                    remedy = f"`tutornet compare {what[0]}` makes the runs"
+                _say(f"no run is finished, so no report is written: {remedy}")
         elif jobs is not None or corpus or data or finished:
             raise ValueError(
                 "--jobs, --corpus, --data and --finished are for a plan, a "
@@ -215,9 +224,10 @@ def compare(
                 from tutornet_sb.reporting.report import write_report
 
                 write_report(folders, to, "Comparison of runs", _say)
-        text = table(folders) if folders else ""
+                _say(f"the report is {to / 'report.html'}")
+        text = short_table(folders) if folders else ""
         if into is not None and folders:
-            insert(into, name, text)
+            insert(into, name, table(folders))
     if folders:
         typer.echo(text)
     if failed:
@@ -243,7 +253,6 @@ def _carry_out(plan, to, jobs, finished):
     """
     import torch
 
-    from tutornet_sb import stopping
     from tutornet_sb.reporting.jobs import find_finished, run_jobs
     from tutornet_sb.reporting.report import copy_small_files, write_report
 
@@ -742,7 +751,7 @@ def targets(
     with _command("targets"), ExitStack() as stack:
         from speechbrain.utils.distributed import if_main_process
 
-        from tutornet_sb import processes, stopping
+        from tutornet_sb import processes
         from tutornet_sb.distillation.extraction import repair_store
 
         stack.enter_context(processes.ending_together())
@@ -805,9 +814,10 @@ def _load_recipe(hparams):
 
 @contextmanager
 def _command(name, *extras):
-    """Show an error of a command as one line, a missing package before all."""
+    """Show an error of a command as one line, and a signal too."""
     with failing_in_one_line(f"tutornet {name}", _DEBUG.get()):
         require(*extras)
+        stopping.install(resumes=False)
         check_torchaudio()
         yield
 

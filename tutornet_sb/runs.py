@@ -390,6 +390,7 @@ def known_data(run):
     content = read_hyperparams(run)
     folder = content.get("data_folder")
     folder = folder or minilibri.find_folder(content.get("corpus") or {})
+    folder = Path(folder).expanduser()
     places = [Path("."), Path(str(content.get("recipe_folder") or "."))]
     return list(dict.fromkeys(place / folder for place in places))
 

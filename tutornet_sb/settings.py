@@ -6,8 +6,10 @@ when it is used, which may be after days of training.
 
 import inspect
 import math
+import os
 import pydoc
 from collections.abc import Callable
+from io import StringIO
 from typing import NamedTuple
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -166,7 +168,7 @@ RULES = {
     "max_grad_norm": POSITIVE,
     "speed_perturb": SPEEDS,
     "delay": NOT_NEGATIVE,
-    "frame_weighting": one_of(*FRAME_WEIGHTINGS),
+    "frame_weighting": maybe(one_of(*FRAME_WEIGHTINGS)),
     "projector_hidden": maybe(whole(1)),
     "head_frames": whole(0),
     "skd_weight": NOT_NEGATIVE,
@@ -182,6 +184,22 @@ RULES = {
     "kenlm_model_path": maybe(TEXT),
     "rtf_utterances": whole(1),
 }
+# Those that may begin with ~, the user's home
+PATHS = (
+    "corpus_yaml",
+    "student_yaml",
+    "data_folder",
+    "results_folder",
+    "corpus_folder",
+    "output_folder",
+    "baseline_folder",
+    "teacher_yaml",
+    "teacher_hparams",
+    "teacher_folder",
+    "teacher_source",
+    "store_folder",
+    "kenlm_model_path",
+)
 # Values of a corpus
 CORPUS_RULES = {
     "name": TEXT,
@@ -232,8 +250,11 @@ def load_experiment(path, overrides, base):
     SettingError
         If a value is wrong, or what it describes cannot be made.
     """
-    text = read_experiment(path)
-    content, known = YAML().load(text), read_mapping(base)
+    content = YAML().load(read_experiment(path))
+    content.update(expand_home(dict(content)))
+    text, known = StringIO(), read_mapping(base)
+    YAML().dump(content, text)
+    text = text.getvalue()
     for key, value in overrides.items():
         if key not in content:
             names = [*content, *RunOptions.__dataclass_fields__]
@@ -256,6 +277,26 @@ def load_experiment(path, overrides, base):
         raise
     except Exception as error:
         raise SettingError(f"{path}: {one_line(error)}") from error
+
+
+def expand_home(values):
+    """Replace ~ at the beginning of paths, as a shell does before a space.
+
+    Arguments
+    ---------
+    values : dict
+        Values of an experiment, or some of them.
+
+    Returns
+    -------
+    dict
+        The same values, paths with the user's home.
+    """
+    return values | {
+        key: os.path.expanduser(values[key])
+        for key in PATHS
+        if isinstance(values.get(key), str)
+    }
 
 
 def check_settings(resolved, known, file):

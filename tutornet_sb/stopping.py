@@ -15,7 +15,7 @@ from contextlib import contextmanager
 # EX_TEMPFAIL of sysexits.h: a failure that passes, try again
 EXIT_CODE = 75
 
-_state = {"owner": None, "received": [], "busy": 0}
+_state = {"owner": None, "received": [], "busy": 0, "resumes": True}
 
 
 class Stopped(SystemExit):
@@ -31,13 +31,18 @@ class Stopped(SystemExit):
         super().__init__(EXIT_CODE)
 
 
-def install():
+def install(resumes=True):
     """Stop by signals as this module says, from now on.
 
     Call it in the main thread. Processes that are forked later are stopped as
     any other, but those that call :func:`leave_to_parent`.
+
+    Arguments
+    ---------
+    resumes : bool
+        Whether the same command resumes what is stopped.
     """
-    _state.update(owner=os.getpid(), received=[], busy=0)
+    _state.update(owner=os.getpid(), received=[], busy=0, resumes=resumes)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, _handle)
     # Before the one of multiprocessing.util, which waits for children to end:
@@ -133,7 +138,8 @@ def _handle(signum, frame):
     then = "stopping"
     if _state["busy"]:
         then = "finishing the step and saving; another one stops at once"
+    again = "goes on" if _state["resumes"] else "starts again"
     # Not by print, which the signal may have interrupted.
-    os.write(2, f"\n{name}: {then}. The same command goes on\n".encode())
+    os.write(2, f"\n{name}: {then}. The same command {again}\n".encode())
     if not _state["busy"]:
         raise Stopped

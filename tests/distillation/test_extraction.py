@@ -455,10 +455,15 @@ def test_a_teacher_that_breaks_is_named_with_its_utterance(teacher, tmp_path):
         fill(tmp_path / "s", teacher, data)
 
 
-def test_the_progress_bar_shows_audio_hours_per_hour(teacher, tmp_path, capsys):
-    fill(tmp_path / "s", teacher, make_data(), progressbar=True)
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_shown_in_a_terminal_alone(
+    teacher, tmp_path, capsys, monkeypatch, is_terminal
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
+    fill(tmp_path / "s", teacher, make_data(), SMALL, progressbar=True)
     error = capsys.readouterr().err
-    assert "hours of audio" in error and "audio hours per hour" in error
+    for words in ("codebooks: ", "hours of audio", "audio hours per hour"):
+        assert (words in error) == is_terminal
 
 
 # --------------------------------------------------------------- fingerprints

@@ -96,6 +96,15 @@ def test_blank_is_index_zero_by_default():
     assert not torch.equal(nonblank(targets), nonblank(targets, BLANK))
 
 
+@pytest.mark.parametrize("symbols, name", [(6, "nonblank"), (0, "energy")])
+def test_the_default_is_one_that_the_teacher_can_do(symbols, name):
+    targets = random_targets(2, symbols=symbols)
+    weights = get_frame_weighting(None)(targets, BLANK)
+    torch.testing.assert_close(
+        weights.double(), reference(name, targets), rtol=1e-5, atol=1e-7
+    )
+
+
 def test_unknown_name_lists_the_known():
     with pytest.raises(ValueError, match="'loudness'.*uniform, energy, nonbl"):
         get_frame_weighting("loudness")

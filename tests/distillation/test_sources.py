@@ -128,6 +128,13 @@ def test_a_ctc_model_gives_the_logits_of_the_original(
     assert targets.frame_period == 0.02
 
 
+def test_no_bar_is_drawn_into_a_file(tmp_path, capsys):
+    save_ctc(tmp_path)
+    capsys.readouterr()
+    load_teacher(tmp_path)
+    assert capsys.readouterr().err == ""
+
+
 def test_symbols_of_a_ctc_model_become_text(tmp_path):
     save_ctc(tmp_path)
     source = load_teacher(tmp_path)
@@ -614,32 +621,41 @@ def test_an_encoder_asr_gives_the_posteriors_of_the_original(
     assert (source.sample_rate, source.blank_index) == (sample_rate, 0)
     assert source.model.frame_period == pytest.approx(0.01 * stride)
     wavs, wav_lens = noise()
-    encoding = source.model(wavs, wav_lens)
-    expected = original.encode_batch(wavs, wav_lens)
-    torch.testing.assert_close(
-        torch.log_softmax(encoding.logits, -1), expected, rtol=1e-4, atol=1e-5
-    )
-    frames = expected.shape[1]
-    assert encoding.lengths.tolist() == [
-        round(length * frames) for length in wav_lens.tolist()
-    ]
-    # The hidden representation is what the CTC head hears.
-    assert encoding.hidden.shape == (4, frames, 14)
-    for index in range(4):
-        alone = wavs[index : index + 1, : SAMPLES[index]]
+    wavs = torch.cat([wavs, torch.ones(4, 999)], dim=1)
+    wav_lens = SAMPLES / wavs.shape[1]
+    teacher = Teacher(source.model, ["encoder", "encoder.pipeline.enc.conv"])
+    assert teacher.hidden_sizes == [14, 10]
+    # What stands in the padding does not matter.
+    targets, encoding = teacher(wavs, wav_lens), source.model(wavs, wav_lens)
+    for index, samples in enumerate(SAMPLES):
+        alone = wavs[index : index + 1, :samples]
         expected = original.encode_batch(alone, torch.ones(1))[0]
-        ours = source.model(alone, torch.ones(1))
-        assert ours.lengths.item() == len(expected)
+        frames = len(expected)
+        assert targets.lengths[index] == encoding.lengths[index] == frames
         torch.testing.assert_close(
-            torch.log_softmax(ours.logits[0], -1),
+            torch.log_softmax(encoding.logits[index, :frames], -1),
             expected,
             rtol=1e-4,
             atol=1e-5,
         )
-    taps = ["encoder", "encoder.pipeline.enc.conv"]
-    teacher = Teacher(source.model, taps)
-    assert teacher.hidden_sizes == [14, 10]
-    assert teacher(wavs, wav_lens).hidden.shape == (4, frames, 24)
+        torch.testing.assert_close(
+            targets.posteriors[index, :frames],
+            expected.exp(),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+        hidden = targets.hidden[index, :frames]
+        # The hidden representation is the input of the CTC head.
+        torch.testing.assert_close(
+            source.model.head(hidden[:, :14]).softmax(-1),
+            expected.exp(),
+            rtol=1e-4,
+            atol=1e-5,
+        )
+        torch.testing.assert_close(
+            hidden, teacher(alone, torch.ones(1)).hidden[0]
+        )
+    assert targets.hidden.shape == (4, max(targets.lengths), 24)
 
 
 def test_the_symbols_of_an_encoder_asr(tmp_path):
@@ -772,7 +788,7 @@ def test_a_wrong_kind_is_told(tmp_path):
         load_teacher(tmp_path, kind="run")
     with pytest.raises(FileNotFoundError, match=r"has no hyperparams\.yaml"):
         load_trusted(tmp_path, kind="encoder_asr")
-    with pytest.raises(ValueError, match="called 'asr'; there are run, enc"):
+    with pytest.raises(ValueError, match="called 'asr'; there are run, exp"):
         load_teacher(tmp_path, kind="asr")
     with pytest.raises(ValueError, match="a revision .main. is of a hub id"):
         load_teacher(tmp_path, revision="main")

@@ -12,6 +12,7 @@ import os
 import pickle
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,20 @@ import soundfile
 import speechbrain as sb
 import torch
 from huggingface_hub import constants
-from small_runs import BLOCKS, RATE, write_corpus, write_run
+from small_runs import (
+    BLOCKS,
+    RATE,
+    WAV2VEC2_SYMBOLS,
+    save_wav2vec2,
+    write_corpus,
+    write_run,
+)
 
-from tutornet_sb import cli, runs
+from tutornet_sb import cli, runs, stopping, transcription
+from tutornet_sb.distillation import frame_weighting
 from tutornet_sb.distillation.store import HEADER
 from tutornet_sb.errors import InputError, SettingError, failing_in_one_line
+from tutornet_sb.publishing import export as exporting
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 HPARAMS = RECIPE / "hparams"
@@ -441,6 +451,11 @@ CASES = {
             stages="[rkd, ctc]",
         ),
         yaml("no epochs left", ["rkd_share 1.0 of 2"], rkd_share=1.0),
+        yaml(
+            "too few epochs for two stages",
+            ["rkd_share 0.25 of 2 .*: give --epochs 3 or more, or --rkd_share"],
+            rkd_share=0.25,
+        ),
         yaml("unknown loss", ["skd_loss: .*'l3'", "l2, kl"], skd_loss="l3"),
         yaml(
             "unknown weighting",
@@ -720,6 +735,13 @@ CASES = {
             sound([0.1, np.nan] * 5000, format="WAV", subtype="FLOAT"),
         ),
         data("4 kHz", ["4000 Hz outside", FIRST], sound(np.ones(2000), 4000)),
+        data(
+            "longer than a Transformer's table of positions",
+            [f"utterance {FIRST} has 3.0 s, and the student can encode 2.4 s"],
+            sound(np.sin(np.arange(3 * RATE))),
+            student_yaml="hparams/models/transformer.yaml",
+            student_overrides="{max_length: 120}",
+        ),
         data("one sample", ["shorter than 0.04 s", FIRST], sound(np.ones(1))),
         data(
             "ten hours",
@@ -1196,6 +1218,211 @@ def test_a_mistake_is_one_line(case, recipe, place, tidy, monkeypatch, capsys):
     if case.is_early:
         assert after.keys() == before.keys()
     assert not (place / "attacked").exists()
+
+
+# ------------------------------------------------- before the first long step
+
+
+def spend_no_time(recipe, monkeypatch):
+    """Let a run that prepares, trains or scores anything fail otherwise."""
+
+    def spend(*_):
+        raise AssertionError("too late")
+
+    for name in ("find_data", "train_teacher", "train_stage"):
+        monkeypatch.setattr(recipe, name, spend)
+
+
+def say(recipe, monkeypatch, capsys, **options):
+    """The line of an error that train.py ends in."""
+    words = words_for_train(**options)
+    assert stop_code(recipe, monkeypatch, words) == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.fixture
+def headless(place):
+    """A teacher without a CTC head."""
+    save_wav2vec2(place / "ctc", WAV2VEC2_SYMBOLS)
+    config = json.loads((place / "ctc" / "config.json").read_text())
+    config["architectures"] = ["Wav2Vec2Model"]
+    (place / "ctc" / "config.json").write_text(json.dumps(config))
+    return {"teacher_source": "ctc", "teacher_folder": None}
+
+
+@pytest.mark.parametrize(
+    "method, options, said",
+    [
+        ("skd", {}, "stage skd has no posteriors to learn from"),
+        ("rkd+skd", {}, "stage skd has no posteriors"),
+        ("pseudo", {}, "stage pseudo has no transcripts to learn from"),
+        ("rkd+pseudo", {}, "stage pseudo has no transcripts"),
+        (
+            "rkd+ctc",
+            {"frame_weighting": "nonblank"},
+            "no CTC head, whose posteriors frame weighting nonblank needs",
+        ),
+    ],
+)
+def test_what_the_stages_need_of_a_teacher(
+    recipe, headless, tidy, monkeypatch, capsys, method, options, said
+):
+    spend_no_time(recipe, monkeypatch)
+    stages = f"[{method.replace('+', ', ')}]"
+    options = headless | options | {"method": method, "stages": stages}
+    line = say(recipe, monkeypatch, capsys, **options)
+    assert line.startswith("train.py: teacher ctc has no CTC head")
+    assert said in line
+
+
+def test_a_teacher_without_a_head_teaches_by_energy_in_the_same_folder(
+    recipe, headless, tidy, monkeypatch, capsys
+):
+    """The command that was refused does not keep its folder."""
+    options = headless | {"method": "rkd+ctc", "stages": "[rkd, ctc]"}
+    wrong = options | {"frame_weighting": "nonblank"}
+    say(recipe, monkeypatch, capsys, **wrong)
+    log = Path("new") / "log.txt"
+    assert "frame_weighting" not in log.read_text().partition("Stopped by")[0]
+    weights = []
+    monkeypatch.setattr(
+        frame_weighting,
+        "energy",
+        lambda *_: weights.append(energy(*_)) or weights[-1],
+    )
+    energy = frame_weighting.FRAME_WEIGHTINGS["energy"]
+    recipe.run(*recipe.parse(words_for_train(**options)))
+    assert "is energy: teacher ctc has no CTC head" in log.read_text()
+    assert weights
+    stages = runs.read_results("new")["stages"]
+    assert list(stages) == ["rkd", "ctc"]
+    # In the model card too
+    told = exporting._training(Path("new"))["stages"]
+    for figures in stages["rkd"], told["rkd"]:
+        assert figures["frame_weighting"] == "energy"
+
+
+def test_the_package_of_the_codebooks_is_there(
+    recipe, place, tidy, monkeypatch, capsys
+):
+    spend_no_time(recipe, monkeypatch)
+    without("faiss")(monkeypatch)
+    options = {"targets": "store", "code_bytes": 2}
+    line = say(recipe, monkeypatch, capsys, **options)
+    assert "faiss is needed and not installed" in line
+    assert not Path("new").exists()
+
+
+@pytest.mark.parametrize("change", ["option", "corpus", "language model"])
+def test_what_is_wrong_is_told_before_a_missing_teacher_is_trained(
+    recipe, place, tidy, monkeypatch, capsys, change
+):
+    monkeypatch.setattr(recipe, "train_teacher", lambda *_: 1 / 0)
+    options = {"teacher_folder": None, "output_folder": "run"}
+    # As if it had been made so
+    path = Path("run") / runs.HYPERPARAMS
+    words = words_for_train(**options)
+    text, overrides, _ = recipe.read_hparams(*recipe.parse(words)[::2])
+    path.write_text(recipe.resolve_references(text, overrides).read())
+    if change == "option":
+        options["lr"] = 0.5
+        said = "run holds another experiment: there lr is 0.003, and now it is"
+    elif change == "corpus":
+        texts(lambda text: text + b" ONE")(monkeypatch)
+        said = "run holds another experiment: .*sha256"
+    else:
+        a_file("lm.arpa")(monkeypatch)
+        monkeypatch.setattr(recipe, "check_language_model", lambda path: None)
+        monkeypatch.setattr(recipe, "CTCBeamSearcher", broken_searcher)
+        options |= {"beam_size": 5, "kenlm_model_path": "lm.arpa"}
+        said = "lm.arpa is no language model"
+    line = say(recipe, monkeypatch, capsys, **options)
+    assert re.search(said, line)
+
+
+def broken_searcher(kenlm_model_path, **_):
+    raise InputError(f"{kenlm_model_path} is no language model")
+
+
+def test_a_teacher_of_another_size_has_a_folder_of_its_own(recipe, place):
+    def read(**options):
+        options = {"teacher_folder": None, "output_folder": None} | options
+        words = words_for_train(**options)
+        _, _, hparams = recipe.read_hparams(*recipe.parse(words)[::2])
+        return hparams["output_folder"], recipe.teacher_folder(hparams)
+
+    start = "results/small/rkd+skd_lstm_by_"
+    found = {
+        "jasper_dr": read(),
+        "jasper_dr_full": read(teacher_size="full"),
+        "quartznet5x5": read(teacher_yaml="hparams/models/quartznet5x5.yaml"),
+    }
+    for name, (output, teacher) in found.items():
+        assert output == f"{start}{name}/1234"
+        assert teacher == f"results/small/teacher_{name}/1234"
+    sources = [
+        {"teacher_source": "facebook/wav2vec2-base-960h"},
+        {"teacher_source": "facebook/wav2vec2-base-960h"}
+        | {"teacher_revision": "main"},
+        {"teacher_source": "someone/wav2vec2-base-960h"},
+        {"teacher_source": "facebook/wav2vec2-base-960h"}
+        | {"teacher_kind": "encoder"},
+    ]
+    outputs = {read(**source)[0] for source in sources}
+    assert len(outputs) == 4
+    for output in outputs:
+        assert output.startswith(f"{start}wav2vec2-base-960h-")
+    folder = "results/other/teacher_jasper_dr/3"
+    output, teacher = read(teacher_folder=folder)
+    assert output.startswith(f"{start}jasper_dr-") and teacher == folder
+    output, _ = read(file="ctc_lstm.yaml", teacher_size="full")
+    assert output == "results/small/ctc_lstm/1234"
+
+
+def test_paths_are_as_they_were_typed(recipe, place, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    words = words_for_train(
+        output_folder=None,
+        results_folder="~/runs/lr=1 #2",
+        corpus_overrides="{name: a=b #3, epochs: 2}",
+        teacher_folder=None,
+    )
+    words = [*words, "--store_folder=~/x=1"]
+    _, _, hparams = recipe.read_hparams(*recipe.parse(words)[::2])
+    root = "/home/me/runs/lr=1 #2/a=b #3"
+    name = "rkd+skd_lstm_by_jasper_dr"
+    assert hparams["output_folder"] == f"{root}/{name}/1234"
+    assert hparams["store_folder"] == "/home/me/x=1"
+    # From a file too
+    main_file("results_folder: ~/there\n")(monkeypatch)
+    words = words_for_train(file="main.yaml", output_folder=None)
+    _, _, hparams = recipe.read_hparams(*recipe.parse(words)[::2])
+    assert hparams["corpus_folder"] == "/home/me/there/small"
+
+
+@pytest.mark.parametrize(
+    "command, where, name",
+    [
+        (["transcribe", "teacher", str(TRAIN)], transcription, "find_audio"),
+        (["layers", "teacher"], runs, "load_run"),
+    ],
+)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_in_one_line(
+    place, monkeypatch, capfd, command, where, name, number
+):
+    kept = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(where, name, lambda *_: os.kill(os.getpid(), number))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            cli.app(command)
+    finally:
+        for one, handler in kept.items():
+            signal.signal(one, handler)
+    assert stop.value.code == stopping.EXIT_CODE
+    assert capfd.readouterr().err.strip() == (
+        f"{number.name}: stopping. The same command starts again"
+    )
 
 
 # --------------------------------------------------- what all of them rest upon

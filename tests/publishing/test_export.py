@@ -30,6 +30,9 @@ from typer.testing import CliRunner
 
 from tutornet_sb import files, runs
 from tutornet_sb.cli import app
+from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.distillation.sources import load_teacher
+from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.publishing import export as exporting
 from tutornet_sb.publishing.export import export, is_export
 
@@ -181,6 +184,30 @@ def test_log_probabilities_are_those_of_the_model(world, name):
         assert tidy(texts) == transcribe(
             tokenizer, encoding.logits, encoding.lengths
         )
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_export_is_a_teacher_without_running_its_code(world, name):
+    folder, models, _, batches, _ = world
+    source = load_teacher(folder / "exports" / name)
+    assert source.kind == "export"
+    assert (source.blank_index, source.sample_rate) == (
+        0,
+        models[name].features.sample_rate,
+    )
+    tokenizer = load_tokenizer(folder, name)
+    assert source.pieces == pieces(tokenizer)
+    ids = tokenizer.encode("TWO ONE")
+    assert source.decode(ids) == tokenizer.decode(ids)
+    teacher = Teacher(source.model)
+    with torch.no_grad():
+        for wavs, wav_lens in batches:
+            expected = models[name](wavs, wav_lens)
+            found = teacher(wavs, wav_lens)
+            assert torch.equal(found.lengths, expected.lengths)
+            torch.testing.assert_close(
+                found.posteriors, expected.logits.softmax(-1)
+            )
 
 
 def test_the_stock_form_looking_back_is_exact_up_to_the_padding(world):

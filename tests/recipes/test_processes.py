@@ -20,7 +20,7 @@ from tutornet_sb.reporting.scores import score
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 SPLITS = ["dev-clean", "test-clean", "test-other"]
-STUDENT = Path("results") / "small" / "rkd+skd_lstm" / "1234"
+STUDENT = Path("results") / "small" / "rkd+skd_lstm_by_jasper_dr" / "1234"
 OPTIONS = {
     "data_folder": "mini libri",
     "corpus_yaml": "hparams/corpora/small.yaml",

@@ -39,7 +39,7 @@ from tutornet_sb.networks.acoustic_model import (
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 SPLITS = ["dev-clean", "test-clean", "test-other"]
 TEACHER = Path("results") / "small" / "teacher_jasper_dr" / "1234"
-STUDENT = Path("results") / "small" / "rkd+skd_lstm" / "1234"
+STUDENT = Path("results") / "small" / "rkd+skd_lstm_by_jasper_dr" / "1234"
 TINY_JASPER = (
     "{encoder_size: 16, blocks: [{channels: 8, kernel: 5, stride: 2}, "
     "{channels: 16, kernel: 1}]}"
@@ -55,7 +55,7 @@ def command(file="rkd_lstm.yaml", **options):
         "rkd_share": 0.5,
         "results_folder": "results",
     } | options
-    words = [str(RECIPE / "hparams" / file), "--noprogressbar"]
+    words = [str(RECIPE / "hparams" / file)]
     for key, value in options.items():
         if value is not None:
             words += [f"--{key}", str(value)]
@@ -131,6 +131,7 @@ def work(tmp_path_factory):
     write_minilibri(folder / "mini libri")
     done = succeed(folder)
     (folder / "stdout.txt").write_text(done.stdout)
+    (folder / "stderr.txt").write_text(done.stderr)
     return folder
 
 
@@ -157,11 +158,20 @@ def test_the_table_shows_teacher_and_student_and_names_the_folder(work):
     assert "| jasper_dr " in rows[0] and "| ctc " in rows[0]
     assert "| lstm " in rows[1] and "| rkd+skd " in rows[1]
     shared = Path(os.path.commonpath([TEACHER, STUDENT]))
-    assert f"Runs are in `{shared}`." in lines
-    for row, folder in zip(rows, (TEACHER, STUDENT), strict=True):
-        assert f" {folder.relative_to(shared)} " in row
-    assert all(f" {split} WER / CER (%) " in head for split in SPLITS)
+    below = lines.index(f"Runs in `{shared}`, row by row:") + 1
+    assert lines[below : below + 2] == [
+        f"    {folder.relative_to(shared)}" for folder in (TEACHER, STUDENT)
+    ]
+    assert max(map(len, [head, *rows])) <= 100
+    assert all(f" {split} " in head for split in SPLITS)
     assert lines[-1] == f"The run is in {STUDENT}"
+
+
+def test_bars_are_not_drawn_into_files_and_each_epoch_has_a_line(work):
+    error = (work / "stderr.txt").read_text()
+    assert "it/s" not in error and "%|" not in error
+    said = error + (work / "stdout.txt").read_text()
+    assert len(re.findall("epoch: 1, lr: .* valid ", said)) == 3
 
 
 def test_the_results_hold_all_that_is_promised(work, results):
@@ -369,7 +379,8 @@ def test_another_student_needs_no_other_change_and_no_other_teacher(finished):
         student_yaml="hparams/models/jasper_mini.yaml",
         student_overrides=TINY_JASPER,
     )
-    folder = finished / "results" / "small" / "rkd+skd_jasper_mini" / "1234"
+    folder = finished / STUDENT.parents[1] / "rkd+skd_jasper_mini_by_jasper_dr"
+    folder = folder / "1234"
     found = runs.read_results(folder)
     assert found["student"] == "jasper_mini"
     assert set(found["stages"]["skd"]["splits"]) == set(SPLITS)
@@ -406,6 +417,17 @@ def test_a_finished_run_is_never_said_to_have_had_other_epochs(finished):
         for stage in found["stages"]
     )
     assert found["epochs"] == trained == logged
+
+
+def test_a_teacher_of_other_values_is_not_taken_for_the_one_asked_for(finished):
+    before = content(finished / "results", "*.ckpt", "results.json")
+    options = {"corpus_overrides": "{teacher_epochs: 2, epochs: 2}"}
+    options["output_folder"] = "new"
+    error = error_of(train(finished, **options))
+    assert f"{TEACHER} holds another teacher than this command asks" in error
+    assert "there epochs is 1, and now it is 2. " in error
+    assert f"--teacher_folder {TEACHER}" in error
+    assert content(finished / "results", "*.ckpt", "results.json") == before
 
 
 def test_a_method_that_its_stages_do_not_do_is_an_error(recipe):
@@ -481,9 +503,8 @@ def test_a_student_of_its_teachers_transcripts(finished):
 
 def test_a_streaming_student_is_timed(finished):
     done = succeed(finished, file="rkd_lstm_streaming.yaml")
-    results = runs.read_results(
-        finished / "results" / "small" / "rkd+skd_lstm_streaming" / "1234"
-    )
+    name = "rkd+skd_lstm_streaming_by_jasper_dr"
+    results = runs.read_results(finished / STUDENT.parents[1] / name / "1234")
     for split, scores in results["stages"]["skd"]["splits"].items():
         timed = scores["latency"]
         assert timed["reference_words"] == scores["words"], split
@@ -689,6 +710,7 @@ def test_splits_may_use_the_same_ids(taught):
         train(
             taught,
             output_folder="mixed",
+            teacher_folder=TEACHER,
             corpus_overrides="{teacher_epochs: 1, epochs: 2, "
             "train_splits: [train-clean-100, dev-clean]}",
         )
@@ -936,7 +958,7 @@ def test_a_folder_of_another_experiment_is_refused_unless_told(finished):
 
 def test_a_difference_is_shown_by_its_place_in_the_experiment(recipe, tmp_path):
     folder = tmp_path / "run"
-    (folder / "stages").mkdir(parents=True)
+    (folder / "stages" / "rkd" / "save" / "CKPT+1").mkdir(parents=True)
     there = {"student": {"model": {"size": 4}}, "seed": 1, "old": 2}
     now = {"student": {"model": {"size": 5}}, "seed": 1, "new": 3}
     told = {"continue_anyway": False}
@@ -953,6 +975,11 @@ def test_a_difference_is_shown_by_its_place_in_the_experiment(recipe, tmp_path):
     recipe.refuse_other(there, there, folder, told)
     # Nothing has been trained.
     recipe.refuse_other(there, now, tmp_path, told)
+    (tmp_path / "stages" / "rkd" / "save").mkdir(parents=True)
+    recipe.refuse_other(there, now, tmp_path, told)
+    (tmp_path / "stages" / "rkd" / runs.WEIGHTS).touch()
+    with pytest.raises(ValueError, match="another experiment"):
+        recipe.refuse_other(there, now, tmp_path, told)
 
 
 @pytest.fixture(scope="module")
@@ -1012,6 +1039,34 @@ def test_stages_that_make_no_sense_are_errors(
     }
     with pytest.raises(ValueError, match=message):
         recipe.stage_epochs(hparams)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 6])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 0.9, 1.0])
+def test_the_remedy_for_a_stage_without_epochs_is_one(recipe, epochs, share):
+    def share_out(epochs, share):
+        return recipe.stage_epochs(
+            {
+                "method": "rkd+skd",
+                "stages": ["rkd", "skd"],
+                "epochs": epochs,
+                "rkd_share": share,
+            }
+        )
+
+    try:
+        share_out(epochs, share)
+    except ValueError as error:
+        more = re.search("--epochs (\\d+) or more", str(error))
+        other = re.search("--rkd_share (0.5)", str(error))
+        assert more or other
+        if more:
+            given = share if 0 < share < 1 else float(other[1])
+            assert min(share_out(int(more[1]), given).values()) == 1
+            with pytest.raises(ValueError):
+                share_out(int(more[1]) - 1, given)
+        if other and epochs > 1:
+            assert min(share_out(epochs, 0.5).values()) > 0
 
 
 # -------------------------------------------------------------------- datasets

@@ -5,7 +5,7 @@ import statistics
 
 import pytest
 
-from tutornet_sb.reporting.compare import summarize, table
+from tutornet_sb.reporting.compare import short_table, summarize, table
 
 
 def scores(wer, cer=None):
@@ -260,3 +260,65 @@ def test_the_latency_of_streaming_students_has_a_column(tmp_path):
     column = [row["test latency (ms)"] for row in rows]
     assert column == ["116", "-", "-"]
     assert "test latency (ms)" not in table([offline])
+
+
+def test_the_short_table_fits_a_terminal(tmp_path):
+    """The demo's is 202 characters wide."""
+    splits = {name: scores(104.2) for name in ("dev-clean", "test-clean")}
+    splits["test-other"] = scores(99.0)
+    names = "teacher_jasper_dr", "ctc_lstm", "rkd+skd_lstm_by_jasper_dr"
+    folders = []
+    for epochs, name in enumerate(names, 8):
+        method, student = "ctc", "lstm"
+        if name.startswith("rkd"):
+            method = "rkd+skd"
+        if name.startswith("teacher"):
+            student = "jasper_dr"
+        teacher = {"name": "jasper_dr"} if method != "ctc" else None
+        folders.append(
+            save(
+                tmp_path / "results" / "mini" / name / "1234",
+                splits,
+                student=student,
+                method=method,
+                teacher=teacher,
+                epochs=epochs,
+            )
+        )
+    assert len(table(folders).splitlines()[0]) > 160
+    text = short_table(folders)
+    lines, _, below = text.partition("\n\n")
+    assert max(map(len, lines.splitlines())) <= 100
+    wide, short = cells(table(folders)), cells(lines)
+    for full, row in zip(wide, short, strict=True):
+        for key in ("network", "method", "teacher", "epochs"):
+            assert row[key] == full[key]
+        for split in splits:
+            assert row[split] == full[f"{split} WER / CER (%)"]
+    assert below.splitlines() == [
+        "WER / CER (%) by split; all: corpus small, seeds 1",
+        f"Runs in `{tmp_path / 'results' / 'mini'}`, row by row:",
+        *(f"    {name}/1234" for name in names),
+    ]
+
+
+def test_the_short_table_of_many_seeds_and_splits(tmp_path):
+    splits = "dev-clean", "dev-other", "test-clean", "test-other"
+    folders = [
+        save(
+            tmp_path / name / str(seed),
+            {split: scores(10.0 + seed) for split in splits},
+            seed=seed,
+            student=name,
+            method="rkd+skd",
+            teacher={"name": "jasper_dr"},
+        )
+        for name in ("jasper_mini", "deepspeech2")
+        for seed in (1, 2, 3)
+    ]
+    text = short_table(folders)
+    lines, _, below = text.partition("\n\n")
+    assert max(map(len, lines.splitlines())) <= 100
+    for row in cells(lines):
+        assert [row[split] for split in splits] == ["12.0 ± 1.0"] * 4
+    assert below.startswith("WER (%) by split; all: corpus ")

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from tutornet_sb import runs, stopping
 from tutornet_sb.cli import app
 from tutornet_sb.files import read_json
-from tutornet_sb.reporting.compare import table
+from tutornet_sb.reporting.compare import short_table, table
 from tutornet_sb.reporting.jobs import (
     COMMAND,
     find_finished,
@@ -711,7 +711,8 @@ def test_the_command_makes_runs_and_reports(plan, recipe, tmp_path):
             "rkd+skd_lstm_by_jasper_dr/1",
         )
     ]
-    assert result.stdout == table(copies) + "\n"
+    assert result.stdout == short_table(copies) + "\n"
+    assert f"the report is {to / 'report.html'}" in result.stderr
     assert table(copies) in document.read_text()
     assert all((copy / COMMAND).is_file() for copy in copies)
     # The same report of what was kept
@@ -719,6 +720,8 @@ def test_the_command_makes_runs_and_reports(plan, recipe, tmp_path):
         app, ["compare", *map(str, copies), "--to", str(tmp_path / "again")]
     )
     assert again.exit_code == 0 and again.stdout == result.stdout
+    html = tmp_path / "again" / "report.html"
+    assert html.is_file() and f"the report is {html}" in again.stderr
     assert (tmp_path / "again" / "results.csv").read_text() == (
         to / "results.csv"
     ).read_text()
@@ -742,6 +745,16 @@ def test_the_command_names_what_failed_and_reports_the_rest(
 
 def test_the_command_reports_on_what_is_finished(plan, recipe, tmp_path):
     plan(methods=["ctc"], seeds=[1])
+    # None is finished.
+    result = compare(tmp_path, "--finished", "--to", tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert "0 of 1 runs are finished" in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.endswith(
+        "no run is finished, so no report is written: `tutornet compare "
+        f"{tmp_path / 'my plan.yaml'}` makes the runs"
+    )
+    assert not (tmp_path / "out").exists()
     assert compare(tmp_path).exit_code == 0
     # One finished, the rest not there, the cost of one not known yet
     options = {"vary": {"epochs": [2, 8]}, "ctc_at_cost_of": "rkd+skd"}

@@ -582,7 +582,10 @@ def _gather(pool, scan, split, chapters, listings):
     """Scan the chapters and join them, in the order of the ids."""
     rows, skips, conversions = [], [], collections.Counter()
     scans = pool.map(scan, chapters, listings)
-    for part in tqdm(scans, desc=split, total=len(chapters), unit="chapter"):
+    bar = tqdm(
+        scans, desc=split, total=len(chapters), unit="chapter", disable=None
+    )
+    for part in bar:
         rows += part[0]
         skips += part[1]
         conversions.update(part[2])

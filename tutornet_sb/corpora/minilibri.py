@@ -478,7 +478,12 @@ def _make_audio(folder, seed, utterances, workers):
     workers = workers or os.cpu_count()
     with (
         concurrent.futures.ThreadPoolExecutor(workers) as pool,
-        tqdm(desc="MiniLibri", total=len(utterances), unit="utt") as bar,
+        tqdm(
+            desc="MiniLibri",
+            total=len(utterances),
+            unit="utt",
+            disable=None,
+        ) as bar,
     ):
         jobs = [
             pool.submit(_make_speaker, folder, seed, spoken)

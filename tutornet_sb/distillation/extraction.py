@@ -311,7 +311,7 @@ def fill_store(
     made : dict
         What else to note about how the store is made.
     progressbar : bool
-        Whether to show one.
+        Whether to show one in a terminal.
 
     Returns
     -------
@@ -334,7 +334,7 @@ def fill_store(
         if if_main_process():
             stack.enter_context(filling(folder))
         processes.run_on_main(
-            _begin, [folder, what, listen, data, precision, made]
+            _begin, [folder, what, listen, data, precision, made, progressbar]
         )
         store = TargetStore(folder)
         check_same(folder, store.what, what)
@@ -377,7 +377,12 @@ class _Listener:
             yield batch, targets
 
 
-def _begin(folder, what, listen, data, precision, made):
+def _no_bar(progressbar):
+    """What tqdm calls ``disable``: None is no bar outside a terminal."""
+    return None if progressbar and if_main_process() else True
+
+
+def _begin(folder, what, listen, data, precision, made, progressbar):
     """Make the store, if it is new."""
     try:
         read_header(folder)
@@ -395,7 +400,7 @@ def _begin(folder, what, listen, data, precision, made):
     }
     codebooks, sizes = {}, what["teacher"]["taps"]
     if sizes:
-        sample = _sample(listen, data)
+        sample = _sample(listen, data, progressbar)
         made["statistics"] = measure(_states(sample), sizes)
         standardise = Standardiser(made["statistics"], sizes)
         sample = [t._replace(hidden=standardise(t.hidden)) for t in sample]
@@ -406,36 +411,49 @@ def _begin(folder, what, listen, data, precision, made):
     create_store(folder, what, made, codebooks)
 
 
-def _sample(listen, data):
+def _sample(listen, data, progressbar):
     """Targets of some utterances, on the CPU, in batches."""
+    logger.info(
+        "The teacher encodes up to %d frames, to measure its hidden states",
+        SAMPLE_FRAMES,
+    )
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(data), generator=generator).tolist()
     # Few at a time, since only so many frames are wanted.
     found, frames = [], 0
-    for begin in range(0, len(order), 64):
-        keys = [data.data_ids[i] for i in order[begin : begin + 64]]
-        for batch, targets in listen.hear(listen.teacher, data, keys):
-            mask = frame_mask(targets.lengths, targets.hidden.shape[1])
-            lost = ~(targets.hidden.isfinite().all(-1) | ~mask).all(-1)
-            for key, is_lost in zip(batch.id, lost.tolist(), strict=True):
-                if is_lost:
-                    raise ValueError(
-                        f"utterance {key}: hidden states of the teacher are "
-                        "not finite"
-                    )
-            hidden = targets.hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
-            found.append(
-                TeacherTargets(
-                    hidden.cpu(),
-                    targets.posteriors.cpu(),
-                    targets.lengths.cpu(),
-                    targets.frame_period,
-                )
-            )
-            frames += int(targets.lengths.sum())
-        if frames >= SAMPLE_FRAMES:
-            break
+    with tqdm(
+        desc="hidden states",
+        total=SAMPLE_FRAMES,
+        unit="frame",
+        disable=_no_bar(progressbar),
+    ) as bar:
+        for begin in range(0, len(order), 64):
+            keys = [data.data_ids[i] for i in order[begin : begin + 64]]
+            for batch, targets in listen.hear(listen.teacher, data, keys):
+                found.append(_sound(batch.id, targets))
+                frames += int(targets.lengths.sum())
+                bar.update(min(frames, SAMPLE_FRAMES) - bar.n)
+            if frames >= SAMPLE_FRAMES:
+                break
     return found
+
+
+def _sound(keys, targets):
+    """Targets on the CPU, zero on padded frames; all must be finite."""
+    mask = frame_mask(targets.lengths, targets.hidden.shape[1])
+    lost = ~(targets.hidden.isfinite().all(-1) | ~mask).all(-1)
+    for key, is_lost in zip(keys, lost.tolist(), strict=True):
+        if is_lost:
+            raise ValueError(
+                f"utterance {key}: hidden states of the teacher are not finite"
+            )
+    hidden = targets.hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return TeacherTargets(
+        hidden.cpu(),
+        targets.posteriors.cpu(),
+        targets.lengths.cpu(),
+        targets.frame_period,
+    )
 
 
 def _states(sample):
@@ -474,7 +492,8 @@ def measure_hidden(teacher, data, batch_seconds=60.0, num_workers=0):
     listen = _Listener(teacher, batch_seconds, num_workers, "fp32")
     sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
     with torch.random.fork_rng(cuda):
-        return measure(_states(_sample(listen, data)), sizes)
+        sample = _sample(listen, data, progressbar=True)
+        return measure(_states(sample), sizes)
 
 
 def _train_codebooks(what, states):
@@ -547,7 +566,7 @@ def _teach(store, teacher, listen, data, progressbar):
         unit="h",
         bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} hours"
         " of audio [{elapsed}<{remaining}{postfix}]",
-        disable=not (progressbar and if_main_process()),
+        disable=_no_bar(progressbar),
     )
     done, together = 0.0, processes.count()
     started = time.monotonic()

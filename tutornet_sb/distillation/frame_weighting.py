@@ -124,13 +124,19 @@ FRAME_WEIGHTINGS = {
 }
 
 
+def _default(targets, blank_index=0):
+    has_head = targets.posteriors.shape[-1] > 0
+    return (nonblank if has_head else energy)(targets, blank_index)
+
+
 def get_frame_weighting(name):
     """Look a frame weighting up by its name.
 
     Arguments
     ---------
-    name : str
-        One of ``FRAME_WEIGHTINGS``.
+    name : str or None
+        One of ``FRAME_WEIGHTINGS``. None is ``nonblank`` by a teacher with a
+        CTC head, and ``energy`` by another.
 
     Returns
     -------
@@ -147,6 +153,8 @@ def get_frame_weighting(name):
     >>> get_frame_weighting("energy").__name__
     'energy'
     """
+    if name is None:
+        return _default
     if name not in FRAME_WEIGHTINGS:
         known = ", ".join(FRAME_WEIGHTINGS)
         raise ValueError(f"no frame weighting {name!r}; choose from: {known}")

@@ -37,8 +37,9 @@ class RepresentationLoss(torch.nn.Module):
 
     Arguments
     ---------
-    weighting : str
-        Frame weighting, one of ``frame_weighting.FRAME_WEIGHTINGS``.
+    weighting : str, optional
+        Frame weighting, one of ``frame_weighting.FRAME_WEIGHTINGS``; by
+        default ``nonblank``, or ``energy`` where the teacher has no CTC head.
     blank_index : int
         Index of the CTC blank, for the weighting.
 
@@ -53,7 +54,7 @@ class RepresentationLoss(torch.nn.Module):
     1.0
     """
 
-    def __init__(self, weighting="nonblank", blank_index=0):
+    def __init__(self, weighting=None, blank_index=0):
         super().__init__()
         self.weighting = get_frame_weighting(weighting)
         self.blank_index = blank_index

@@ -295,7 +295,9 @@ def write_pseudo_labels(
     left_out, touched = collections.Counter(), 0
     with (
         open(path, "a", newline="", encoding="utf-8") as file,
-        tqdm(desc="pseudo-labels", total=len(todo), unit="utt") as bar,
+        tqdm(
+            desc="pseudo-labels", total=len(todo), unit="utt", disable=None
+        ) as bar,
     ):
         writer = csv.writer(file, lineterminator="\n")
         if not file.tell():

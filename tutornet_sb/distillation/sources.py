@@ -23,7 +23,7 @@ from speechbrain.utils.checkpoints import (
 
 from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
-from tutornet_sb.networks.acoustic_model import AcousticModel
+from tutornet_sb.networks.acoustic_model import AcousticModel, OneByOneModel
 from tutornet_sb.redaction import first_line, hide_secrets
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -31,6 +31,8 @@ CONFIG = "config.json"
 HYPERPARAMS = "hyperparams.yaml"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
+# What the config.json of an export says of its format, before the version
+EXPORT = "tutornet_sb export"
 # No honest config.json is longer.
 _MOST_BYTES = 2**24
 # Lengths of noise (samples) by which a frame period is measured. They differ by
@@ -74,6 +76,8 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
 
     - ``run``: folder of a finished run of this recipe's ``train.py``;
     - ``encoder_asr``: what SpeechBrain's ``EncoderASR`` loads;
+    - ``export``: folder by ``tutornet export`` of any network, or hub id with
+      one, of which ``config.json`` and ``model.safetensors`` are read alone;
     - ``ctc``: ``Wav2Vec2ForCTC``, ``HubertForCTC`` or ``WavLMForCTC`` of
       Hugging Face transformers;
     - ``encoder``: Whisper's encoder, or wav2vec 2.0, HuBERT or WavLM without
@@ -258,6 +262,8 @@ def recognise(source, revision=None):
     if (Path(source) / runs.MODEL_YAML).is_file():
         return "run"
     config = _config(source, revision)
+    if str(config.get("format")).startswith(EXPORT):
+        return "export"
     model_type = config.get("model_type")
     if model_type is None:
         if _find(source, HYPERPARAMS, revision) is not None:
@@ -265,7 +271,8 @@ def recognise(source, revision=None):
         raise ValueError(
             f"{source} cannot be loaded: it has neither {runs.MODEL_YAML} "
             f"(a run of train.py), {HYPERPARAMS} (EncoderASR of SpeechBrain) "
-            f"nor {CONFIG} with a model_type (Hugging Face transformers)"
+            f"nor {CONFIG} with a model_type (Hugging Face transformers) or "
+            f"the format {EXPORT} (tutornet export)"
         )
     names = config.get("architectures") or []
     is_ctc = any(str(name).endswith("ForCTC") for name in names)
@@ -415,9 +422,9 @@ class PipelineEncoder(torch.nn.Module):
     """The pipeline of an ``EncoderASR`` up to its CTC head.
 
     SpeechBrain's pipelines go from waveform to log-probabilities in one. The
-    hidden representation is what its last linear layer hears, found by a trial
-    on noise, which also measures the frame period. Whether padding changes a
-    result is up to the pipeline.
+    hidden representation is the input of the last linear layer, found by a
+    trial on noise, which also measures the frame period. Padding would change
+    the output, for SpeechBrain's own containers drop the lengths.
 
     Arguments
     ---------
@@ -500,21 +507,21 @@ class PipelineEncoder(torch.nn.Module):
         return calls, output
 
     def forward(self, x, lengths):
-        """Encode a padded batch of waveforms.
+        """Encode a batch of waveforms of one length.
 
         Arguments
         ---------
         x : torch.Tensor
-            Waveforms, ``(batch, samples)``.
+            Waveforms, ``(batch, samples)``, without padding.
         lengths : torch.Tensor
-            Valid samples, integers of shape ``(batch,)``.
+            Not used.
 
         Returns
         -------
         hidden : torch.Tensor
             ``(batch, frames, output_size)``.
         lengths : torch.Tensor
-            Valid frames of ``hidden``, rounded as SpeechBrain's decoders do.
+            Frames of ``hidden``, ``(batch,)``.
         """
         hidden = None
 
@@ -524,12 +531,10 @@ class PipelineEncoder(torch.nn.Module):
 
         handle = self.head.register_forward_pre_hook(keep)
         try:
-            relative = lengths / x.shape[1]
-            self.pipeline(x, relative)
+            self.pipeline(x, torch.ones(len(x), device=x.device))
         finally:
             handle.remove()
-        lengths = (relative * hidden.shape[1]).round().long()
-        return hidden, lengths.clamp(min=1)
+        return hidden, torch.full_like(lengths, hidden.shape[1])
 
 
 def _load_encoder_asr(folder, revision):
@@ -582,7 +587,8 @@ def _load_encoder_asr(folder, revision):
         # EncoderASR's own default
         sample_rate = getattr(normalizer, "sample_rate", 16000)
     features = Waveform(sample_rate, normalize=False)
-    model = AcousticModel(features, encoder, encoder.head)
+    # Its layers may read the padding of a batch.
+    model = OneByOneModel(features, encoder, encoder.head)
     blank_index = _blank_index(hparams, folder) % encoder.head.out_features
     return model, symbols, blank_index, decode
 
@@ -650,6 +656,17 @@ def _load_strictly(module, path):
         ) from None
 
 
+def _load_export(source, revision):
+    # Which stands on this module
+    from tutornet_sb.publishing.loading import SAFETENSORS, load_export
+
+    folder = source
+    if not Path(source).is_dir():
+        folder = download(source, revision, [CONFIG, SAFETENSORS])
+    found = load_export(Path(folder), source)
+    return found.model, list(found.pieces), found.blank_index, found.decode
+
+
 def _blank_index(hparams, folder):
     function = hparams["decoding_function"]
     parameters = inspect.signature(function).parameters
@@ -670,6 +687,7 @@ def _blank_index(hparams, folder):
 # Kinds of teachers, and what loads each from a folder or hub id and revision
 KINDS = {
     "run": _load_run,
+    "export": _load_export,
     "encoder_asr": _load_encoder_asr,
     "ctc": _load_ctc,
     "encoder": _load_encoder,

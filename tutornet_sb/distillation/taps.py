@@ -9,6 +9,12 @@ from typing import NamedTuple
 import torch
 
 from tutornet_sb.errors import one_line
+from tutornet_sb.networks.acoustic_model import (
+    OneByOneModel,
+    pad_encodings,
+    pad_frames,
+    split_batch,
+)
 
 # The longer of the two waveforms a model is probed with lasts so many of its
 # frames more: layers of twice to six times its rate, or half to a sixth of it,
@@ -124,7 +130,9 @@ def _probe(model, samples):
             # An own generator: a seed would be that of all devices.
             generator = torch.Generator().manual_seed(0)
             wavs = 0.1 * torch.randn(2, samples, generator=generator)
-            encoding = model(wavs.to(device), torch.ones(2, device=device))
+            # Both at once, or no axis would be that of the batch.
+            together = getattr(model, "forward_together", model)
+            encoding = together(wavs.to(device), torch.ones(2, device=device))
     except (RuntimeError, TypeError, IndexError) as error:
         raise ValueError(
             f"the network cannot encode: {one_line(error)}. Do the sizes of "
@@ -419,6 +427,15 @@ def encode_with_taps(model, taps, *inputs):
     [(2, 51, 8), (2, 51, 8)]
     """
     root = getattr(model, "module", model)
+    if isinstance(root, OneByOneModel) and len(inputs[0]) > 1:
+        parts = [
+            encode_with_taps(model, taps, *one) for one in split_batch(*inputs)
+        ]
+        encodings, hidden = zip(*parts, strict=True)
+        return (
+            pad_encodings(encodings),
+            [pad_frames(parts) for parts in zip(*hidden, strict=True)],
+        )
     outputs, handles = {}, []
 
     def watch(path):

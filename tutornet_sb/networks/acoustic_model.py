@@ -442,3 +442,99 @@ class AcousticModel(torch.nn.Module):
             features = self.augment(features)
         hidden, lengths = self.encoder(features, lengths)
         return Encoding(hidden, self.head(hidden), lengths)
+
+
+class OneByOneModel(AcousticModel):
+    """An ``AcousticModel`` that encodes each utterance of a batch by itself.
+
+    For networks whose layers read the padding of a batch: what comes out for an
+    utterance does not depend on the others.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=8, layers=1)
+    >>> head = torch.nn.Linear(encoder.output_size, 29)
+    >>> model = OneByOneModel(LogMelFeatures(), encoder, head)
+    >>> encoding = model(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> tuple(encoding.logits.shape), encoding.lengths.tolist()
+    ((2, 51, 29), [51, 26])
+    """
+
+    def forward(self, wavs, wav_lens):
+        """Encode a batch of waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms, ``(batch, samples)``.
+        wav_lens : torch.Tensor
+            Valid part of each waveform relative to the longest, ``(batch,)``.
+
+        Returns
+        -------
+        Encoding
+            Hidden states, logits and valid lengths.
+        """
+        return pad_encodings(
+            self.forward_together(*one) for one in split_batch(wavs, wav_lens)
+        )
+
+    def forward_together(self, wavs, wav_lens):
+        """Encode a batch at once, whatever its padding does."""
+        return super().forward(wavs, wav_lens)
+
+
+def split_batch(wavs, wav_lens):
+    """Give each utterance of a batch as a batch of one, without padding.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Waveforms, ``(batch, samples)``.
+    wav_lens : torch.Tensor
+        Valid part of each waveform relative to the longest, ``(batch,)``.
+
+    Yields
+    ------
+    tuple of torch.Tensor
+        Waveform, ``(1, samples)``, and ``[1.0]``.
+    """
+    samples = (wav_lens * wavs.shape[1]).round().long().tolist()
+    for wav, count in zip(wavs, samples, strict=True):
+        yield wav[None, :count], torch.ones(1, device=wavs.device)
+
+
+def pad_encodings(encodings):
+    """Make a batch of the encodings of single utterances.
+
+    Arguments
+    ---------
+    encodings : iterable of Encoding
+        Each of a batch of one.
+
+    Returns
+    -------
+    Encoding
+        Padded with zeros.
+    """
+    hidden, logits, lengths = zip(*encodings, strict=True)
+    return Encoding(pad_frames(hidden), pad_frames(logits), torch.cat(lengths))
+
+
+def pad_frames(parts):
+    """Make a batch of tensors of several lengths, ``(1, frames, dim)`` each.
+
+    Arguments
+    ---------
+    parts : iterable of torch.Tensor
+        Of single utterances.
+
+    Returns
+    -------
+    torch.Tensor
+        Padded with zeros, ``(batch, frames, dim)``.
+    """
+    return torch.nn.utils.rnn.pad_sequence(
+        [part[0] for part in parts], batch_first=True
+    )

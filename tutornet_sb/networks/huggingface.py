@@ -10,6 +10,7 @@ energies are clipped below the loudest of the whole batch.
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from transformers import (
     WhisperFeatureExtractor,
 )
 from transformers.models.whisper import modeling_whisper
+from transformers.utils.logging import disable_progress_bar
 
 from tutornet_sb.networks.acoustic_model import frame_mask
 from tutornet_sb.redaction import first_line
@@ -91,6 +93,8 @@ def load_published(auto_class, source, revision=None, heads=()):
         If the model cannot be found or read, or if its weights do not fit it.
     """
     _refuse_ways_out(source)
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     try:
         _refuse_kernels(AutoConfig.from_pretrained(source, revision=revision))
         model, report = auto_class.from_pretrained(

@@ -422,6 +422,8 @@ def _training(run):
         "stages": {
             name: {"epochs": figures.get("epochs")}
             | _pick(values, STAGE_SETTINGS.get(name, ()))
+            # Null is another by another kind of teacher.
+            | _pick(figures, ("frame_weighting",))
             for name, figures in results.get("stages", {}).items()
         },
         **_pick(values, SETTINGS),

@@ -73,7 +73,7 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
     blank, differences = config["blank_index"], []
     texts = {"pytorch": [], "onnx": []}
     starts = range(0, len(speech.test), BATCH)
-    for start in tqdm(starts, desc="onnx", unit="batch"):
+    for start in tqdm(starts, desc="onnx", unit="batch", disable=None):
         wavs = [one.read() for one in speech.test[start : start + BATCH]]
         batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
         lengths = torch.tensor([len(wav) for wav in wavs])
@@ -92,7 +92,9 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
         small = OnnxModel(to / INT8)
         texts["int8"] = [
             small.transcribe(one.read().numpy())
-            for one in tqdm(speech.test, desc="int8", unit="utterance")
+            for one in tqdm(
+                speech.test, desc="int8", unit="utterance", disable=None
+            )
         ]
     known["scores"] = {speech.split: _score_forms(texts, speech)}
     return known, texts["pytorch"]
@@ -134,7 +136,7 @@ def add_sherpa(to, model, tokenizer, config, speech, said=None):
     if not said:
         forms["pytorch"] = transcriber(model, tokenizer, blank)
     texts = {"pytorch": said, **{form: [] for form in forms}}
-    for one in tqdm(speech.test, desc="sherpa", unit="utterance"):
+    for one in tqdm(speech.test, desc="sherpa", unit="utterance", disable=None):
         wav = one.read().numpy()
         for form, transcribe in forms.items():
             texts[form].append(transcribe(wav))

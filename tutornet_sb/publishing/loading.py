@@ -139,7 +139,7 @@ def load_recogniser(
     elif (path / runs.MODEL_YAML).is_file():
         recogniser = _load_other(source, None, trust_remote_code, device)
     elif _says_export(path):
-        recogniser = _load_export(path, name, device)
+        recogniser = load_export(path, name, device)
     elif files := sorted(path.glob("*.onnx")):
         named = [file for file in files if file.name == ONNX_FILE] or files
         if len(named) > 1:
@@ -267,9 +267,7 @@ def _spell(pieces):
     return decode
 
 
-def _by_model(
-    name, kind, model, device, pieces, blank_index, decode, is_exact=True
-):
+def _by_model(name, kind, model, device, pieces, blank_index, decode):
     """A recogniser around an AcousticModel."""
     model = model.eval().to(device)
     for parameter in model.parameters():
@@ -277,15 +275,6 @@ def _by_model(
 
     @torch.no_grad()
     def encode(wavs, lengths):
-        if not is_exact and len(set(lengths.tolist())) > 1:
-            # Its layers would read the padding.
-            parts = [
-                encode(wav[:n].unsqueeze(0), n.unsqueeze(0))
-                for wav, n in zip(wavs, lengths, strict=True)
-            ]
-            rows = [log_probs[0] for log_probs, _ in parts]
-            padded = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-            return padded, torch.cat([frames for _, frames in parts])
         relative = (lengths / wavs.shape[1]).to(device)
         _, logits, frames = model(wavs.to(device), relative)
         return logits.float().log_softmax(dim=-1).cpu(), frames.cpu()
@@ -317,8 +306,6 @@ def _by_source(source, device):
         source.pieces,
         source.blank_index,
         source.decode,
-        # SpeechBrain's pipelines may or may not read the padding.
-        is_exact=source.kind != "encoder_asr",
     )
 
 
@@ -329,7 +316,7 @@ def _load_from_hub(source, name, revision, trust_remote_code, device):
     # That folder is named after the commit: the weights must be of the same.
     commit = Path(folder).name
     folder = sources.download(source, commit, [CONFIG, SAFETENSORS])
-    return _load_export(Path(folder), name, device)
+    return load_export(Path(folder), name, device)
 
 
 def _load_other(source, revision, trust_remote_code, device):
@@ -340,7 +327,30 @@ def _load_other(source, revision, trust_remote_code, device):
     return _by_source(teacher, device)
 
 
-def _load_export(folder, name, device):
+def load_export(folder, name, device="cpu"):
+    """Load a folder by ``tutornet export``. No code runs.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        With ``config.json`` and ``model.safetensors``.
+    name : str
+        How errors call it.
+    device : str
+        Where it runs.
+
+    Returns
+    -------
+    Recogniser
+        The model, not tried out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If one is damaged, or they do not go together.
+    """
     config = read_config(folder)
     path = folder / SAFETENSORS
     if not path.is_file():

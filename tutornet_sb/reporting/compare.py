@@ -10,6 +10,11 @@ from tutornet_sb.runs import read_results
 
 # Runs that agree in these are one row of a table.
 ALIKE = ("corpus", "name", "method", "teacher", "epochs", "parameters")
+# Of a column of scores
+SCORES = " WER / CER (%)"
+# Columns that a terminal has always room for, and those it misses least
+NAMES = "network", "method", "teacher"
+LEAST = "real-time factor", "size (M)"
 
 
 def summarize(folder):
@@ -37,7 +42,10 @@ def summarize(folder):
     """
     results = read_results(folder)
     if not results:
-        raise FileNotFoundError(f"{folder} holds no results.json")
+        raise FileNotFoundError(
+            f"{folder} holds no results.json: the run is not finished, the "
+            "same command of train.py goes on with it"
+        )
     same = (
         "method",
         "corpus",
@@ -151,7 +159,80 @@ def table(folders):
     FileNotFoundError
         If a folder holds no result file.
     """
+    rows, shared = _lay_out(group(folders))
+    text = markdown_table(rows)
+    return text if shared is None else f"{text}\n\nRuns are in `{shared}`."
+
+
+def short_table(folders, width=100):
+    """Lay runs out as :func:`table` does, for a terminal.
+
+    Columns that are alike in all rows, and if need be further ones, are left
+    out, and the folders of the runs stand below.
+
+    Arguments
+    ---------
+    folders : list of (str or pathlib.Path)
+        Output folders of ``train.py``.
+    width : int
+        Of the table (characters).
+
+    Returns
+    -------
+    str
+        The table, and in the order of its rows the folders.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a folder holds no result file.
+    """
     groups = group(folders)
+    (head, *rows), shared = _lay_out(groups)
+    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
+    runs = columns.pop("run")
+    alike = {
+        name: columns.pop(name)[0]
+        for name in ("corpus", "epochs", "seeds")
+        if len(set(columns[name])) == 1
+    }
+    columns = {
+        name.removesuffix(SCORES).replace("parameters", "size"): cells
+        for name, cells in columns.items()
+    }
+    splits = [name.removesuffix(SCORES) for name in head if SCORES in name]
+
+    def lay_out():
+        lines = zip(*columns.values(), strict=True)
+        return markdown_table([list(columns), *map(list, lines)])
+
+    shown = "WER / CER (%)"
+    for name in (*LEAST, "WER", *head):
+        if len(lay_out().partition("\n")[0]) <= width:
+            break
+        if name == "WER":
+            shown = "WER (%)"
+            for split in splits:
+                columns[split] = [
+                    cell.partition(" / ")[0] for cell in columns[split]
+                ]
+        elif name not in NAMES and name not in splits:
+            columns.pop(name, None)
+    same = ", ".join(f"{name} {value}" for name, value in alike.items())
+    where = f" in `{shared}`" if shared is not None else ""
+    return "\n".join(
+        [
+            lay_out(),
+            "",
+            f"{shown} by split" + (f"; all: {same}" if same else ""),
+            f"Runs{where}, row by row:",
+            *(f"    {run}" for run in runs),
+        ]
+    )
+
+
+def _lay_out(groups):
+    """Rows of all columns below their head, and the folder they are in."""
     splits = list(
         dict.fromkeys(
             split for runs in groups for run in runs for split in run["splits"]
@@ -159,7 +240,7 @@ def table(folders):
     )
     head = ["corpus", "network", "method", "teacher", "epochs", "seeds"]
     head += ["parameters (M)", "real-time factor"]
-    head += [f"{split} WER / CER (%)" for split in splits]
+    head += [split + SCORES for split in splits]
     timed = [
         split
         for split in splits
@@ -198,8 +279,8 @@ def table(folders):
         if len(places) > 1 and shared not in ("", os.sep, *places):
             for row in rows[1:]:
                 row[-1] = os.path.relpath(row[-1], shared)
-            return f"{markdown_table(rows)}\n\nRuns are in `{shared}`."
-    return markdown_table(rows)
+            return rows, shared
+    return rows, None
 
 
 def insert(path, name, text):

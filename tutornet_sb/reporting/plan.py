@@ -8,6 +8,7 @@ README describes the keys.
 import dataclasses
 import itertools
 import json
+import os
 import re
 import statistics
 import sys
@@ -23,7 +24,9 @@ from tutornet_sb import runs
 from tutornet_sb.composition import read_experiment
 from tutornet_sb.corpora.tables import KINDS, name_tables
 from tutornet_sb.errors import nearest
+from tutornet_sb.names import name_run
 from tutornet_sb.networks.streaming import check_streamable
+from tutornet_sb.options import write_value
 
 BASE = "hparams/base.yaml"
 TEACHER = "hparams/teacher.yaml"
@@ -58,6 +61,8 @@ SET_HERE = {
     "teacher_revision": "teachers",
     "teacher_kind": "teachers",
     "teacher_yaml": "teachers",
+    "teacher_name": "teachers",
+    "run_name": "results_folder",
     "output_folder": "results_folder",
     "results_folder": "results_folder",
     "corpus_folder": "results_folder",
@@ -123,9 +128,7 @@ class Job(NamedTuple):
             if isinstance(RUN_OPTIONS.get(key), bool):
                 words += [f"--{key}"] if value else []
                 continue
-            # JSON is YAML too.
-            text = value if isinstance(value, str) else json.dumps(value)
-            words += [f"--{key}", text]
+            words += [f"--{key}", write_value(value)]
         return words
 
     def with_epochs(self, recipe):
@@ -251,7 +254,8 @@ class _Reader:
     def __init__(self, path, content, data, only):
         _check_keys(content, PLAN, "the plan")
         self.content = content
-        recipe = path.parent / content.get("recipe", Path.cwd())
+        recipe = content.get("recipe", Path.cwd())
+        recipe = path.parent / Path(recipe).expanduser()
         self.recipe = recipe.resolve()
         if not (self.recipe / "train.py").is_file():
             raise PlanError(
@@ -259,8 +263,8 @@ class _Reader:
                 "recipe's folder, relative to the plan's own"
             )
         self.title = str(content.get("title", path.stem))
-        self.results = str(
-            content.get("results_folder", f"results/{path.stem}")
+        self.results = os.path.expanduser(
+            str(content.get("results_folder", f"results/{path.stem}"))
         )
         self.jobs, self.loaded = {}, {}
         self.texts = {
@@ -276,7 +280,9 @@ class _Reader:
                 _choose(name, self.corpora, option, "corpus")
         for name, (_, options) in self.corpora.items():
             if name in data:
-                options["data_folder"] = str(Path(data[name]).resolve())
+                options["data_folder"] = str(
+                    Path(data[name]).expanduser().resolve()
+                )
         self.teachers = self._entries(
             content, "teachers", "models", ("folder", *SOURCES)
         )
@@ -350,14 +356,13 @@ class _Reader:
         }
         options = _named(_merged(options, own), "student", name, file)
         hparams = self._load(BASE, options)
-        needs, by = (), ""
+        needs = ()
         if method != "ctc" or _can_stream(hparams["student"]["model"]):
             teacher = teacher or hparams["corpus"]["teacher"]
             told, needs = self._teacher(corpus, teacher)
             options |= told
-        if method != "ctc":
-            by = f"_by_{teacher}"
-        folder = f"{corpus}/{method}_{name}{by}{label}"
+        # As train.py calls it by itself
+        folder = f"{corpus}/{name_run(method, name, teacher)}{label}"
         return self._add(folder, BASE, options, seed, hparams, needs)
 
     def _told(self, corpus, options):
@@ -378,7 +383,7 @@ class _Reader:
         file, own = self.teachers[name]
         own = dict(own)
         if "folder" in own:
-            folder = own.pop("folder")
+            folder = os.path.expanduser(own.pop("folder"))
             if not runs.is_finished(self.recipe / folder):
                 raise PlanError(
                     f"teachers: {name}: there is no finished run in {folder}"
@@ -420,7 +425,10 @@ class _Reader:
         for path in tables.values():
             if not path.is_file():
                 raise PlanError(f"corpora: {corpus}: there is no table {path}")
-        if data is not None and not (self.recipe / data).is_dir():
+        if (
+            data is not None
+            and not (self.recipe / Path(data).expanduser()).is_dir()
+        ):
             raise PlanError(f"corpora: {corpus}: there is no folder {data}")
         folder = f"{self.results}/{folder}/{seed}"
         options = options | {

@@ -14,6 +14,7 @@ from tutornet_sb.errors import failing_in_one_line
 with failing_in_one_line("librispeech_prepare.py"):
     check_torchaudio()
 
+from tutornet_sb import stopping
 from tutornet_sb.corpora.librispeech import (
     CorpusError,
     find_librispeech,
@@ -71,6 +72,7 @@ def parse_arguments():
 
 
 if __name__ == "__main__":
+    stopping.install()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with failing_in_one_line("librispeech_prepare.py"):
         for manifest in prepare_librispeech(**vars(parse_arguments())).values():

@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, redirect_stderr
+from importlib import import_module
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -43,7 +44,6 @@ import speechbrain as sb
 import torch
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 from speechbrain.augment.time_domain import Resample
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -106,8 +106,9 @@ from tutornet_sb.files import (
 )
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.streaming import Stream, check_streamable
+from tutornet_sb.options import Options, read_options
 from tutornet_sb.processes import main_first, own_share, run_on_main
-from tutornet_sb.reporting.compare import summarize, table
+from tutornet_sb.reporting.compare import short_table, summarize
 from tutornet_sb.reporting.latency import emission_latency, word_ends
 from tutornet_sb.reporting.machine import describe_machine
 from tutornet_sb.reporting.scores import (
@@ -116,7 +117,7 @@ from tutornet_sb.reporting.scores import (
     score,
     write_alignments,
 )
-from tutornet_sb.settings import load_experiment
+from tutornet_sb.settings import expand_home, load_experiment
 from tutornet_sb.transcription import check_language_model
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,22 @@ LOCK = "run.lock"
 # Options of SpeechBrain's short trial runs. They would leave stages behind that
 # look finished.
 NOT_OFFERED = "debug_batches", "debug_epochs", "debug_persistently", "test_only"
+# What does not make a teacher another one, paths and what they have led to; and
+# what of the corpus does
+NOT_OF_TEACHER = {
+    "corpus",
+    "corpus_folder",
+    "corpus_overrides",
+    "corpus_yaml",
+    "output_folder",
+    "results_folder",
+    "run_name",
+    "student_overrides",
+    "student_size",
+    "student_yaml",
+    "trust_remote_code",
+}
+OF_TEACHER = "minilibri", "train_splits", "tokenizer_type", "vocab_size"
 # What may differ when a run is continued or scored again
 CHANGEABLE = {
     "baseline_folder",
@@ -559,12 +576,19 @@ def batches(hparams, data, shuffle):
     )
 
 
-def train_missing_teacher(hparams, run_opts):
-    """Run the teacher's own experiment, unless it is finished."""
-    folder = hparams["teacher_folder"]
-    if hparams["teacher_source"] is not None or runs.is_finished(folder):
-        return
-    logger.info("No finished teacher in %s: training it first", folder)
+def teacher_folder(hparams):
+    """Where the teacher's run is, or will be."""
+    if hparams["teacher_folder"] is not None:
+        return hparams["teacher_folder"]
+    name = f"teacher_{hparams['teacher_name']}"
+    return str(Path(hparams["corpus_folder"]) / name / "1234")
+
+
+def read_own_teacher(hparams):
+    """Read the experiment by which this recipe trains the teacher.
+
+    Returns its main file, its text, the overrides and the values.
+    """
     passed_on = (
         "corpus_yaml",
         "corpus_overrides",
@@ -584,11 +608,89 @@ def train_missing_teacher(hparams, run_opts):
     overrides = {key: hparams[key] for key in passed_on}
     overrides["student_yaml"] = hparams["teacher_yaml"]
     overrides["student_size"] = hparams["teacher_size"]
-    overrides["output_folder"] = folder
-    # With random weights it can be asked for its layers already.
-    _, _, theirs = read_hparams(hparams_file, overrides)
-    choose_layers(theirs["student"]["model"], hparams)
-    run(hparams_file, run_opts, overrides)
+    overrides["output_folder"] = teacher_folder(hparams)
+    return hparams_file, *read_hparams(hparams_file, overrides)
+
+
+def prepare_teacher(hparams, run_opts):
+    """Load the teacher, or check the one that is yet to be trained.
+
+    Returns the teacher, or None.
+    """
+    folder = teacher_folder(hparams)
+    is_finished = runs.is_finished(folder)
+    is_given = hparams["teacher_source"] or hparams["teacher_folder"]
+    if hparams["teacher_source"] is None and not (is_given and is_finished):
+        _, text, overrides, theirs = main_first(read_own_teacher, [hparams])
+        resolved = resolve_references(text, overrides).read()
+        if is_finished:
+            refuse_other_teacher(resolved, folder, hparams)
+        else:
+            refuse_other(*compared(resolved, Path(folder)), folder, theirs)
+            # With random weights it can be asked for its layers already.
+            model = theirs["student"]["model"]
+            check_teacher(folder, model, True, hparams)
+            return None
+    return find_teacher(hparams, run_opts)
+
+
+def refuse_other_teacher(resolved, folder, hparams):
+    """Keep a teacher from being taken for one of other values.
+
+    It may have been trained by another command, so only what made it counts.
+    """
+    there, now = (
+        {
+            key: value
+            for key, value in values.items()
+            if key not in NOT_OF_TEACHER and not key.startswith("teacher_")
+        }
+        | {f"corpus.{key}": values["corpus"].get(key) for key in OF_TEACHER}
+        for values in compared(resolved, Path(folder))
+    )
+    other = differences(there, now)
+    if other and not hparams["continue_anyway"]:
+        raise SettingError(
+            f"{folder} holds another teacher than this command asks for: "
+            f"{other}. Use it all the same by --teacher_folder {folder}, or "
+            "give another --teacher_folder"
+        )
+    if other:
+        logger.warning("%s holds another teacher: %s", folder, other)
+
+
+def check_teacher(name, model, has_head, hparams):
+    """See that a teacher can do what all stages ask of it.
+
+    Returns the pairs of layers.
+    """
+    wanted = hparams["student"]["model"].features.sample_rate
+    if model.features.sample_rate != wanted:
+        raise InputError(
+            f"teacher {name} expects {model.features.sample_rate} Hz and the "
+            f"student {wanted} Hz: choose a teacher of the student's rate"
+        )
+    stages = hparams["stages"]
+    if not has_head:
+        learnt = {"skd": "posteriors", "pseudo": "transcripts"}
+        for stage in stages:
+            if stage in learnt:
+                raise InputError(
+                    f"teacher {name} has no CTC head, so stage {stage} has no "
+                    f"{learnt[stage]} to learn from: choose a teacher with "
+                    'one, or --method rkd+ctc --stages "[rkd, ctc]"'
+                )
+        if "rkd" in stages and hparams["frame_weighting"] == "nonblank":
+            raise InputError(
+                f"teacher {name} has no CTC head, whose posteriors frame "
+                "weighting nonblank needs: leave frame_weighting out, or "
+                "choose uniform or energy"
+            )
+        if "rkd" in stages and hparams["frame_weighting"] is None:
+            logger.info(
+                "frame_weighting is energy: teacher %s has no CTC head", name
+            )
+    return choose_layers(model, hparams)
 
 
 def choose_layers(teacher, hparams):
@@ -615,7 +717,7 @@ def find_teacher(hparams, run_opts):
     """Load the teacher: a run of this recipe, or a model from elsewhere."""
     source = main_first(
         load_teacher,
-        [hparams["teacher_source"] or hparams["teacher_folder"]],
+        [hparams["teacher_source"] or teacher_folder(hparams)],
         {
             "revision": hparams["teacher_revision"],
             "kind": hparams["teacher_kind"],
@@ -624,13 +726,8 @@ def find_teacher(hparams, run_opts):
             or hparams["teacher_source"] is None,
         },
     )
-    wanted = hparams["student"]["model"].features.sample_rate
-    if source.sample_rate != wanted:
-        raise InputError(
-            f"teacher {source.name} hears {source.sample_rate} Hz and the "
-            f"student {wanted} Hz: choose a teacher of the student's rate"
-        )
-    asked, pairs = hparams["pairs"], choose_layers(source.model, hparams)
+    asked, has_head = hparams["pairs"], source.pieces is not None
+    pairs = check_teacher(source.name, source.model, has_head, hparams)
     for pair in pairs:
         logger.info(
             "RKD: %s of the student learns %s of the teacher, weight %g",
@@ -648,6 +745,15 @@ def find_teacher(hparams, run_opts):
     hparams["pairs"] = pairs
     source.model.to(run_opts.get("device") or infer_device())
     return source
+
+
+def train_teacher(hparams, run_opts):
+    """Run the experiment of a teacher that is missing."""
+    logger.info(
+        "No finished teacher in %s: training it first", teacher_folder(hparams)
+    )
+    hparams_file, _, overrides, _ = main_first(read_own_teacher, [hparams])
+    run(hparams_file, run_opts, overrides)
 
 
 def match_symbols(source, transcribed, hparams):
@@ -717,9 +823,23 @@ def stage_epochs(hparams):
         raise SettingError(f"stages: {stages}: a second stage follows rkd only")
     first = round(epochs * hparams["rkd_share"])
     if not 0 < first < epochs:
+        share = hparams["rkd_share"]
+        remedy = "a share between, such as --rkd_share 0.5"
+        if 0 < share < 1:
+            start = math.floor(0.5 / min(share, 1 - share))
+            least = next(
+                n
+                for n in range(max(2, start), start + 3)
+                if 0 < round(n * share) < n
+            )
+            remedy = f"--epochs {least} or more"
+            if epochs > 1:
+                remedy += ", or --rkd_share 0.5"
+        elif epochs == 1:
+            remedy += ", and --epochs 2 or more"
         raise SettingError(
-            f"rkd_share {hparams['rkd_share']} of {epochs} epochs leaves a "
-            "stage without any"
+            f"rkd_share {share} of {epochs} epochs leaves a stage without any: "
+            f"give {remedy}"
         )
     return {stages[0]: first, stages[1]: epochs - first}
 
@@ -918,6 +1038,8 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         figures["extraction_seconds"] = extraction["seconds"]
     if name == "rkd":
         figures["pairs"] = [pair._asdict() for pair in hparams["pairs"]]
+        usual = "nonblank" if modules["teacher"].symbols else "energy"
+        figures["frame_weighting"] = hparams["frame_weighting"] or usual
     state = student.state_dict()
     run_on_main(write_atomically, [weights, lambda p: torch.save(state, p)])
     # The head was fitted in one process.
@@ -937,14 +1059,7 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
         figures |= {"decoding": decoding, "splits": {}}
     known, counts = figures["splits"], folder / runs.ERRORS
     errors = read_json(counts) if counts.is_file() else {}
-    searcher = None
-    if hparams["beam_size"] is not None:
-        searcher = CTCBeamSearcher(
-            blank_index=hparams["blank_index"],
-            vocab_list=pieces(hparams["tokenizer"]),
-            beam_size=hparams["beam_size"],
-            kenlm_model_path=hparams["kenlm_model_path"],
-        )
+    searcher = make_searcher(hparams)
     brain = CTCBrain(
         {"student": student},
         hparams=hparams | {"searcher": searcher},
@@ -969,6 +1084,18 @@ def evaluate(name, figures, student, scored, hparams, run_opts):
             run_on_main(write_alignments, [path, brain.references, hypotheses])
         run_on_main(write_json, [counts, errors, None])
         run_on_main(write_json, [folder / STAGE_SUMMARY, figures])
+
+
+def make_searcher(hparams):
+    """Make the beam searcher, if one is asked for."""
+    if hparams["beam_size"] is None:
+        return None
+    return CTCBeamSearcher(
+        blank_index=hparams["blank_index"],
+        vocab_list=pieces(hparams["tokenizer"]),
+        beam_size=hparams["beam_size"],
+        kenlm_model_path=hparams["kenlm_model_path"],
+    )
 
 
 def can_stream(student):
@@ -1031,10 +1158,24 @@ def refuse_other(there, now, folder, hparams):
     """Keep a folder from mixing the results of two experiments.
 
     `there` and `now` are what the folder holds and what it would hold. Before
-    anything is trained in it, it may hold anything.
+    a checkpoint is saved in it, it may hold anything.
     """
-    if not (Path(folder) / runs.STAGES).is_dir():
+    stages = Path(folder) / runs.STAGES
+    trained = *stages.glob("*/save/CKPT*"), *stages.glob(f"*/{runs.WEIGHTS}")
+    other = differences(there, now)
+    if not trained or not other:
         return
+    if not hparams["continue_anyway"]:
+        raise ValueError(
+            f"{folder} holds another experiment: {other}. Give this one its "
+            "own --output_folder, delete that one, or go on in it by "
+            "--continue_anyway True"
+        )
+    logger.warning("%s held another experiment: %s", folder, other)
+
+
+def differences(there, now):
+    """Say in what two experiments differ, by key; an empty text if in none."""
     there, now = flatten(there), flatten(now)
     other = [
         f"there {key} is {there.get(key)!s:.99}, and now it is "
@@ -1042,18 +1183,9 @@ def refuse_other(there, now, folder, hparams):
         for key in {**there, **now}
         if there.get(key) != now.get(key)
     ]
-    if not other:
-        return
-    some = "; ".join(other[:5])
     if len(other) > 5:
-        some += f"; and {len(other) - 5} more"
-    if not hparams["continue_anyway"]:
-        raise ValueError(
-            f"{folder} holds another experiment: {some}. Give this one its own "
-            "--output_folder, delete that one, or go on in it by "
-            "--continue_anyway True"
-        )
-    logger.warning("%s held another experiment: %s", folder, some)
+        other[5:] = [f"and {len(other) - 5} more"]
+    return "; ".join(other)
 
 
 def plain(node):
@@ -1069,20 +1201,23 @@ def plain(node):
     return node if tag is None else f"{tag} {node}"
 
 
+def compared(resolved, folder):
+    """Give what is compared of the experiment of a folder, and of one now."""
+    path, yaml = folder / runs.HYPERPARAMS, YAML()
+    told = [resolved, resolved]
+    if path.is_file():
+        told[0] = path.read_text(encoding="utf-8")
+    return [
+        {k: plain(v) for k, v in yaml.load(text).items() if k not in CHANGEABLE}
+        for text in told
+    ]
+
+
 def save_yaml(text, overrides, folder, hparams):
     """Save the experiment, and its network alone, with all values filled in."""
     resolved = resolve_references(text, overrides).read()
+    refuse_other(*compared(resolved, folder), folder, hparams)
     yaml, path = YAML(), folder / runs.HYPERPARAMS
-    if path.is_file():
-        told = [
-            yaml.load(path.read_text(encoding="utf-8")),
-            yaml.load(resolved),
-        ]
-        there, now = (
-            {k: plain(v) for k, v in values.items() if k not in CHANGEABLE}
-            for values in told
-        )
-        refuse_other(there, now, folder, hparams)
     write_atomically(path, lambda file: file.write_text(resolved, "utf-8"))
     network = yaml.load(resolved)["student"]
     write_atomically(
@@ -1110,17 +1245,11 @@ def read_hparams(hparams_file, overrides):
 
     Returns its text, the overrides and the values.
     """
-    overrides = overrides | {"recipe_folder": str(RECIPE_FOLDER)}
+    overrides = expand_home(overrides) | {"recipe_folder": str(RECIPE_FOLDER)}
     text, hparams = load_experiment(
         hparams_file, overrides, RECIPE_FOLDER / "hparams" / "base.yaml"
     )
     check_together(hparams)
-    if hparams["teacher_folder"] is None:
-        hparams["teacher_folder"] = str(
-            Path(hparams["corpus_folder"])
-            / f"teacher_{Path(hparams['teacher_yaml']).stem}"
-            / "1234"
-        )
     return text, overrides, hparams
 
 
@@ -1151,6 +1280,10 @@ def check_together(hparams):
                 "kenlm_model_path is of beam search: say --beam_size 100 too"
             )
         check_language_model(hparams["kenlm_model_path"])
+    is_coded = hparams["hidden_encoding"] in QUANTISERS
+    if "rkd" in stages and hparams["targets"] == "store" and is_coded:
+        # It makes the codebooks.
+        import_module("faiss")
     layers = [row["student"] for row in hparams["intermediate"]]
     if "rkd" in stages and not isinstance(hparams["pairs"], int):
         layers += [pair["student"] for pair in hparams["pairs"]]
@@ -1159,6 +1292,32 @@ def check_together(hparams):
         select_taps(student, dict.fromkeys(layers), "student")
     else:
         find_taps(student)
+
+
+def check_longest(models, data, hparams):
+    """See that student and teacher can encode the longest utterance.
+
+    A Transformer has a table of positions.
+    """
+    slowest = min(hparams["speed_perturb"] or [100]) / 100
+    seconds = {
+        key: float(item["duration"]) / share
+        for items, share in (
+            (data.transcribed | data.untranscribed, slowest),
+            *((scored.data, 1.0) for scored in data.scored.values()),
+        )
+        for key, item in items.items()
+    }
+    longest = max(seconds, key=seconds.get)
+    for name, model in models.items():
+        frames = getattr(model.encoder, "max_length", math.inf)
+        most = frames * model.frame_period
+        if seconds[longest] > most:
+            raise InputError(
+                f"utterance {longest} has {seconds[longest]:.1f} s, and the "
+                f"{name} can encode {most:.1f} s: raise max_length of its "
+                "network, or lower max_seconds"
+            )
 
 
 def check_writable(folder):
@@ -1209,9 +1368,11 @@ def fill(hparams_file, run_opts, overrides):
             f"method {hparams['method']} asks no teacher for targets: give a "
             "main file with rkd or skd"
         )
-    train_missing_teacher(hparams, run_opts)
-    source = find_teacher(hparams, run_opts)
+    source = prepare_teacher(hparams, run_opts)
     data, *_ = find_data(hparams)
+    if source is None:
+        train_teacher(hparams, run_opts)
+        source = find_teacher(hparams, run_opts)
     match_or_do_without(source, data, hparams)
     heard = [data.transcribed | data.untranscribed]
     if "rkd" in stages:
@@ -1247,19 +1408,17 @@ def run_alone(text, run_opts, overrides, hparams):
         student.augment = hparams["augment"]
     epochs = stage_epochs(hparams)
     taught = any(stage != "ctc" for stage in epochs)
-    if taught:
-        train_missing_teacher(hparams, run_opts)
-        # Whether the teacher was there already makes no difference from here.
-        sb.utils.seed.seed_everything(hparams["seed"])
     sb.create_experiment_directory(str(output_folder))
     run_on_main(save_yaml, [text, overrides, output_folder, hparams])
     processes.check_shared(output_folder / runs.HYPERPARAMS)
 
-    # The teacher, the corpus, its tokenizer, and how their symbols match
+    # The teacher, the corpus, its tokenizer, and how their symbols match. All
+    # that may be wrong is found before a teacher is trained.
     source = None
-    # A streaming student alone is timed by the teacher, if there is one.
-    is_there = runs.is_finished(hparams["teacher_folder"])
-    if taught or (is_there and can_stream(student)):
+    if taught:
+        source = prepare_teacher(hparams, run_opts)
+    elif runs.is_finished(teacher_folder(hparams)) and can_stream(student):
+        # A streaming student alone is timed by the teacher, if there is one.
         source = find_teacher(hparams, run_opts)
     data, manifests, splits = find_data(hparams)
     run_on_main(save_corpus, [manifests, splits, output_folder, hparams])
@@ -1271,7 +1430,19 @@ def run_alone(text, run_opts, overrides, hparams):
             lambda path: shutil.copyfile(tokenizer, path),
         ],
     )
+    make_searcher(hparams)
+    models = {"student": student}
+    if taught and source is not None:
+        models["teacher"] = source.model
+    check_longest(models, data, hparams)
+    if taught and source is None:
+        train_teacher(hparams, run_opts)
+        # Whose log was its own
+        sb.create_experiment_directory(str(output_folder))
+        source = find_teacher(hparams, run_opts)
     if taught:
+        # Whether the teacher was there already makes no difference from here.
+        sb.utils.seed.seed_everything(hparams["seed"])
         match_or_do_without(source, data, hparams)
 
     # The stages, each from the best weights of the one before it
@@ -1335,10 +1506,15 @@ def parse(words):
 
     Returns the main file, the options of SpeechBrain and the overrides.
     """
+    if not sys.stderr.isatty():
+        # In a file each state of a bar would stay.
+        words = [*words, "--noprogressbar"]
     said = io.StringIO()
     try:
         with redirect_stderr(said):
-            hparams_file, run_opts, overrides = sb.parse_arguments(words)
+            hparams_file, run_opts, typed = Options.from_command_line_args(
+                words
+            )
     except SystemExit as stop:
         if not stop.code:
             print(f"\n{HELP}")
@@ -1354,22 +1530,7 @@ def parse(words):
                 "like a finished one. Give a small corpus instead"
             )
     sb.utils.distributed.ddp_init_group(run_opts)
-    values = {}
-    # Each option stands in a line of its own; the whole may repeat one.
-    for text in (*overrides.splitlines(), overrides):
-        try:
-            values = YAML().load(text) or {}
-        except YAMLError as error:
-            option = "" if "\n" in text else f"--{text}: "
-            raise SettingError(
-                f"{option}{error.problem or error}: give each option once, "
-                "and quote a value that has braces or blanks"
-            ) from None
-        if not hasattr(values, "items"):
-            raise SettingError(
-                f"{values}: options begin with --, as in --seed 2"
-            )
-    return hparams_file, run_opts, values
+    return hparams_file, run_opts, read_options(typed)
 
 
 def main():
@@ -1392,11 +1553,11 @@ def show(hparams):
         shown = [hparams["baseline_folder"], *shown]
         # A teacher from elsewhere is no run and has no row.
         if hparams["teacher_source"] is None:
-            shown = [hparams["teacher_folder"], *shown]
+            shown = [teacher_folder(hparams), *shown]
     folders = dict.fromkeys(map(str, shown))
     finished = [folder for folder in folders if runs.is_finished(folder)]
     if sb.utils.distributed.if_main_process():
-        print(table(finished))
+        print(short_table(finished))
         print(f"\nThe run is in {hparams['output_folder']}")
 
 
