@@ -20,9 +20,7 @@ from tutornet_sb.brains.checkpoints import (
 )
 from tutornet_sb.distillation.alignment import align
 from tutornet_sb.distillation.targets import TeacherTargets
-from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.files import write_atomically
-from tutornet_sb.networks.acoustic_model import same_spectrum
 from tutornet_sb.networks.batch_norm import synchronise_batch_norms
 
 logger = logging.getLogger(__name__)
@@ -56,12 +54,6 @@ class StageBrain(sb.Brain):
         # Steps in a row whose loss or gradient was not finite
         self.lost_steps = 0
         self.told_to_stop = False
-        teacher = modules.get("teacher")
-        # One that is read from a store hears nothing.
-        self.hears_the_same = isinstance(teacher, Teacher) and same_spectrum(
-            teacher.model.features, self.student.features, self.device
-        )
-        self.spectrum = ()
         if self.checkpointer is not None:
             self.checkpointer.add_recoverables(
                 {
@@ -201,27 +193,6 @@ class StageBrain(sb.Brain):
         hidden, one = torch.zeros(1, 1, 1), torch.ones(1)
         loss(outputs, TeacherTargets(hidden, posteriors, one, frame_period=1.0))
 
-    def hear(self, batch):
-        """Give what the student hears of a batch.
-
-        Where an online teacher's features are the same before normalisation,
-        they are computed here, once for both.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``.
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            Inputs of an ``AcousticModel``.
-        """
-        wavs, wav_lens = batch.to(self.device).sig
-        if self.hears_the_same:
-            self.spectrum = (self.student.features.spectrum(wavs),)
-        return wavs, wav_lens, *self.spectrum
-
     def teacher_targets(self, batch, encoding):
         """Ask the teacher about a batch, on the student's frames.
 
@@ -239,7 +210,7 @@ class StageBrain(sb.Brain):
             Shapes as in ``encoding``.
         """
         return align(
-            self.modules.teacher.teach(batch, *self.spectrum),
+            self.modules.teacher.teach(batch),
             encoding.lengths,
             self.student.frame_period,
             frames=encoding.hidden.shape[1],
