@@ -20,6 +20,7 @@ from tutornet_sb.composition import include
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import train_tokenizer
 from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
+from tutornet_sb.networks.acoustic_model import SpectralFeatures
 from tutornet_sb.publishing.export import export
 
 MODELS = (
@@ -81,9 +82,9 @@ def write_run(folder, name, values, sample_rate=RATE):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
             module.num_batches_tracked.fill_(7)
-    if getattr(model.features, "is_running", False):
+    if isinstance(model.features, SpectralFeatures):
         norm = model.features.normalize
-        norm.running_mean.sub_(30)
+        norm.running_mean.sub_(20)
         norm.running_var.mul_(100)
     with torch.no_grad():
         # Letters of all kinds, where a random network says one over and over.

@@ -317,10 +317,10 @@ TEXTS = ["ONE TWO", "SIX", "TEN", "A", "ZERO", "NINE", "TWO", "AND"]
 BATCHES = [[0, 1], [2, 3, 5, 7], [4, 1], [6, 5, 3, 7]]
 VALID = [[0, 1], [2, 3, 4], [5, 6]]
 STUDENTS = {
-    "transformer": {"normalize": "sentence", "channels": [2, 2]}
+    "transformer": {"channels": [2, 2]}
     | {"d_model": 8, "nhead": 2, "num_encoder_layers": 1, "d_ffn": 8},
     # With batch normalisation, and statistics of the features
-    "lstm": {"normalize": "running", "channels": 6, "hidden_size": 4},
+    "lstm": {"channels": 6, "hidden_size": 4},
 }
 
 

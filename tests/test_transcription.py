@@ -46,7 +46,7 @@ from tutornet_sb.transcription import (
 )
 
 NETWORKS = {
-    "lstm": {**RECURRENT, "normalize": "sentence"},
+    "lstm": RECURRENT,
     "lstm_streaming": RECURRENT,
     "jasper_mini": {"blocks": BLOCKS, "encoder_size": 8},
 }

@@ -9,7 +9,6 @@ import pytest
 import speechbrain as sb
 import torch
 from small_runs import stage_hparams
-from speechbrain.augment.freq_domain import SpectrogramDrop
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
@@ -658,61 +657,6 @@ def test_under_ddp_layers_are_taught_as_without(
 class NoHead(torch.nn.Module):
     def forward(self, hidden):
         return hidden[..., :0]
-
-
-@pytest.mark.parametrize("normalize", ["sentence", "running"])
-@pytest.mark.parametrize("name", ["skd", "rkd"])
-def test_features_that_teacher_and_student_share_are_computed_once(
-    run, data, monkeypatch, name, normalize
-):
-    calls = []
-    spectrum = LogMelFeatures.spectrum
-
-    def count(features, wavs):
-        calls.append(features)
-        return spectrum(features, wavs)
-
-    monkeypatch.setattr(LogMelFeatures, "spectrum", count)
-    results = []
-    for shared in (True, False):
-        its = run(name)
-        for model in (its.student, its.teacher.model):
-            model.features = LogMelFeatures(N_MELS, normalize=normalize)
-        its.teacher.model.features.eval()
-        # Masks the student's features in place.
-        its.student.augment = SpectrogramDrop(dim=1)
-        brain = type(its.brain)(
-            dict(its.brain.modules), vars(its.brain.hparams)
-        )
-        assert brain.hears_the_same
-        brain.hears_the_same = shared
-        brain.modules.train()
-        brain.on_stage_start(sb.Stage.TRAIN, 1)
-        torch.manual_seed(0)
-        calls.clear()
-        batch, _ = some(data)
-        outputs = brain.compute_forward(batch, sb.Stage.TRAIN)
-        loss = brain.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-        loss.backward()
-        assert len(calls) == (1 if shared else 2)
-        results.append(
-            {"loss": loss.detach()}
-            | {n: p.grad for n, p in its.student.named_parameters()}
-            | copy(its.student)
-        )
-    for first, second in zip(*map(dict.values, results), strict=True):
-        assert first is second is None or torch.equal(first, second)
-
-
-def test_features_that_differ_are_not_shared(run, data):
-    its = run("skd")
-    its.teacher.model.features = LogMelFeatures(N_MELS, win_length=25)
-    brain = SKDBrain(dict(its.brain.modules), vars(its.brain.hparams))
-    assert not brain.hears_the_same
-    loss, items = loss_of(brain, data, sb.Stage.TRAIN)
-    ctc = plain_ctc(its.student, items)
-    skd = plain_skd(its.student, its.teacher.model, items)
-    assert loss == pytest.approx(ctc + skd, rel=1e-4)
 
 
 def test_a_teacher_without_a_ctc_head_is_refused_before_training(

@@ -35,7 +35,7 @@ from tutornet_sb.publishing.loading import load_recogniser
 # What differs from the size `small`, to be quick
 TINY = {
     "lstm": RECURRENT,
-    "gru": {**RECURRENT, "normalize": "sentence"},
+    "gru": RECURRENT,
     "lstm_streaming": RECURRENT,
     "gru_streaming": RECURRENT,
     "jasper_mini": {"blocks": BLOCKS, "encoder_size": 8},

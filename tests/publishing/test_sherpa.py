@@ -54,15 +54,16 @@ def stretch(wav):
 # ------------------------------------------------------- the graph of a stream
 
 
+@pytest.mark.parametrize(("gain", "offset"), [(1, 0), (0.05, 0.05)])
 @pytest.mark.parametrize("name", STREAMING)
-def test_pieces_are_those_of_a_stream(name, tmp_path):
+def test_pieces_are_those_of_a_stream(name, gain, offset, tmp_path):
     model, _ = make_run(tmp_path / "run", "lstm_streaming", STREAMING[name])
     assert write_sherpa(model, tmp_path / "m.onnx") == ONLINE
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
     known = session.get_modelmeta().custom_metadata_map
     state = np.zeros((1, int(known["state_dim"])), dtype=np.float16)
     assert known["frame_length_ms"] == "300"
-    wav = stretch(round_to_16_bits(make_speech(3, 3.2)))
+    wav = stretch(round_to_16_bits(gain * make_speech(3, 3.2) + offset))
     stream, count = Stream(model), 0
     steps = -(-15 // model.encoder.stride)
     for start in range(0, len(wav) - PIECE + 1, PIECE):
@@ -142,22 +143,18 @@ def test_what_does_not_fit_the_pieces_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("gain", [0.02, 0.3, 1.0])
-@pytest.mark.parametrize("normalize", ["sentence", "running"])
-def test_the_loudness_is_found_again(gain, normalize, tmp_path):
-    model, _ = make_run(tmp_path / "run", "lstm", {"normalize": normalize})
+def test_scaling_and_centring_of_utterances_makes_no_difference(gain, tmp_path):
+    model, _ = make_run(tmp_path / "run", "lstm", {})
     assert write_sherpa(model, tmp_path / "m.onnx") == OFFLINE
     session = onnxruntime.InferenceSession(tmp_path / "m.onnx")
-    wav = gain * make_speech(4, 1.3)
-    wav = wav - wav.median()
+    wav = gain * make_speech(4, 1.3) + 0.05
     with torch.no_grad():
         logits = model(wav.unsqueeze(0), torch.ones(1)).logits
     # As the recogniser does, in single precision
     x = wav.numpy()
     x = (x - x.mean()) / np.sqrt(x.var() + np.float32(1e-5))
     (found,) = session.run(None, {"x": x[None]})
-    np.testing.assert_allclose(
-        np.exp(found), logits.softmax(-1).numpy(), atol=0.02
-    )
+    np.testing.assert_allclose(found, logits.log_softmax(-1).numpy(), atol=2e-3)
 
 
 # ----------------------------------------------------------- sherpa-onnx itself
@@ -182,7 +179,6 @@ def test_sherpa_says_the_same(network, tmp_path):
     same, texts = 0, set()
     for seed in range(8):
         wav = stretch(round_to_16_bits(make_speech(seed, 0.9 + 0.1 * seed)))
-        wav = wav - wav.median()
         if is_online:
             # Beyond the end a stream goes on with silence.
             tail = torch.zeros(3 * PIECE)

@@ -54,7 +54,7 @@ class CTCBrain(StageBrain):
             Of the student, and the same with the logits of each of the
             intermediate heads.
         """
-        inputs = self.hear(batch)
+        inputs = batch.to(self.device).sig
         if stage != sb.Stage.TRAIN or not self.head_taps:
             return [self.modules.student(*inputs)]
         encoding, hidden = encode_with_taps(

@@ -71,7 +71,9 @@ class RKDBrain(StageBrain):
             The encoding and its projection.
         """
         encoding, hidden = encode_with_taps(
-            self.modules.student, self.student_taps, *self.hear(batch)
+            self.modules.student,
+            self.student_taps,
+            *batch.to(self.device).sig,
         )
         return Representation(encoding, self.modules.projector(hidden))
 

@@ -21,9 +21,7 @@ from tutornet_sb.brains.checkpoints import (
 )
 from tutornet_sb.distillation.alignment import align
 from tutornet_sb.distillation.targets import TeacherTargets
-from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.files import write_atomically
-from tutornet_sb.networks.acoustic_model import same_spectrum
 from tutornet_sb.networks.batch_norm import synchronise_batch_norms
 
 logger = logging.getLogger(__name__)
@@ -57,12 +55,6 @@ class StageBrain(sb.Brain):
         # Steps in a row whose loss or gradient was not finite
         self.lost_steps = 0
         self.told_to_stop = False
-        teacher = modules.get("teacher")
-        # One that is read from a store hears nothing.
-        self.hears_the_same = isinstance(teacher, Teacher) and same_spectrum(
-            teacher.model.features, self.student.features, self.device
-        )
-        self.spectrum = ()
         if self.checkpointer is not None:
             self.checkpointer.add_recoverables(
                 {
@@ -243,41 +235,20 @@ class StageBrain(sb.Brain):
         hidden, one = torch.zeros(1, 1, 1), torch.ones(1)
         loss(outputs, TeacherTargets(hidden, posteriors, one, frame_period=1.0))
 
-    def hear(self, batch):
-        """Give what the student hears of a batch.
-
-        Where an online teacher's features are the same before normalisation,
-        they are computed here, once for both.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``.
-
-        Returns
-        -------
-        tuple of torch.Tensor
-            Inputs of an ``AcousticModel``.
-        """
-        wavs, wav_lens = batch.to(self.device).sig
-        if self.hears_the_same:
-            self.spectrum = (self.student.features.spectrum(wavs),)
-        return wavs, wav_lens, *self.spectrum
-
     def teach(self, batch):
         """Give the teacher's targets of a batch, on its own frames.
 
         Arguments
         ---------
         batch : speechbrain.dataio.batch.PaddedBatch
-            After ``hear``; with ``targets`` if they come from a store.
+            With ``sig``; with ``targets`` if they come from a store.
 
         Returns
         -------
         TeacherTargets
             Of the teacher.
         """
-        return self.modules.teacher.teach(batch, *self.spectrum)
+        return self.modules.teacher.teach(batch)
 
     def align(self, targets, encoding):
         """Put the teacher's targets on the student's frames.

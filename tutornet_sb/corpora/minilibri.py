@@ -35,10 +35,11 @@ from tutornet_sb.corpora.librispeech import CorpusError
 
 SAMPLE_RATE = 16000  # Hz
 INFO_FILE = "minilibri.json"
-_VERSION = 1  # raise when the same arguments make another corpus
+_VERSION = 2  # raise when the same arguments make another corpus
 _CHAPTER = 20  # utterances
 _LEVEL = 0.05  # root mean square of an utterance, full scale 1
 _FLOOR = 2e-4  # noise that stands under everything, -74 dB full scale
+_GAINS = -14.0, 5.0  # of the recordings (dB): RMS -40 to -21 dB full scale
 _MARGIN = 0.1  # silence kept around the speech, seconds
 _QUIET = 0.01  # frames this far below the loudest (amplitude) are silence
 _SHORTEST, _LONGEST = 1.7, 5.7  # estimated seconds, for 1.5 to 6 in truth
@@ -552,9 +553,11 @@ def _make_speaker(folder, seed, utterances):
             noise = _noise(kind, len(wave), babble, rng)
             gain = 10 ** (-snr / 20) * _rms(wave) / _rms(noise)
             wave = wave + gain * noise
-        wave = wave * min(_LEVEL / _rms(wave), 0.95 / np.abs(wave).max())
+        wave = wave * min(_LEVEL / _rms(wave), 0.5 / np.abs(wave).max())
         # Digital silence would be minus infinity in log features.
         wave = wave + _FLOOR * rng.standard_normal(len(wave))
+        # Recordings differ in level.
+        wave = wave * 10 ** (rng.uniform(*_GAINS) / 20)
         path = _flac(folder, utterance)
         soundfile.write(path, wave, SAMPLE_RATE, subtype="PCM_16")
     return [len(wave) / SAMPLE_RATE for wave in waves]

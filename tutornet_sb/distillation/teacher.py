@@ -115,7 +115,7 @@ class Teacher(torch.nn.Module):
 
     # Not inference mode: what it returns takes part in the student's graph.
     @torch.no_grad()
-    def forward(self, wavs, wav_lens, *spectrum):
+    def forward(self, wavs, wav_lens):
         """Teach a batch of waveforms.
 
         Arguments
@@ -124,8 +124,6 @@ class Teacher(torch.nn.Module):
             Waveforms, ``(batch, samples)``.
         wav_lens : torch.Tensor
             Valid part of each waveform relative to the longest, ``(batch,)``.
-        *spectrum : torch.Tensor
-            As for ``AcousticModel``.
 
         Returns
         -------
@@ -133,7 +131,7 @@ class Teacher(torch.nn.Module):
             Hidden states and posteriors in float32.
         """
         encoding, hidden = encode_with_taps(
-            self.model, self.taps, wavs, wav_lens, *spectrum
+            self.model, self.taps, wavs, wav_lens
         )
         # What dim 0 is taken from does not matter.
         hidden = hidden or [encoding.hidden[..., :0]]
@@ -150,22 +148,20 @@ class Teacher(torch.nn.Module):
             self.frame_period,
         )
 
-    def teach(self, batch, *spectrum):
+    def teach(self, batch):
         """Teach a batch, as a ``StoredTeacher`` does too.
 
         Arguments
         ---------
         batch : speechbrain.dataio.batch.PaddedBatch
             With ``sig``.
-        *spectrum : torch.Tensor
-            As for ``AcousticModel``.
 
         Returns
         -------
         TeacherTargets
             Hidden states and posteriors in float32.
         """
-        return self(*batch.sig, *spectrum)
+        return self(*batch.sig)
 
 
 def _some(items, most=3):

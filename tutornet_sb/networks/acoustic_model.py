@@ -5,13 +5,17 @@ from typing import NamedTuple
 
 import torch
 from speechbrain.lobes.features import Fbank
-from speechbrain.processing.features import (
-    STFT,
-    InputNormalization,
-)
+from speechbrain.processing.features import STFT
 from speechbrain.utils.autocast import fwd_default_precision
 
-NORMALIZE = ("sentence", "running")
+# Values this far below the level of the recording are clipped (dB).
+RANGE = 50.0
+# Of the weight of a frame in a causal level (seconds)
+HALF_LIFE = 2.0
+# Least power of a spectrum, of digital silence, and something below its
+# logarithm
+FLOOR = 1e-20
+LOWEST = -47.0
 
 
 class Encoding(NamedTuple):
@@ -55,6 +59,31 @@ def frame_mask(lengths, frames):
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
+def difference(wavs, before=None):
+    """First differences of waveforms, from which an offset is gone.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        ``(batch, samples)``.
+    before : torch.Tensor, optional
+        The sample before the first, ``(batch, 1)``; by default one like the
+        first.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch, samples)``.
+
+    Example
+    -------
+    >>> difference(torch.tensor([[5.0, 6.0, 4.0]])).tolist()
+    [[0.0, 1.0, -2.0]]
+    """
+    before = wavs[:, :1] if before is None else before
+    return wavs - torch.cat([before, wavs[:, :-1]], dim=1)
+
+
 def _power(stft):
     """Power of a transform, ``(batch, frames, bins, 2)``.
 
@@ -65,15 +94,28 @@ def _power(stft):
 
 
 class SpectralFeatures(torch.nn.Module):
-    """Frames of a spectrum, normalised: the base of the features below.
+    """Frames of a log spectrum, free of offset and recording level.
 
-    A subclass computes its spectrum in ``spectrum``. With
-    ``normalize: sentence`` a frame depends on the whole utterance. With
-    ``running`` it does not: mean and variance are those of the training data,
-    averaged over all batches seen in training (as buffers, so that they are
-    saved with the weights). Training uses the same averages, not those of its
-    batch, so that it sees what a stream will see. The average has no decay:
-    the longer the training, the less the features still move.
+    First differences of the waveform take off any constant offset. From the
+    log spectrum the level of the recording is subtracted, in which loud frames
+    count most::
+
+        level = sum_t softmax_t(m_t) m_t
+
+    with ``m_t`` the mean of frame ``t`` over its bins (nepers of power). So a
+    gain changes nothing, and silence before or after the speech next to
+    nothing. Values below ``-RANGE`` relative to the level are clipped. Mean
+    and variance are then those of the training data, averaged over all batches
+    seen in training (as buffers, so that they are saved with the weights), not
+    those of the utterance, which depend on its words where it is short.
+    Training uses the same averages, not those of its batch. The average has no
+    decay: the longer the training, the less the features still move.
+
+    A causal level is that of the frames so far, their weights halved every
+    ``HALF_LIFE`` seconds. It is the same whether a waveform comes whole or in
+    pieces.
+
+    A subclass computes its spectrum in ``spectrum``.
 
     Arguments
     ---------
@@ -81,32 +123,27 @@ class SpectralFeatures(torch.nn.Module):
         The Fourier transform, centred.
     output_size : int
         Dimension of a frame.
-    normalize : str
-        ``"sentence"`` or ``"running"``.
-
-    Raises
-    ------
-    ValueError
-        If ``normalize`` is neither.
+    causal : bool
+        Whether the level is that of the frames so far, for streaming, instead
+        of the whole utterance.
+    neper : float
+        How much the spectrum rises when the power rises by the factor e.
     """
 
-    def __init__(self, stft, output_size, normalize):
+    def __init__(self, stft, output_size, causal, neper):
         super().__init__()
-        if normalize not in NORMALIZE:
-            raise ValueError(
-                f"normalize must be in {NORMALIZE}, got {normalize!r}"
-            )
-        self.is_running = normalize == "running"
+        self.is_causal = causal
+        self.neper = neper
         self.sample_rate = stft.sample_rate
         self.hop_samples = stft.hop_length
         self.frame_period = self.hop_samples / self.sample_rate
         self.output_size = output_size
-        if self.is_running:
-            self.normalize = torch.nn.BatchNorm1d(
-                output_size, affine=False, momentum=None
-            )
-        else:
-            self.normalize = InputNormalization(norm_type="sentence")
+        self.normalize = torch.nn.BatchNorm1d(
+            output_size, affine=False, momentum=None
+        )
+        decay = torch.tensor([[0.5 ** (self.frame_period / HALF_LIFE)]])
+        self.register_buffer("decay", decay, persistent=False)
+        self.register_buffer("one", torch.ones(1, 1), persistent=False)
 
     def spectrum(self, wavs):
         """Compute the frames before normalisation.
@@ -123,28 +160,89 @@ class SpectralFeatures(torch.nn.Module):
         """
         raise NotImplementedError
 
-    def apply_statistics(self, features):
-        """Normalise by the statistics of the training data.
+    def level(self, frames, mask):
+        """Estimate the level of whole utterances.
 
         Arguments
         ---------
-        features : torch.Tensor
-            ``(batch, frames, output_size)``.
+        frames : torch.Tensor
+            From ``spectrum``, ``(batch, frames, output_size)``.
+        mask : torch.Tensor
+            True where a frame is valid, ``(batch, frames)``.
 
         Returns
         -------
         torch.Tensor
-            The same, normalised.
+            In the units of the spectrum, ``(batch, 1)``.
         """
+        means = frames.mean(-1)
+        weights = (means / self.neper).masked_fill(~mask, -math.inf).softmax(1)
+        return (weights * means).sum(1, keepdim=True)
+
+    @fwd_default_precision(cast_inputs=torch.float32)
+    def causal_level(self, frames, sums=None):
+        """Estimate the level at every frame from the frames up to it.
+
+        Arguments
+        ---------
+        frames : torch.Tensor
+            From ``spectrum``, ``(batch, frames, output_size)``.
+        sums : torch.Tensor, optional
+            What the last call returned for the frames before these.
+
+        Returns
+        -------
+        level : torch.Tensor
+            In the units of the spectrum, ``(batch, frames)``.
+        sums : torch.Tensor
+            Decaying sums of the weights and of weighted means,
+            ``(1, 2 * batch, 1)``.
+        """
+        # Of the least value that a spectrum can have it is above 0.
+        means = frames.mean(-1) / self.neper - LOWEST
+        weights = (means + LOWEST).exp()
+        x = torch.cat([weights, weights * means]).unsqueeze(-1)
+        if sums is None:
+            sums = torch.zeros_like(x[:, :1]).transpose(0, 1)
+        # A recurrent layer of one cell is the fastest leaky integrator, and
+        # ONNX has it.
+        x, sums = torch.rnn_relu(
+            x, sums, [self.one, self.decay], False, 1, 0.0, False, False, True
+        )
+        weights, weighted = x.squeeze(-1).chunk(2)
+        return (weighted / weights + LOWEST) * self.neper, sums
+
+    def normalise(self, frames, level, mask=None):
+        """Subtract the level and apply the statistics of the training data.
+
+        Arguments
+        ---------
+        frames : torch.Tensor
+            From ``spectrum``, ``(batch, frames, output_size)``.
+        level : torch.Tensor
+            ``(batch, frames)`` or ``(batch, 1)``.
+        mask : torch.Tensor, optional
+            In training: true where a frame is valid, ``(batch, frames)``.
+
+        Returns
+        -------
+        torch.Tensor
+            ``(batch, frames, output_size)``.
+        """
+        frames = frames - level.unsqueeze(-1)
+        frames = frames.clamp(min=-RANGE * math.log(10) / 10 * self.neper)
         norm = self.normalize
+        if self.training:
+            # For its statistics alone.
+            norm(frames[mask].detach())
         return torch.nn.functional.batch_norm(
-            features.transpose(1, 2),
+            frames.transpose(1, 2),
             norm.running_mean,
             norm.running_var,
             eps=norm.eps,
         ).transpose(1, 2)
 
-    def forward(self, wavs, wav_lens, spectrum=None):
+    def forward(self, wavs, wav_lens):
         """Compute features.
 
         Arguments
@@ -153,8 +251,6 @@ class SpectralFeatures(torch.nn.Module):
             Waveforms, ``(batch, samples)``.
         wav_lens : torch.Tensor
             Valid part of each waveform relative to the longest, ``(batch,)``.
-        spectrum : torch.Tensor, optional
-            From ``spectrum(wavs)``, where that has been computed already.
 
         Returns
         -------
@@ -163,33 +259,23 @@ class SpectralFeatures(torch.nn.Module):
         lengths : torch.Tensor
             Valid frames, integers of shape ``(batch,)``.
         """
-        features = self.spectrum(wavs) if spectrum is None else spectrum
         samples = (wav_lens * wavs.shape[1]).round().long()
+        # The step from the last sample to the padding is none of the speech.
+        inside = frame_mask(samples, wavs.shape[1])
+        frames = self.spectrum(difference(wavs) * inside)
         # The transform is centred: a frame stands at every multiple of the hop.
         lengths = samples // self.hop_samples + 1
-        frames = features.shape[1]
-        mask = frame_mask(lengths, frames)
-        if self.is_running:
-            if self.training:
-                # For its statistics alone.
-                self.normalize(features[mask].detach())
-            features = self.apply_statistics(features)
+        mask = frame_mask(lengths, frames.shape[1])
+        if self.is_causal:
+            level, _ = self.causal_level(frames)
         else:
-            # Half a frame below the true length: SpeechBrain multiplies it by
-            # the frames again, and rounding there must not let a padded frame
-            # in.
-            features = self.normalize(features, (lengths - 0.5) / frames)
-        return features.masked_fill(~mask.unsqueeze(-1), 0.0), lengths
+            level = self.level(frames, mask)
+        frames = self.normalise(frames, level, mask)
+        return frames.masked_fill(~mask.unsqueeze(-1), 0.0), lengths
 
 
 class LogMelFeatures(SpectralFeatures):
-    """Log-mel energies (dB).
-
-    Normalised over each utterance, energies are clipped at 80 dB below the
-    utterance's loudest, as SpeechBrain does. With ``normalize: running`` that
-    would again depend on the whole utterance, and only the fixed floor of
-    -100 dB remains. (On recorded digits the clip concerns one value in a
-    hundred, in nine of ten utterances.)
+    """Log-mel energies (dB), see ``SpectralFeatures``.
 
     Arguments
     ---------
@@ -203,9 +289,8 @@ class LogMelFeatures(SpectralFeatures):
         Distance between frames (milliseconds).
     n_fft : int
         Points of the Fourier transform.
-    normalize : str
-        ``"sentence"``: over each utterance; ``"running"``: by the statistics
-        of the training data, for streaming (see ``SpectralFeatures``).
+    causal : bool
+        Whether the level is that of the frames so far, for streaming.
 
     Example
     -------
@@ -222,7 +307,7 @@ class LogMelFeatures(SpectralFeatures):
         win_length=20,
         hop_length=10,
         n_fft=512,
-        normalize="sentence",
+        causal=False,
     ):
         fbank = Fbank(
             sample_rate=sample_rate,
@@ -231,11 +316,11 @@ class LogMelFeatures(SpectralFeatures):
             win_length=win_length,
             hop_length=hop_length,
         )
-        super().__init__(fbank.compute_STFT, n_mels, normalize)
+        super().__init__(fbank.compute_STFT, n_mels, causal, 10 / math.log(10))
         self.fbank = fbank
-        if self.is_running:
-            # Fbank's constructor does not hand this on.
-            fbank.compute_fbanks.top_db = math.inf
+        # Fbank's constructor does not hand these on.
+        fbank.compute_fbanks.top_db = math.inf
+        fbank.compute_fbanks.amin = FLOOR
 
     @property
     def stft(self):
@@ -264,8 +349,8 @@ class SpectrogramFeatures(SpectralFeatures):
 
     As OpenSeq2Seq computes them (``get_speech_features`` in
     ``open_seq2seq/data/speech2text/speech_utils.py``): Hann window, a transform
-    as long as the window, the lowest bins. Unlike there, each bin is
-    normalised by its own mean and deviation, as log-mel features are.
+    as long as the window, the lowest bins. Unlike there, they are
+    normalised as log-mel features are, see ``SpectralFeatures``.
 
     Arguments
     ---------
@@ -277,13 +362,13 @@ class SpectrogramFeatures(SpectralFeatures):
         Window of one frame (milliseconds).
     hop_length : float
         Distance between frames (milliseconds).
-    normalize : str
-        ``"sentence"`` or ``"running"``, as in ``LogMelFeatures``.
+    causal : bool
+        Whether the level is that of the frames so far, for streaming.
 
     Raises
     ------
     ValueError
-        If the transform has fewer bins, or ``normalize`` is unknown.
+        If the transform has fewer bins.
 
     Example
     -------
@@ -299,7 +384,7 @@ class SpectrogramFeatures(SpectralFeatures):
         sample_rate=16000,
         win_length=20,
         hop_length=10,
-        normalize="sentence",
+        causal=False,
     ):
         n_fft = round(sample_rate * win_length / 1000)
         if n_bins > n_fft // 2 + 1:
@@ -314,7 +399,7 @@ class SpectrogramFeatures(SpectralFeatures):
             n_fft=n_fft,
             window_fn=torch.hann_window,
         )
-        super().__init__(stft, n_bins, normalize)
+        super().__init__(stft, n_bins, causal, 1.0)
         self.stft = stft
 
     @fwd_default_precision(cast_inputs=torch.float32)
@@ -332,44 +417,7 @@ class SpectrogramFeatures(SpectralFeatures):
             Natural logarithm of the power, ``(batch, frames, n_bins)``.
         """
         stft = self.stft(wavs)[:, :, : self.output_size]
-        # The floor is that of Fbank.
-        return torch.log(_power(stft) + 1e-10)
-
-
-@torch.no_grad()
-def same_spectrum(first, second, device="cpu"):
-    """Tell whether two kinds of features are the same before normalisation.
-
-    They are tried out on noise that fades by 120 dB, so that floors and clips
-    show.
-
-    Arguments
-    ---------
-    first, second : torch.nn.Module
-        Features of two models, of any kind.
-    device : str or torch.device
-        Where they are.
-
-    Returns
-    -------
-    bool
-        Whether ``spectrum`` gives the same bits.
-
-    Example
-    -------
-    >>> features = LogMelFeatures(normalize="running")
-    >>> same_spectrum(features, LogMelFeatures(normalize="running"))
-    True
-    >>> same_spectrum(features, LogMelFeatures(normalize="sentence"))
-    False
-    """
-    both = first, second
-    if not all(isinstance(f, SpectralFeatures) for f in both):
-        return False
-    generator = torch.Generator().manual_seed(0)
-    wavs = torch.randn(1, 16000, generator=generator)
-    wavs = (wavs * torch.logspace(0, -6, 16000)).to(device)
-    return torch.equal(*(f.spectrum(wavs) for f in both))
+        return torch.log(_power(stft).clamp(min=FLOOR))
 
 
 class AcousticModel(torch.nn.Module):
@@ -390,9 +438,12 @@ class AcousticModel(torch.nn.Module):
     head : torch.nn.Module
         Called as ``hidden``, returns logits.
     augment : callable, optional
-        Applied as ``augment(features)`` to this model's
-        features in training only, so that a teacher always hears the clean
-        utterance. May be set after construction.
+        Applied as ``augment(features)`` to this model's features in training
+        only, so that a teacher always receives the clean utterance. May be set
+        after construction.
+    augment_waveform : callable, optional
+        Applied as ``augment_waveform(wavs, wav_lens)`` to the waveforms, in
+        training only as well.
 
     Example
     -------
@@ -407,19 +458,22 @@ class AcousticModel(torch.nn.Module):
     0.02
     """
 
-    def __init__(self, features, encoder, head, augment=None):
+    def __init__(
+        self, features, encoder, head, augment=None, augment_waveform=None
+    ):
         super().__init__()
         self.features = features
         self.encoder = encoder
         self.head = head
         self.augment = augment
+        self.augment_waveform = augment_waveform
 
     @property
     def frame_period(self):
         """Distance between two output frames (seconds)."""
         return self.features.frame_period * self.encoder.stride
 
-    def forward(self, wavs, wav_lens, *spectrum):
+    def forward(self, wavs, wav_lens):
         """Encode a batch of waveforms.
 
         Arguments
@@ -428,16 +482,15 @@ class AcousticModel(torch.nn.Module):
             Waveforms, ``(batch, samples)``.
         wav_lens : torch.Tensor
             Valid part of each waveform relative to the longest, ``(batch,)``.
-        *spectrum : torch.Tensor
-            None, or for ``SpectralFeatures`` their spectrum, where that has
-            been computed already.
 
         Returns
         -------
         Encoding
             Hidden states, logits and valid lengths.
         """
-        features, lengths = self.features(wavs, wav_lens, *spectrum)
+        if self.training and self.augment_waveform is not None:
+            wavs = self.augment_waveform(wavs, wav_lens)
+        features, lengths = self.features(wavs, wav_lens)
         if self.training and self.augment is not None:
             features = self.augment(features)
         hidden, lengths = self.encoder(features, lengths)

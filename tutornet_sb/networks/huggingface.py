@@ -66,6 +66,8 @@ HEADS = ("lm_head.", "quantizer.", "project_hid.", "project_q.")
 # The vector that replaces masked frames in training. A checkpoint may lack it
 # (that of facebook/wav2vec2-base-960h does) or have it without use.
 MASK_VECTOR = "masked_spec_embed"
+# Median over utterances of LibriSpeech
+LOUDEST = 1.1
 
 
 def load_published(auto_class, source, revision=None, heads=()):
@@ -299,9 +301,8 @@ class Waveform(torch.nn.Module):
         """
         wavs, lengths, padded = _cut(wavs, wav_lens)
         if self.normalize:
+            wavs = _centre(wavs, lengths, padded)
             count = lengths.clamp(min=1).unsqueeze(1)
-            mean = wavs.sum(1, keepdim=True) / count
-            wavs = (wavs - mean).masked_fill(padded, 0.0)
             variance = wavs.square().sum(1, keepdim=True) / count
             wavs = wavs / torch.sqrt(variance + 1e-7)
         return wavs, lengths
@@ -311,6 +312,12 @@ def _cut(wavs, wav_lens):
     lengths = (wav_lens * wavs.shape[1]).round().long()
     padded = ~frame_mask(lengths, wavs.shape[1])
     return wavs.masked_fill(padded, 0.0), lengths, padded
+
+
+def _centre(wavs, lengths, padded):
+    """Take the mean of the valid samples off each waveform."""
+    mean = wavs.sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)
+    return (wavs - mean).masked_fill(padded, 0.0)
 
 
 class _ValidGroupNorm(torch.nn.GroupNorm):
@@ -442,7 +449,9 @@ class WhisperFeatures(torch.nn.Module):
     """Log-mel energies as Whisper was trained on, in whole windows.
 
     The values are those of transformers' ``WhisperFeatureExtractor`` (a log10,
-    clipped 8 below the loudest of the utterance, then scaled). The batch is
+    clipped 8 below the loudest of the utterance, then scaled), which depend on
+    the level of the recording. Normalised, they are those of a recording
+    without offset whose loudest value is ``LOUDEST``. The batch is
     padded with silence to a whole number of windows, since Whisper hears
     nothing but whole windows; the lengths are those of the speech.
 
@@ -452,6 +461,8 @@ class WhisperFeatures(torch.nn.Module):
         Mel filters, the dimension of a frame: 80, or 128 for the newest.
     window : float
         Length of a window (seconds), 30 for all published models.
+    normalize : bool
+        Whether they are normalised.
 
     Example
     -------
@@ -461,8 +472,9 @@ class WhisperFeatures(torch.nn.Module):
     ((2, 3000, 80), [100, 50])
     """
 
-    def __init__(self, n_mels=80, window=30):
+    def __init__(self, n_mels=80, window=30, normalize=False):
         super().__init__()
+        self.normalize = normalize
         extractor = WhisperFeatureExtractor(feature_size=n_mels)
         self.sample_rate = extractor.sampling_rate
         self.hop_samples = extractor.hop_length
@@ -491,7 +503,9 @@ class WhisperFeatures(torch.nn.Module):
             Frames that begin within the speech, integers of shape
             ``(batch,)``.
         """
-        wavs, samples, _ = _cut(wavs, wav_lens)
+        wavs, samples, padded = _cut(wavs, wav_lens)
+        if self.normalize:
+            wavs = _centre(wavs, samples, padded)
         windows = max(1, -(-wavs.shape[1] // self.window_samples))
         total = windows * self.window_samples
         # Half a transform more, so that silence follows the last window too
@@ -507,6 +521,9 @@ class WhisperFeatures(torch.nn.Module):
                 return_complex=True,
             )[..., : total // self.hop_samples]
             power = spectrum.abs().square().transpose(1, 2) @ self.filters
+            if self.normalize:
+                loudest = power.amax(dim=(1, 2), keepdim=True)
+                power = power * (10**LOUDEST / loudest.clamp(min=1e-20))
             features = power.clamp(min=1e-10).log10()
         loudest = features.amax(dim=(1, 2), keepdim=True)
         features = (torch.maximum(features, loudest - 8) + 4) / 4

@@ -2,7 +2,7 @@
 
 import torch
 
-from tutornet_sb.networks.acoustic_model import SpectralFeatures
+from tutornet_sb.networks.acoustic_model import SpectralFeatures, difference
 from tutornet_sb.networks.recurrent import RecurrentEncoder
 
 
@@ -31,19 +31,19 @@ def check_streamable(model):
     >>> check_streamable(AcousticModel(LogMelFeatures(), encoder, head))
     Traceback (most recent call last):
     ...
-    ValueError: features: normalised over each sentence, which a stream does \
-not know; set `normalize: running` and train again
+    ValueError: features: the level is that of the whole utterance, which a \
+stream does not know; set `causal: true` and train again
     """
     features, encoder = model.features, model.encoder
     if not isinstance(features, SpectralFeatures):
         raise ValueError(
             f"features: {type(features).__name__} cannot stream; use "
-            "LogMelFeatures or SpectrogramFeatures with `normalize: running`"
+            "LogMelFeatures or SpectrogramFeatures with `causal: true`"
         )
-    if not features.is_running:
+    if not features.is_causal:
         raise ValueError(
-            "features: normalised over each sentence, which a stream does not "
-            "know; set `normalize: running` and train again"
+            "features: the level is that of the whole utterance, which a "
+            "stream does not know; set `causal: true` and train again"
         )
     if not isinstance(encoder, RecurrentEncoder):
         raise ValueError(
@@ -63,13 +63,14 @@ class Stream:
     """Encode a waveform piece by piece, as the model would encode the whole.
 
     The pieces may have any length, down to one sample. Between them the stream
-    keeps the samples under the next window, the frames under the next step of
-    the convolution and the recurrent states, however long the waveform.
+    keeps the samples under the next window, the level, the frames under the
+    next step of the convolution and the recurrent states, however long the
+    waveform.
 
     Arguments
     ---------
     model : AcousticModel
-        In evaluation mode; its features with ``normalize: running``, its
+        In evaluation mode; its features with ``causal: true``, its
         encoder a ``RecurrentEncoder`` with ``directions: 1``, its head one that
         looks at single frames, as ``torch.nn.Linear``. It is used, not copied.
     batch_size : int
@@ -92,7 +93,7 @@ class Stream:
     ...     AcousticModel,
     ...     LogMelFeatures,
     ... )
-    >>> features = LogMelFeatures(normalize="running")
+    >>> features = LogMelFeatures(causal=True)
     >>> encoder = RecurrentEncoder(64, 8, 16, layers=1, directions=1)
     >>> model = AcousticModel(features, encoder, torch.nn.Linear(16, 29))
     >>> stream = Stream(model.eval())
@@ -119,7 +120,10 @@ class Stream:
         reach = conv.kernel_size[0] // 2
         # Before the beginning, window and convolution read zeros.
         zeros = conv.weight.new_zeros
+        self._last = None
+        # First differences
         self._samples = zeros(batch_size, self._history * hop)
+        self._sums = None
         self._frames = zeros(batch_size, reach, features.output_size)
         self._states = [None] * len(model.encoder.layers.forward_layers)
         self._is_finished = False
@@ -154,8 +158,11 @@ class Stream:
                 f"a piece must have the shape ({len(self._samples)}, samples), "
                 f"got {tuple(samples.shape)}"
             )
-        samples = samples.to(self._samples)
-        self._samples = torch.cat([self._samples, samples], dim=1)
+        if samples.shape[1]:
+            samples = samples.to(self._samples)
+            steps = difference(samples, self._last)
+            self._last = samples[:, -1:].clone()
+            self._samples = torch.cat([self._samples, steps], dim=1)
         return self._encode(self._compute_features(self._after))
 
     @torch.no_grad()
@@ -196,9 +203,10 @@ class Stream:
         if not count:
             return self._frames[:, :0]
         x = features.spectrum(self._samples)[:, first : first + count]
+        level, self._sums = features.causal_level(x, self._sums)
         # A copy, or a view would keep the whole piece in memory.
         self._samples = self._samples[:, count * hop :].clone()
-        return features.apply_statistics(x)
+        return features.normalise(x, level)
 
     def _encode(self, features):
         encoder, head = self.model.encoder, self.model.head

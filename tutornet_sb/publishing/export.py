@@ -22,7 +22,12 @@ from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.description import TAG, describe
 from tutornet_sb.environment import require
 from tutornet_sb.files import read_json, write_folder_atomically, write_json
-from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
+from tutornet_sb.networks.acoustic_model import (
+    FLOOR,
+    RANGE,
+    AcousticModel,
+    LogMelFeatures,
+)
 from tutornet_sb.networks.recurrent import RecurrentEncoder
 from tutornet_sb.publishing.licenses import check_license
 from tutornet_sb.publishing.model_card import README, model_card
@@ -72,9 +77,42 @@ fbank: !new:speechbrain.lobes.features.Fbank
     n_mels: {n_mels}
     win_length: {win_length:g}
     hop_length: {hop_length:g}
-{normalize}encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+unclipped: !apply:setattr [!ref <fbank.compute_fbanks>, top_db, .inf]
+floor: !apply:setattr [!ref <fbank.compute_fbanks>, amin, {floor}]
+# From each frame the mean over all frames and bins, loud frames counting most
+level: !new:speechbrain.nnet.containers.ConnectBlocks
+    input_shape: [1, 1, {n_mels}]
+    shortcut_combine_fn: !name:torch.sub
+subtracted:
+    - !apply:speechbrain.nnet.containers.ConnectBlocks.append
+        - !ref <level>
+        - !new:speechbrain.nnet.pooling.AttentionPooling
+            input_dim: {n_mels}
+    - !apply:speechbrain.nnet.containers.ConnectBlocks.append
+        - !ref <level>
+        - !new:torch.nn.Linear
+            in_features: {n_mels}
+            out_features: 1
+    - !apply:speechbrain.nnet.containers.ConnectBlocks.append
+        - !ref <level>
+        - !new:torch.nn.Unflatten
+            dim: 1
+            unflattened_size: [1, 1]
+encoder: !new:speechbrain.nnet.containers.LengthsCapableSequential
+    difference: !new:speechbrain.nnet.CNN.Conv1d
+        out_channels: 1
+        kernel_size: 3
+        input_shape: [null, null]
+        bias: False
+        padding_mode: replicate
     fbank: !ref <fbank>
-    normalize: !ref <normalize>
+    level: !ref <level>
+    clip: !new:torch.nn.Threshold
+        threshold: {lowest}
+        value: {lowest}
+    normalize: !new:speechbrain.nnet.normalization.BatchNorm1d
+        input_size: {n_mels}
+        affine: False
     conv: !new:speechbrain.nnet.CNN.Conv1d
         in_channels: {n_mels}
         out_channels: {channels}
@@ -97,17 +135,6 @@ fbank: !new:speechbrain.lobes.features.Fbank
         bias: {head_bias}
     log_softmax: !new:torch.nn.LogSoftmax
         dim: -1
-"""
-SENTENCE = """\
-normalize: !new:speechbrain.processing.features.InputNormalization
-    norm_type: sentence
-"""
-RUNNING = """\
-# Energies are not clipped below the loudest one, which lies in the future.
-unclipped: !apply:setattr [!ref <fbank.compute_fbanks>, top_db, .inf]
-normalize: !new:speechbrain.nnet.normalization.BatchNorm1d
-    input_size: {n_mels}
-    affine: False
 """
 # From an AcousticModel's names of weights to those of the parts above
 RENAMED = (
@@ -293,7 +320,7 @@ def export(
         for name in (runs.TOKENIZER, PRETRAINED_TOKENIZER):
             shutil.copyfile(run / runs.TOKENIZER, to / name)
         if is_stock:
-            text, weights = _stock_yaml(model), _stock_weights(state)
+            text, weights = _stock_yaml(model), _stock_weights(model, state)
         else:
             sources, text = _foreign(network["model"])
             (to / SOURCE).write_text(sources, encoding="utf-8")
@@ -440,6 +467,7 @@ def _is_stock(model):
     return (
         type(model) is AcousticModel
         and type(model.features) is LogMelFeatures
+        and not model.features.is_causal
         and type(model.encoder) is RecurrentEncoder
         and type(model.head) is torch.nn.Linear
     )
@@ -449,14 +477,14 @@ def _stock_yaml(model):
     features, encoder, head = model.features, model.encoder, model.head
     layers = encoder.layers.forward_layers
     stft, conv, rnn = features.stft, encoder.conv, layers[0].rnn
-    normalize = RUNNING if features.is_running else SENTENCE
     n_mels = features.output_size
     return STOCK.format(
         n_fft=stft.n_fft,
         n_mels=n_mels,
         win_length=1000 * stft.win_length / stft.sample_rate,
         hop_length=1000 * stft.hop_length / stft.sample_rate,
-        normalize=normalize.format(n_mels=n_mels),
+        floor=FLOOR,
+        lowest=-RANGE,
         channels=conv.out_channels,
         kernel_size=conv.kernel_size[0],
         stride=encoder.stride,
@@ -470,8 +498,17 @@ def _stock_yaml(model):
     )
 
 
-def _stock_weights(state):
-    renamed = {}
+def _stock_weights(model, state):
+    n_mels, neper = model.features.output_size, model.features.neper
+    renamed = {
+        "difference.conv.weight": torch.tensor([[[-1.0, 1.0, 0.0]]]),
+        "level.blocks.0.0.attn_pooling_w.weight": torch.full(
+            (1, n_mels), 1 / (n_mels * neper)
+        ),
+        "level.blocks.0.0.attn_pooling_w.bias": torch.zeros(1),
+        "level.blocks.0.1.weight": torch.full((1, n_mels), 1 / n_mels),
+        "level.blocks.0.1.bias": torch.zeros(1),
+    }
     for name, tensor in state.items():
         for pattern, replacement in RENAMED:
             name = re.sub(f"^{pattern}", replacement, name)

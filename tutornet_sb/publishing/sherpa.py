@@ -4,10 +4,8 @@ sherpa-onnx computes features of its own, which are not those that our models
 were trained on. Two of its model types take the waveform instead:
 
 - ``from_omnilingual_asr_ctc`` for whole utterances. The recogniser first
-  brings every utterance to mean 0 and variance 1, which a model of running
-  statistics would hear. But it divides by the deviation and a little more, and
-  from the variance that is left the graph finds the loudness again. The mean it
-  can only guess, which is heard where silence is all but digital.
+  brings every utterance to mean 0 and variance 1, which makes no difference to
+  features free of offset and level.
 - ``from_t_one_ctc`` for a streaming student. The recogniser hands over pieces
   of 2400 samples, which it takes to be at 8000 Hz and rounds to 16 bits; the
   samples of a model at 16 kHz are handed to it as they are. All that a stream
@@ -21,6 +19,7 @@ import copy
 import numpy as np
 import torch
 
+from tutornet_sb.networks.acoustic_model import difference
 from tutornet_sb.networks.streaming import check_streamable
 from tutornet_sb.publishing.onnx import (
     OnnxGraph,
@@ -39,8 +38,6 @@ TAIL = 3
 # Of the half that half precision leaves over
 _REST = 2048.0
 _FULL_SCALE = 32768.0
-# Of the recogniser for whole utterances, added to the variance
-_EPSILON = 1e-5
 BLANK = "<blk>"
 
 
@@ -63,29 +60,23 @@ class OfflineGraph(torch.nn.Module):
         Arguments
         ---------
         x : torch.Tensor
-            ``(batch, samples)``, each divided by ``sqrt(variance + 1e-5)``.
+            ``(batch, samples)``, of any level.
 
         Returns
         -------
         torch.Tensor
             ``(batch, frames, symbols)``.
         """
-        # What is left of the variance is variance / (variance + 1e-5).
-        missing = 1 - x.double().square().mean(1, keepdim=True)
-        loudness = (_EPSILON / missing.clamp(min=_EPSILON)).sqrt().float()
-        # The mean that was taken off is that of loud sounds. The median comes
-        # close to what silence was.
-        silence = x.sort(dim=1).values[:, x.shape[1] // 2].unsqueeze(1)
         whole = torch.zeros_like(x[:, 0]).long() + x.shape[1]
-        return self.graph((x - silence) * loudness, whole)[0]
+        return self.graph(x, whole)[0]
 
 
 class OnlineGraph(torch.nn.Module):
     """One piece of many streams, from samples to log-probabilities.
 
     It computes what ``networks.streaming.Stream`` does: the samples under the
-    next window, the frames under the next convolution and the recurrent states
-    are the state, which begins as zeros.
+    next window, the level, the frames under the next convolution and the
+    recurrent states are the state, which begins as zeros.
 
     Arguments
     ---------
@@ -122,10 +113,15 @@ class OnlineGraph(torch.nn.Module):
         self.steps = -(-self.frames // encoder.stride)
         recurrent = [layer.rnn for layer in encoder.layers.forward_layers]
         is_lstm = isinstance(recurrent[0], torch.nn.LSTM)
-        # Samples and frames before the piece; where the next window of the
-        # convolution begins; the last log-probabilities; recurrent states.
+        # Whether there was a piece before; its last sample; differences of
+        # samples, logarithms of the sums of the level and frames before the
+        # piece; where the next window of the convolution begins; the last
+        # log-probabilities; recurrent states.
         self.sizes = [
+            1,
+            1,
             self.stft.before,
+            2,
             (self.kernel - 1) * model.features.output_size,
             1,
             model.head.out_features,
@@ -157,15 +153,24 @@ class OnlineGraph(torch.nn.Module):
             For the next piece.
         """
         features, encoder = self.model.features, self.model.encoder
-        before, known, start, last, *recurrent = self._unpack(state)
+        begun, sample, before, sums, known, start, last, *recurrent = (
+            self._unpack(state)
+        )
+        is_new = begun < 0.5
         # sherpa-onnx multiplies by 32767 and cuts off: one less than was.
         samples = samples.squeeze(2)
         samples = (samples + samples.sign()).float() / _FULL_SCALE
-        samples = torch.cat([before, samples], dim=1)
-        before = samples[:, samples.shape[1] - self.stft.before :]
-        frames = features.spectrum(samples)
+        sample = torch.where(is_new, samples[:, :1], sample)
+        steps = torch.cat([before, difference(samples, sample)], dim=1)
+        sample = samples[:, PIECE - 1 :]
+        before = steps[:, steps.shape[1] - self.stft.before :]
+        frames = features.spectrum(steps)
+        # One below the other, as features keep them, and back
+        sums = sums.exp().masked_fill(is_new, 0.0).t().reshape(1, -1, 1)
+        level, sums = features.causal_level(frames, sums)
+        sums = sums.reshape(2, -1).t().log()
         known = known.unflatten(1, (self.kernel - 1, features.output_size))
-        known = torch.cat([known, features.apply_statistics(frames)], dim=1)
+        known = torch.cat([known, features.normalise(frames, level)], dim=1)
 
         # The convolution everywhere; wanted is every stride-th from `start`.
         x = torch.nn.functional.conv1d(
@@ -194,7 +199,10 @@ class OnlineGraph(torch.nn.Module):
             last = torch.where(is_final, y, last)
             outputs.append(last)
         known = known[:, self.frames :].flatten(1)
-        packed = self._pack([before, known, start, last, *recurrent])
+        begun = torch.ones_like(begun)
+        packed = self._pack(
+            [begun, sample, before, sums, known, start, last, *recurrent]
+        )
         return torch.stack(outputs, dim=1), packed
 
     def _step(self, x, states):

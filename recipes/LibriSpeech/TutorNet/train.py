@@ -1406,6 +1406,7 @@ def run_alone(text, run_opts, overrides, hparams):
     # Networks that hear the waveform itself mask their frames themselves.
     if student.features.output_size > 1:
         student.augment = hparams["augment"]
+    student.augment_waveform = hparams["augment_waveform"]
     epochs = stage_epochs(hparams)
     taught = any(stage != "ctc" for stage in epochs)
     sb.create_experiment_directory(str(output_folder))
