@@ -42,7 +42,7 @@ def page():
 def user(tmp_path, hub):
     """Somebody in the recipe's folder after the demo, and a hub."""
     hub.users = {TOKEN: ("me", True)}
-    run = tmp_path / "results/mini/rkd+skd_lstm/1234"
+    run = tmp_path / "results/mini/rkd+skd_lstm_by_jasper_dr/1234"
     write_run(run, "lstm", RECURRENT)
     add_dev_clean(run)
     write_corpus(tmp_path / "data" / "MiniLibri")
