@@ -101,7 +101,7 @@ class SKDBrain(CTCBrain):
             return
         count = partial(count_symbols, blank_index=self.hparams.blank_index)
         left = 100 * (1 - count(targets) / count(given).clamp(min=1))
-        self.terms.add("skd_left_out", self.weight * left)
+        self.terms.add("skd_left_out", left, self.size)
 
     @property
     def skd_weight(self):
