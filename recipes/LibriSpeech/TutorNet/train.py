@@ -405,7 +405,7 @@ def make_dataset(items, hparams, stored=None, epochs=None):
     """
     rate, tokenizer = sample_rate(hparams), hparams["tokenizer"]
     speeds = {speed for item in items.values() for speed in item["speeds"]}
-    # As SpeechBrain's SpeedPerturb, which draws from torch's generator.
+    # SpeechBrain's SpeedPerturb does the same, and draws a random number.
     perturb = {speed: Resample(speed, 100) for speed in speeds}
 
     @sb.utils.data_pipeline.takes("id", "wav", "duration", "speeds")
@@ -451,9 +451,9 @@ def count_frames(samples, student):
 
 
 def fit_for_ctc(items, hparams, student):
-    """Leave out what has too few frames for its transcript.
+    """Leave out speeds at which an utterance has too few frames for CTC.
 
-    That is an utterance, or it at some of its speeds.
+    Where no speed is left, the utterance is left out.
     """
     tokenizer, fitting, short, unknown = hparams["tokenizer"], {}, {}, []
     rate = student.features.sample_rate
