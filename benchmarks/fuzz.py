@@ -51,6 +51,7 @@ from tutornet_sb.distillation.encodings import HIDDEN, POSTERIORS, QUANTISERS
 from tutornet_sb.distillation.store import (
     ENTRY,
     FOOTER,
+    FORMAT,
     HEADER,
     RECORD,
     ShardWriter,
@@ -225,7 +226,7 @@ def describe(posteriors, hidden):
     """What a store of these encodings holds, as extraction.describe does."""
     symbols = [f"s{i}" for i in range(SYMBOLS)]
     return {
-        "format": 1,
+        "format": FORMAT,
         "library": "tutornet_sb 0.1.0",
         "teacher": {
             "weights": "abc",
@@ -264,7 +265,16 @@ class Stored(Target):
                 path: torch.randn(shape, generator=generator)
                 for path, shape in codebook_shapes(what).items()
             }
-        create_store(folder, what, {"id": "0123456789abcdef"}, books)
+        made = {
+            "id": "0123456789abcdef",
+            "statistics": {
+                path: {"mean": [0.5] * size, "deviation": [1.5] * size}
+                for path, size in TAPS.items()
+            },
+            "errors": {path: {"uniform": 0.25} for path in TAPS},
+            "seconds": 1.5,
+        }
+        create_store(folder, what, made, books)
         codec, wanted, parts = make_codec(what, books), {}, {}
         with ShardWriter(folder) as writer:
             for index, key in enumerate(KEYS):
@@ -415,7 +425,7 @@ def forge(folder, parts, generator):
     # What a reader takes for the index
     read = bytes(content[begin : begin + count * ENTRY.itemsize])
     footer = FOOTER.pack(
-        b"TUTORNET", 1, store_id, count, begin, zlib.crc32(read), 0
+        b"TUTORNET", FORMAT, store_id, count, begin, zlib.crc32(read), 0
     )[:-4]
     return bytes(content + footer + struct.pack("<I", zlib.crc32(footer)))
 

@@ -66,6 +66,7 @@ from tutornet_sb.distillation.pairs import (
     teacher_taps,
 )
 from tutornet_sb.distillation.store import (
+    FORMAT,
     ShardWriter,
     TargetStore,
     codebook_shapes,
@@ -132,6 +133,7 @@ def speak(folder, count, seconds):
             "wrd": " ".join(words),
             "split": "train",
             "transcribed": True,
+            "speeds": [100],
         }
     return items
 
@@ -634,7 +636,7 @@ HIDDEN = [
     *(
         {"hidden": kind, "code_bytes": count}
         for kind in ("pq", "rq")
-        for count in (4, 8, 16, 32)
+        for count in (4, 8, 12, 16, 32)
     ),
 ]
 
@@ -719,14 +721,11 @@ def sizes(arguments):
         found = row.pop("decoded").hidden[0]
         errors, at = [], 0
         for size in store.taps.values():
-            pair = [
-                torch.nn.functional.layer_norm(x[:, at : at + size], (size,))
-                for x in (found, hidden)
-            ]
-            errors.append((pair[0] - pair[1]).square().mean().item())
+            difference = (found - hidden)[:, at : at + size]
+            errors.append(difference.square().mean().item())
             at += size
-        # Of the states as RKD's loss normalises them: 1 is all of them.
-        row["normalised_squared_error"] = statistics.mean(errors)
+        # Of standardised states, as RKD's loss has them: 1 is all of them.
+        row["squared_error"] = dict(zip(store.taps, errors, strict=True))
         if kind in QUANTISERS:
             row["training_seconds"] = training
         rows.append(encodings | row)
@@ -855,7 +854,7 @@ def scale(arguments):
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         folder = Path(folder) / "store"
         what = {
-            "format": 1,
+            "format": FORMAT,
             "library": "benchmark",
             "teacher": {"weights": "", "features": {}, "taps": {"encoder": 8}},
             "frame_period": 0.02,

@@ -352,7 +352,7 @@ def make_data(tokenizer):
     return DynamicItemDataset(items, output_keys=["id", "sig", "wrd", "tokens"])
 
 
-def fit(name, student_name, folder, tokenizer, batches, epochs=2):
+def fit(name, student_name, folder, tokenizer, batches, epochs=2, accumulate=1):
     """Train a stage by given batches; returns all there is to compare."""
     folder = folder / "stage"
     student, teacher = make_network(student_name, 0), make_network("lstm", 7)
@@ -389,17 +389,23 @@ def fit(name, student_name, folder, tokenizer, batches, epochs=2):
         | {
             "skd_weight_final": 0.5,
             "max_grad_norm": 5.0,
+            "avg_checkpoints": 2,
             "find_unused_parameters": name == "rkd",
         },
         # Adam would blow differences of rounding up.
         opt_class=partial(torch.optim.SGD, lr=0.02),
-        run_opts={"distributed_backend": "gloo", "device": "cpu"},
+        run_opts={
+            "distributed_backend": "gloo",
+            "device": "cpu",
+            "grad_accumulation_factor": accumulate,
+        },
         checkpointer=checkpointer,
     )
     data = make_data(tokenizer)
     valid = make_dataloader(data, batch_sampler=processes.own_share(VALID))
     brain.fit(counter, data, valid, {"batch_sampler": batches})
-    brain.evaluate(valid) if name != "rkd" else None
+    found["best"] = brain.load_best(valid)
+    brain.evaluate(valid)
     found["weights"] = dict(brain.student.state_dict())
     found["hypotheses"] = getattr(brain, "hypotheses", None)
     return found
@@ -433,6 +439,7 @@ def test_two_processes_train_as_one_by_their_joint_batches(
         folder, fit, name, student, folder, tokenizer, BATCHES
     )
     assert main["figures"] == other["figures"]
+    assert main["best"] == other["best"]
     for key, value in main["weights"].items():
         assert torch.equal(value, other["weights"][key]), key
     assert main["hypotheses"] == other["hypotheses"]
@@ -442,13 +449,60 @@ def test_two_processes_train_as_one_by_their_joint_batches(
     assert sorted(sum(joint[:2], [])) == sorted(sum(BATCHES, []))
     assert joint[:2] != joint[2:]
     alone = fit(name, student, tmp_path / "one", tokenizer, Epochs(joint, 2))
-    for ours, theirs in zip(main["figures"], alone["figures"], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
-    for key, value in alone["weights"].items():
-        torch.testing.assert_close(
-            main["weights"][key], value, rtol=1e-3, atol=1e-5, msg=key
-        )
+    assert_alike(main, alone)
     assert main["hypotheses"] == alone["hypotheses"]
+
+
+# Of three and of one utterances, and of a number that three leave one of
+UNEVEN = [[0, 1, 2], [5], [3, 4], [6, 7]]
+
+
+@pytest.mark.parametrize("name", ["ctc", "skd", "rkd"])
+def test_accumulated_gradients_are_those_of_the_joint_batch(
+    tmp_path, tokenizer, name
+):
+    make = partial(fit, name, "transformer", tokenizer=tokenizer)
+    joint = [[0, 1, 2, 5, 3, 4], [6, 7]]
+    ours = make(tmp_path / "ours", batches=UNEVEN, accumulate=3)
+    theirs = make(tmp_path / "theirs", batches=joint)
+    assert_alike(ours, theirs)
+    # All at once, though that is more than an epoch has
+    ours = make(tmp_path / "all", batches=UNEVEN, accumulate=100)
+    assert_alike(ours, make(tmp_path / "one", batches=[[*range(8)]]))
+
+
+@pytest.mark.parametrize("name", ["ctc", "rkd"])
+def test_accumulated_gradients_of_two_processes_are_those_of_the_joint_batch(
+    tmp_path, tokenizer, name
+):
+    make_network("transformer", 0)
+    folder, batches = tmp_path / "two", [*UNEVEN, [1, 5, 6], [2]]
+    both = in_two_processes(
+        folder, fit, name, "transformer", folder, tokenizer, batches, 2, 2
+    )
+    for key, value in both[0]["weights"].items():
+        assert torch.equal(value, both[1]["weights"][key]), key
+    # Of each process two batches, then the third, in each epoch
+    parts = [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)]
+    batches = [
+        [int(key[1]) for one in both for key in sum(one["steps"][part], [])]
+        for part in parts
+    ]
+    assert {len(batch) for batch in batches} != {len(batches[0])}
+    alone = tmp_path / "one"
+    alone = fit(name, "transformer", alone, tokenizer, Epochs(batches, 2))
+    assert_alike(both[0], alone)
+
+
+def assert_alike(ours, theirs):
+    """Two trainings have ended alike, with the same figures."""
+    for mine, other in zip(ours["figures"], theirs["figures"], strict=True):
+        assert mine == pytest.approx(other, rel=1e-4)
+    assert ours["best"]["averaged"] == theirs["best"]["averaged"]
+    for key, value in theirs["weights"].items():
+        torch.testing.assert_close(
+            ours["weights"][key], value, rtol=1e-3, atol=1e-5, msg=key
+        )
 
 
 class Epochs:

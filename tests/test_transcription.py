@@ -4,7 +4,6 @@ import json
 import math
 import resource
 import shutil
-from fractions import Fraction
 from types import SimpleNamespace
 
 import jiwer
@@ -29,6 +28,7 @@ from typer.testing import CliRunner
 from tutornet_sb import runs, transcription
 from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.cli import app
+from tutornet_sb.corpora.audio import ratio_of, resampler
 from tutornet_sb.distillation import pseudo_labels
 from tutornet_sb.distillation.sources import load_teacher
 from tutornet_sb.publishing.export import export
@@ -466,8 +466,8 @@ def test_odd_sample_rates_need_few_filters(tmp_path):
     assert abs(len(found) - len(expected)) <= 1
     count = min(len(found), len(expected)) - 50
     assert np.abs(found[50:count] - expected[50:count]).max() < 0.02
-    ratio = Fraction(rate, RATE).limit_denominator(640)
-    assert transcription._resampler(ratio).kernel.numel() < 2e6
+    ratio = ratio_of(rate, RATE)
+    assert resampler(ratio).kernel.numel() < 2e6
 
 
 def test_files_are_found_in_folders_and_each_once(tmp_path):
@@ -1047,6 +1047,20 @@ def test_references_that_do_not_serve(world, corpus, tmp_path):
     twin = write(tmp_path / "1-7-0000.wav", make_speech(0, 0.3))
     line = refused(model, folder, twin, "--score", folder)
     assert "have the same id, 1-7-0000" in line
+
+
+def test_hidden_files_and_byte_order_marks_are_no_references(tmp_path):
+    folder = tmp_path / "corpus"
+    for name in ("1/1-1.trans.txt", "1/._1-1.trans.txt", ".1/1-1.trans.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("1-1-0000 ONE\n", encoding="utf-8-sig")
+    (folder / "1" / "._1-1.trans.txt").write_bytes(b"\0\5\x16\7 \0")
+    for path in (folder, folder / "1" / "1-1.trans.txt"):
+        assert read_references(path) == {"1-1-0000": "ONE"}
+    write(folder / "1" / "1-1-0000.wav", make_speech(0, 0.3))
+    for name in ("1/._1-1-0000.wav", ".1/1-1-0000.wav"):
+        (folder / name).write_bytes(b"\0")
+    assert find_audio([folder]) == [folder / "1" / "1-1-0000.wav"]
 
 
 LINES = st.lists(

@@ -5,3 +5,5 @@ waveform to frames), ``distillation`` (teachers, targets, losses), ``brains``
 (one training stage each). ``corpora`` and ``reporting`` stand beside them, and
 the recipe in ``recipes/LibriSpeech/TutorNet`` puts them together.
 """
+
+__version__ = "0.2.0"

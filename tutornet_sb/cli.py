@@ -1,46 +1,30 @@
-"""The ``tutornet`` command."""
+"""The ``tutornet`` command.
+
+Its commands import what they need themselves: torch takes seconds, which help
+and tab completion have not.
+"""
 
 import importlib.util
 import json
 import os
 import shutil
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from io import StringIO
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import typer
-from hyperpyyaml import load_hyperpyyaml
-from ruamel.yaml import YAML
-from speechbrain.utils.distributed import if_main_process
-from tqdm import tqdm
 
-from tutornet_sb import processes, runs, stopping, transcription
-from tutornet_sb.composition import include
-from tutornet_sb.corpora.digits import make_digits
-from tutornet_sb.distillation.extraction import repair_store
-from tutornet_sb.distillation.store import TargetStore
-from tutornet_sb.distillation.taps import list_layers
+from tutornet_sb import __version__, stopping
+from tutornet_sb.environment import check_torchaudio, require
 from tutornet_sb.errors import (
     BAD_INPUT,
     InputError,
     failing_in_one_line,
     one_line,
 )
-from tutornet_sb.networks.acoustic_model import AcousticModel
-from tutornet_sb.publishing import hub
-from tutornet_sb.publishing.export import export as export_run
-from tutornet_sb.publishing.loading import load_recogniser
-from tutornet_sb.publishing.model_card import loading_lines
-from tutornet_sb.reporting.compare import insert, short_table, table
-from tutornet_sb.reporting.jobs import find_finished, run_jobs
-from tutornet_sb.reporting.plan import read_plan
-from tutornet_sb.reporting.report import copy_small_files, write_report
-from tutornet_sb.reporting.scores import score as score_transcripts
-from tutornet_sb.settings import check_calls
 
 app = typer.Typer(
     help="Tools around TutorNet runs; the recipe's train.py trains. Exit "
@@ -48,9 +32,14 @@ app = typer.Typer(
     "stopped by a signal.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Rich would take most of the time of --help.
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 corpora = typer.Typer(
-    help="Make corpora in LibriSpeech's layout.", no_args_is_help=True
+    help="Make corpora in LibriSpeech's layout.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 app.add_typer(corpora, name="corpus")
 
@@ -74,8 +63,23 @@ Language = Annotated[
 ]
 
 
+def _show_version(wanted):
+    if wanted:
+        typer.echo(f"tutornet {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
 def tutornet(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_show_version,
+            is_eager=True,
+            help="Show the version and exit.",
+        ),
+    ] = False,
     debug: Annotated[
         bool,
         typer.Option(
@@ -111,7 +115,9 @@ def digits(
     The same recordings make the same corpus. It keeps their licence, CC BY-SA
     4.0. For --corpus_yaml hparams/corpora/small.yaml of train.py.
     """
-    with _failing_in_one_line("corpus digits"):
+    with _command("corpus digits", "experiments"):
+        from tutornet_sb.corpora.digits import make_digits
+
         sizes = make_digits(recordings, to)
     for split, size in sizes.items():
         typer.echo(
@@ -188,8 +194,12 @@ def compare(
     and the exit code is 1.
     """
     failed = 0
-    with _failing_in_one_line("compare"):
-        if len(what) == 1 and what[0].suffix in (".yaml", ".yml"):
+    is_plan = len(what) == 1 and what[0].suffix in (".yaml", ".yml")
+    extras = ["experiments"] if is_plan or to is not None else []
+    with _command("compare", *extras):
+        from tutornet_sb.reporting.compare import insert, short_table, table
+
+        if is_plan:
             plan = _read_plan(what[0], corpus, data or [])
             folders, failed = _carry_out(plan, to, jobs, finished)
             if not folders:
@@ -207,6 +217,8 @@ def compare(
             # A run that cannot be read is found before the report is written.
             table(folders)
             if to is not None:
+                from tutornet_sb.reporting.report import write_report
+
                 write_report(folders, to, "Comparison of runs", _say)
                 _say(f"the report is {to / 'report.html'}")
         text = short_table(folders) if folders else ""
@@ -220,6 +232,8 @@ def compare(
 
 def _read_plan(path, corpora, data):
     """Read a plan for the corpora that are wanted, from where they lie."""
+    from tutornet_sb.reporting.plan import read_plan
+
     pairs = [word.partition("=") for word in data]
     if not all(folder for _, _, folder in pairs):
         raise ValueError(f"--data {' '.join(data)}: must be CORPUS=FOLDER")
@@ -233,6 +247,11 @@ def _carry_out(plan, to, jobs, finished):
     Returns the folders with the small files of its finished runs, and how many
     failed.
     """
+    import torch
+
+    from tutornet_sb.reporting.jobs import find_finished, run_jobs
+    from tutornet_sb.reporting.report import copy_small_files, write_report
+
     stopping.install()
     to = plan.results / "report" if to is None else to
     if jobs is None:
@@ -292,7 +311,10 @@ def layers(
 
     Shapes are those of the layers' outputs; frames lie so many ms apart.
     """
-    with _failing_in_one_line("layers"):
+    with _command("layers"):
+        from tutornet_sb import runs
+        from tutornet_sb.distillation.taps import list_layers
+
         if not model.is_dir():
             network = _build(model, size)
         elif size == "full":
@@ -359,7 +381,11 @@ def export(
     LSTM and GRU networks over log-mel features become stock parts, for
     EncoderASR; other networks take their source with them, for foreign_class.
     """
-    with _failing_in_one_line("export"):
+    extras = ["export"] if onnx or int8 or sherpa else []
+    with _command("export", *extras):
+        from tutornet_sb.publishing.export import export as export_run
+        from tutornet_sb.publishing.model_card import loading_lines
+
         config = export_run(
             run,
             folder,
@@ -480,7 +506,13 @@ def transcribe(
     any length. A file that cannot be transcribed is named on standard error,
     and the exit code is then 2; the others are done all the same.
     """
-    with _failing_in_one_line("transcribe"), ExitStack() as stack:
+    extras = ["export"] if model.endswith(".onnx") else []
+    with _command("transcribe", *extras), ExitStack() as stack:
+        from tqdm import tqdm
+
+        from tutornet_sb import transcription
+        from tutornet_sb.publishing.loading import load_recogniser
+
         files = transcription.find_audio(audio)
         references = None
         if score is not None:
@@ -594,6 +626,8 @@ def _as_json(transcript):
 
 def _report(texts, references, path, json_lines):
     """Print the scores of what was transcribed and has a reference."""
+    from tutornet_sb.reporting.scores import score as score_transcripts
+
     scored = {key: texts[key] for key in texts if key in references}
     if len(scored) < len(texts):
         typer.echo(
@@ -655,7 +689,9 @@ def publish(
     is the one that `hf auth login` or HF_TOKEN has set. HF_ENDPOINT names
     another hub.
     """
-    with _failing_in_one_line("publish"):
+    with _command("publish"):
+        from tutornet_sb.publishing import hub
+
         if dry_run:
             upload = hub.prepare(
                 folder, name, private, revision, license, language
@@ -708,7 +744,13 @@ def targets(
     What is in the store already is left alone; a call after a stopped one goes
     on. Under torchrun each process takes a part.
     """
-    with _failing_in_one_line("targets"), processes.ending_together():
+    with _command("targets"), ExitStack() as stack:
+        from speechbrain.utils.distributed import if_main_process
+
+        from tutornet_sb import processes
+        from tutornet_sb.distillation.extraction import repair_store
+
+        stack.enter_context(processes.ending_together())
         if check and repair:
             raise ValueError("give --check or --repair, not both")
         if check:
@@ -731,6 +773,8 @@ def targets(
 
 
 def _check_store(folder):
+    from tutornet_sb.distillation.store import TargetStore
+
     store = TargetStore(folder, partial=True)
     damaged = store.check()
     _show_damage(damaged)
@@ -764,14 +808,25 @@ def _load_recipe(hparams):
     return recipe
 
 
-def _failing_in_one_line(command):
-    """Show an error of a command as one line, and a signal too."""
+@contextmanager
+def _command(name, *extras):
+    """Show an error of a command as one line, a missing package before all."""
     stopping.install(resumes=False)
-    return failing_in_one_line(f"tutornet {command}", _DEBUG.get())
+    with failing_in_one_line(f"tutornet {name}", _DEBUG.get()):
+        require(*extras)
+        check_torchaudio()
+        yield
 
 
 def _build(path, size):
     """Make a network with random weights."""
+    from hyperpyyaml import load_hyperpyyaml
+    from ruamel.yaml import YAML
+
+    from tutornet_sb.composition import include
+    from tutornet_sb.networks.acoustic_model import AcousticModel
+    from tutornet_sb.settings import check_calls
+
     content, text = include(path, ".", size), StringIO()
     check_calls(content)
     YAML().dump(content, text)

@@ -4,16 +4,16 @@ import difflib
 import dis
 import errno
 import logging
+import os
 import sys
 import sysconfig
 import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from speechbrain.utils.distributed import get_rank, rank_prefixed_message
-from tqdm import tqdm
+
+from tutornet_sb.environment import extra_of
 
 # Exit codes
 UNEXPECTED, BAD_INPUT = 1, 2
@@ -109,7 +109,10 @@ def explain(error):
             f"no space is left to write to ({text}). What was saved before "
             "stays: make room, and give the same command again"
         ), BAD_INPUT
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    # That of torch, which is not imported for this
+    if isinstance(error, MemoryError) or (
+        type(error).__name__ == "OutOfMemoryError"
+    ):
         return (
             f"no memory is left ({text}): lower batch_seconds, and give the "
             "same command again"
@@ -118,9 +121,11 @@ def explain(error):
         return f"invalid YAML: {yaml_problem(error)}", BAD_INPUT
     if isinstance(error, ModuleNotFoundError) and error.name:
         package = error.name.partition(".")[0]
+        extra = extra_of(package)
+        wanted = f"'tutornet-sb[{extra}]'" if extra else package
         return (
             f"the package {package} is needed and not installed: pip install "
-            + package.replace("_", "-")
+            + wanted.replace("_", "-")
         ), BAD_INPUT
     if isinstance(error, OSError) and error.strerror:
         return text, BAD_INPUT
@@ -229,13 +234,16 @@ def failing_in_one_line(program, debug=False):
 
 
 def _say(line, error, debug):
-    rank = get_rank() or 0
+    # As torchrun sets it
+    rank = int(os.environ.get("RANK", 0))
     if rank and isinstance(error, SettingError):
         return
     if rank:
-        line = rank_prefixed_message(line)
+        line = f"[rank: {rank}] {line}"
     if debug:
         traceback.print_exception(error)
+    from tqdm import tqdm
+
     # Makes way for progress bars
     tqdm.write(line, file=sys.stderr)
 

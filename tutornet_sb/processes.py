@@ -216,35 +216,30 @@ def own_share(batches):
     return list(batches)[rank() :: count()]
 
 
-def weight_in_mean(size, device):
-    """Weight of this process' batch in the mean over the joint batch.
-
-    A loss is a mean over the utterances of a batch, and DDP takes the mean of
-    the gradients of all processes, whose batches differ in size. With
-    each loss times this weight, that is the gradient of the mean over the
-    utterances of all of them.
+def mean(number, device):
+    """Average a number over all processes.
 
     Arguments
     ---------
-    size : int
-        Utterances in the batch of this process.
+    number : float
+        Of this process.
     device : str or torch.device
-        Of the loss.
+        Where to compute the mean.
 
     Returns
     -------
     torch.Tensor
-        Scalar; 1 on average over the processes.
+        Scalar, the same in every process.
 
     Example
     -------
-    >>> weight_in_mean(5, "cpu")
-    tensor(1.)
+    >>> mean(5, "cpu")
+    tensor(5.)
     """
-    total = torch.tensor(float(size), device=device)
+    total = torch.tensor(float(number), device=device)
     if count() > 1:
         torch.distributed.all_reduce(total)
-    return count() * size / total
+    return total / count()
 
 
 def check_shared(path):

@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 import sentencepiece
-import soundfile
-import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.composition import read_mapping
 from tutornet_sb.corpora import minilibri
+from tutornet_sb.corpora.audio import read_utterance
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
 )
+from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.description import NotAllowed, describe_strictly, rebuild
 from tutornet_sb.distillation.teacher import (
     fill_weights,
@@ -79,7 +79,7 @@ def load_run(folder, trust_remote_code=False):
     Returns
     -------
     model : AcousticModel
-        With its trained weights.
+        With its trained weights, in evaluation mode.
     tokenizer : sentencepiece.SentencePieceProcessor
         Its symbols.
 
@@ -107,7 +107,7 @@ def load_run(folder, trust_remote_code=False):
         load_model_weights(model, folder / WEIGHTS)
     else:
         model = _rebuild(network, folder)
-    return model, read_tokenizer(folder / TOKENIZER)
+    return model.eval(), read_tokenizer(folder / TOKENIZER)
 
 
 def _rebuild(network, folder):
@@ -260,10 +260,14 @@ class Utterance(NamedTuple):
 
     path: str
     text: str
+    seconds: float
+    sample_rate: int
 
     def read(self):
-        """Read the waveform, ``(samples,)``."""
-        return torch.from_numpy(soundfile.read(self.path, dtype="float32")[0])
+        """Read the waveform at the model's rate, ``(samples,)``."""
+        return read_utterance(
+            self.path, self.path, self.seconds, self.sample_rate
+        )
 
 
 class Speech(NamedTuple):
@@ -322,31 +326,42 @@ def find_speech(run, data, results, model, needed):
                 "is needed"
             )
         return None
-    folders = [data] if data is not None else known_data(run)
-    there = [folder for folder in folders if Path(folder).is_dir()]
-    if not there:
+    splits, rate = [valid[0], test[0]], model.features.sample_rate
+    tables = known_tables(run)
+    if tables:
+        files = [tables[split] for split in splits]
+        if data is not None:
+            files = [Path(data) / file.name for file in files]
+        missing = [file for file in files if not file.is_file()]
+    else:
+        folders = [data] if data is not None else known_data(run)
+        there = [folder for folder in folders if Path(folder).is_dir()]
+        missing = [] if there else folders
+    if missing:
         if data is None and not needed:
             return None
         raise FileNotFoundError(
-            f"the corpus of {run} is not in {' or '.join(map(str, folders))}: "
+            f"the corpus of {run} is not in {' or '.join(map(str, missing))}: "
             "say where it lies by --data"
         )
     read = {}
     with tempfile.TemporaryDirectory() as manifests:
-        root = find_librispeech(there[0])
-        paths = prepare_librispeech(
-            root,
-            manifests,
-            splits=[valid[0], test[0]],
-            sample_rate=model.features.sample_rate,
-        )
+        if tables:
+            root, paths = prepare_tables(
+                dict(zip(splits, files, strict=True)), manifests, rate
+            )
+        else:
+            root = find_librispeech(there[0])
+            paths = prepare_librispeech(root, manifests, splits, rate)
         for split, path in paths.items():
             items = DynamicItemDataset.from_csv(
                 str(path), replacements={"data_root": str(root)}
             ).data.values()
             # Of like length side by side, as in any batch.
             read[split] = [
-                Utterance(item["wav"], item["wrd"])
+                Utterance(
+                    item["wav"], item["wrd"], float(item["duration"]), rate
+                )
                 for item in sorted(
                     items, key=lambda item: float(item["duration"])
                 )
@@ -367,11 +382,36 @@ def known_data(run):
     Returns
     -------
     list of pathlib.Path
-        Folders, seen from the working folder and from the recipe's.
+        Folders, seen from the working folder and from the recipe's; or tables.
     """
+    tables = known_tables(run)
+    if tables:
+        return list(tables.values())
     content = read_hyperparams(run)
     folder = content.get("data_folder")
     folder = folder or minilibri.find_folder(content.get("corpus") or {})
     folder = Path(folder).expanduser()
     places = [Path("."), Path(str(content.get("recipe_folder") or "."))]
     return list(dict.fromkeys(place / folder for place in places))
+
+
+def known_tables(run):
+    """Say which tables a run was trained and scored on. No code is run.
+
+    Arguments
+    ---------
+    run : str or pathlib.Path
+        Output folder of ``train.py``.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        By split, seen from the working folder or the recipe's; empty if the
+        corpus is a folder.
+    """
+    content = read_hyperparams(run)
+    recipe = str(content.get("recipe_folder") or ".")
+    tables = {}
+    for kind in KINDS:
+        tables |= name_tables(kind, content.get(f"{kind}_csv"), recipe)
+    return tables

@@ -113,6 +113,12 @@ POSITIVE = number("a number above 0", low=math.ulp(0.0))
 NOT_NEGATIVE = number("a number from 0 up", low=0)
 SHARE = number("a number from 0 to 1", low=0, high=1)
 SPEEDS = maybe(several(whole(1)))
+TABLES = Rule(
+    "a file, a list of files, or null",
+    lambda value: (
+        value is None or TEXT.allows(value) or (several(TEXT).allows(value))
+    ),
+)
 # Values of the recipe's base.yaml, what calls of it aside
 RULES = {
     "seed": whole(0),
@@ -125,6 +131,9 @@ RULES = {
     "student_size": TEXT,
     "student_overrides": MAPPING,
     "data_folder": maybe(TEXT),
+    "train_csv": TABLES,
+    "valid_csv": TABLES,
+    "test_csv": TABLES,
     "transcribed_share": SHARE,
     "max_skipped": SHARE,
     "max_seconds": POSITIVE,
@@ -141,7 +150,6 @@ RULES = {
     "teacher_revision": maybe(TEXT),
     "teacher_kind": maybe(one_of(*KINDS)),
     "trust_remote_code": FLAG,
-    "teacher_extra_symbols": one_of("renormalise", "blank"),
     "targets": one_of("online", "store"),
     "store_folder": maybe(TEXT),
     "posterior_encoding": one_of(*POSTERIORS),
@@ -205,7 +213,7 @@ CORPUS_RULES = {
         lambda value: isinstance(value, list) and all(map(TEXT.allows, value)),
     ),
     "tokenizer_type": one_of("char", "bpe", "unigram"),
-    "vocab_size": whole(2),
+    "vocab_size": maybe(whole(2)),
     "teacher": TEXT,
     "teacher_speed_perturb": SPEEDS,
     "model_size": TEXT,

@@ -1,18 +1,21 @@
 """Audio files of any kind and length to text with the times of its words."""
 
-import functools
 import importlib.util
 import math
 import os
-from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import soundfile
 import torch
 from speechbrain.decoders.ctc import CTCBeamSearcher
-from torchaudio.transforms import Resample
 
+from tutornet_sb.corpora.audio import (
+    MOST_SAMPLES,
+    SUFFIXES,
+    ratio_of,
+    resampler,
+)
 from tutornet_sb.corpora.librispeech import read_transcript
 from tutornet_sb.distillation.pseudo_labels import mean_probability, surprise
 from tutornet_sb.networks.streaming import Stream, check_streamable
@@ -22,10 +25,6 @@ from tutornet_sb.reporting.latency import (
     symbol_runs,
 )
 
-# Endings of files that are looked for in a folder
-SUFFIXES = (
-    ".aif .aiff .au .caf .flac .mp3 .oga .ogg .opus .rf64 .sph .w64 .wav"
-).split()
 # Files up to so long are encoded in one piece, longer ones in pieces of this
 # length (seconds). The longest utterance of LibriSpeech has 35 s.
 WINDOW = 40.0
@@ -41,8 +40,6 @@ _CHUNKS = 0.2, 10.0
 _BLOCK = 2**19
 # Sample rates of audio (Hz)
 _RATES = 1000, 768_000
-# libsndfile reports more samples for "unknown".
-_MOST_SAMPLES = 2**36
 
 
 class Word(NamedTuple):
@@ -144,9 +141,9 @@ def _list_folder(folder):
 
     files = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders.sort()
+        # File managers leave hidden ones.
+        folders[:] = sorted(name for name in folders if name[0] != ".")
         for name in sorted(names):
-            # File managers leave hidden ones.
             if not name.startswith(".") and (
                 Path(name).suffix.lower() in SUFFIXES
             ):
@@ -178,7 +175,7 @@ def count_seconds(files):
         except (RuntimeError, OSError, TypeError):
             # It will be reported when it is its turn.
             continue
-        if info.frames < _MOST_SAMPLES:
+        if info.frames < MOST_SAMPLES:
             seconds += info.frames / info.samplerate
     return seconds
 
@@ -218,9 +215,8 @@ def read_audio(path, sample_rate):
                     f"a sample rate of {file.samplerate} Hz is not one of "
                     f"audio ({lowest} to {highest} Hz)"
                 )
-            ratio = Fraction(file.samplerate, sample_rate)
-            blocks = _read_blocks(file)
-            yield from _resample(blocks, ratio.limit_denominator(640))
+            ratio = ratio_of(file.samplerate, sample_rate)
+            yield from _resample(_read_blocks(file), ratio)
     except soundfile.LibsndfileError as error:
         raise ValueError(
             f"it cannot be read as audio: {error.error_string}"
@@ -241,17 +237,10 @@ def _read_blocks(file):
         yield block
     if not count:
         raise ValueError("it holds no audio")
-    if count < file.frames < _MOST_SAMPLES:
+    if count < file.frames < MOST_SAMPLES:
         raise ValueError(
             f"it is cut off: {count} of {file.frames} samples can be read"
         )
-
-
-@functools.lru_cache(maxsize=16)
-def _resampler(ratio):
-    # Made in single precision, the filters are off by up to 1e-4.
-    filters = Resample(ratio.numerator, ratio.denominator, dtype=torch.float64)
-    return filters.float()
 
 
 def _resample(blocks, ratio):
@@ -259,14 +248,14 @@ def _resample(blocks, ratio):
     if ratio == 1:
         yield from blocks
         return
-    resampler, group = _resampler(ratio), ratio.numerator
+    filters, group = resampler(ratio), ratio.numerator
     # A group of samples becomes one of the result; the filters reach so far:
-    margin = -(-resampler.width // group) * group
+    margin = -(-filters.width // group) * group
     held, before = torch.zeros(0), 0
 
     def compute(samples, first, last):
         first, last = (n // group * ratio.denominator for n in (first, last))
-        return resampler(samples)[first:last]
+        return filters(samples)[first:last]
 
     for block in blocks:
         held = torch.cat([held, block])
@@ -276,7 +265,7 @@ def _resample(blocks, ratio):
             yield compute(held[: known + margin], before, known)
             start = max(0, known - margin)
             held, before = held[start:], known - start
-    yield resampler(held)[before // group * ratio.denominator :]
+    yield filters(held)[before // group * ratio.denominator :]
 
 
 def _windows(blocks, size, hop):
@@ -859,7 +848,7 @@ def read_references(path):
     ---------
     path : str or pathlib.Path
         A file of lines ``ID TEXT``, or a folder: all ``*.trans.txt`` in it and
-        in its subfolders, as in LibriSpeech.
+        in its subfolders, as in LibriSpeech, hidden ones aside.
 
     Returns
     -------
@@ -874,7 +863,13 @@ def read_references(path):
         If a line is damaged or an id stands twice.
     """
     path = Path(path)
-    files = sorted(path.rglob("*.trans.txt")) if path.is_dir() else [path]
+    files = [path]
+    if path.is_dir():
+        files = [
+            file
+            for file in sorted(path.rglob("*.trans.txt"))
+            if not any(p.startswith(".") for p in file.relative_to(path).parts)
+        ]
     if not files or not files[0].is_file():
         raise FileNotFoundError(
             f"{path} is no file of references and no folder with *.trans.txt"

@@ -178,7 +178,7 @@ class Run:
 
     def fit(self, stop_after=None):
         self.brain.stop_after = stop_after
-        valid = make_dataloader(
+        self.valid = valid = make_dataloader(
             self.data,
             batch_sampler=sampler(self.data, shuffle=False),
             generator=torch.Generator(),
@@ -267,9 +267,6 @@ def plain_rkd(student, projector, teacher, items):
     for item in items:
         ours = projector.double()(alone(student, item["sig"])[0])
         theirs = alone(teacher, item["sig"])[0]
-        mean = theirs.mean(1, keepdim=True)
-        variance = theirs.var(1, keepdim=True, unbiased=False)
-        theirs = (theirs - mean) / (variance + 1e-5).sqrt()
         losses.append(((ours - theirs) ** 2).mean().item())
     projector.float()
     return sum(losses) / len(losses)
@@ -288,6 +285,45 @@ def test_the_ctc_loss_is_that_of_each_utterance_alone(run, data, stage):
     its = run("ctc")
     loss, items = loss_of(its.brain, data, stage)
     assert loss == pytest.approx(plain_ctc(its.student, items), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ctc", "skd"])
+def test_an_utterance_without_a_ctc_loss_is_named(
+    run, data, name, caplog, monkeypatch
+):
+    # Nothing is saved here.
+    monkeypatch.setattr(
+        stage_module.StageBrain, "on_stage_end", lambda *_: None
+    )
+    its = run(name)
+    # Of 200 different symbols in a row, none can be written in as many frames.
+    long = torch.arange(200) % 28 + 1
+    batch, items = some(data, transcribed=(True, True, name == "ctc"))
+    items[1] = items[1] | {"tokens": long}
+    # What is not transcribed has none to miss.
+    items[2] = items[2] | {"tokens": long}
+    frames = len(alone(its.student, items[0]["sig"])[1])
+    just = torch.arange(frames) % 28 + 1
+    items[0] = items[0] | {"tokens": just}
+    named = [item["id"] for item in items[1 : 3 if name == "ctc" else 2]]
+    for stage, told in (
+        (sb.Stage.TRAIN, "learnt from"),
+        (sb.Stage.VALID, "of the development set"),
+    ):
+        caplog.clear()
+        its.brain.modules.eval()
+        its.brain.on_stage_start(stage, 1)
+        for _ in range(2):
+            batch = PaddedBatch(items)
+            outputs = its.brain.compute_forward(batch, stage)
+            its.brain.compute_objectives(outputs, batch, stage)
+        its.brain.on_stage_end(stage, 1.0, 1)
+        if name == "skd" and stage == sb.Stage.VALID:
+            named = [item["id"] for item in items[1:]]
+        assert (
+            f"Epoch 1: {len(named)} utterances {told} have fewer frames than "
+            f"their transcript needs and no CTC loss: {', '.join(named)}"
+        ) in caplog.messages
 
 
 @pytest.mark.parametrize(
@@ -459,7 +495,6 @@ def test_the_rkd_stage_uses_the_frame_weights_it_is_given(run, data):
         theirs, logits = alone(its.teacher.model, item["sig"])
         weights = 1 - logits.softmax(-1)[:, 0]
         assert weights.min() < 0.5 < weights.max()
-        theirs = torch.nn.functional.layer_norm(theirs, (10,))
         with torch.no_grad():
             hidden = alone(its.student, item["sig"])[0].float()
             ours = its.projector[0](hidden)
@@ -501,19 +536,51 @@ def test_the_rkd_loss_is_the_weighted_sum_over_the_pairs(run, data, weighting):
             weights = torch.ones(len(theirs)).double()
             if weighting == "energy":
                 weights = theirs.square().mean(1)
-            mean = theirs.mean(1, keepdim=True)
-            variance = theirs.var(1, keepdim=True, unbiased=False)
-            theirs = (theirs - mean) / (variance + 1e-5).sqrt()
             errors = (ours - theirs).square().mean(1)
             losses.append((weights * errors).sum() / weights.sum())
         means.append((sum(losses) / len(losses)).item())
     total = sum(p.weight * m for p, m in zip(SEVERAL, means, strict=True))
     assert found == pytest.approx(total, rel=1e-4)
     figures = its.brain.figures(found)
-    assert set(figures) == {"loss", "rkd_0", "rkd_1", "rkd_2"}
+    names = [f"rkd_{index}" for index in range(3)]
+    relative = [f"{name}_relative" for name in names]
+    assert set(figures) == {"loss", *names, *relative}
     for index, mean in enumerate(means):
         assert figures[f"rkd_{index}"] == pytest.approx(mean, rel=1e-4)
     assert len({round(mean, 4) for mean in means}) == 3
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "nonblank"])
+def test_the_relative_rkd_loss_of_the_best_constant_is_one(run, weighting):
+    its = run("rkd", representation_loss=RepresentationLoss(weighting))
+    targets = []
+    for item in its.data:
+        states, logits = alone(its.teacher.model, item["sig"])
+        weights = torch.ones(len(states)).double()
+        if weighting == "nonblank":
+            weights = 1 - logits.softmax(-1)[:, 0]
+        targets.append((states, weights / weights.sum()))
+    mean = sum(weights @ states for states, weights in targets) / len(targets)
+    with torch.no_grad():
+        its.projector[0].map.weight.zero_()
+        its.projector[0].map.bias.copy_(mean)
+    its.brain.optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    loader = make_dataloader(
+        its.data, batch_sampler=sampler(its.data, shuffle=False)
+    )
+    its.brain.evaluate(loader)
+    figures = its.brain.test_figures
+    assert figures["rkd_relative"] == pytest.approx(1, rel=1e-4)
+    wanted = sum(
+        (weights * (states - mean).square().mean(1)).sum()
+        for states, weights in targets
+    ) / len(targets)
+    assert figures["rkd"] == pytest.approx(wanted.item(), rel=1e-4)
+    # Another constant costs more.
+    with torch.no_grad():
+        its.projector[0].map.bias += 0.1
+    its.brain.evaluate(loader)
+    assert its.brain.test_figures["rkd_relative"] > 1.001
 
 
 def test_gradients_come_from_every_pair_and_stop_at_its_layers(run, data):
@@ -674,12 +741,42 @@ def test_a_delay_moves_the_teacher_back(run, data):
     for item in items:
         ours = alone(its.student, item["sig"])[1].softmax(-1)
         theirs = alone(its.teacher.model, item["sig"])[1].softmax(-1)
-        # Two frames of 20 ms later; its first frame stands in before.
-        theirs = torch.cat([theirs[:1], theirs[:1], theirs[:-2]])
-        losses.append(((ours - theirs) ** 2).sum().item())
+        # Two frames of 20 ms later; its first frame stands in before, without
+        # a spike. The last two frames are left to CTC.
+        first = theirs[:1]
+        if first.argmax() != 0:
+            first = torch.eye(29)[:1].to(first)
+        theirs = torch.cat([first, first, theirs[:-2]])
+        losses.append(((ours - theirs) ** 2)[:-2].sum().item())
     skd = sum(losses) / len(losses)
     ctc = plain_ctc(its.student, items)
     assert found == pytest.approx(ctc + skd, rel=1e-4)
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.1])
+def test_symbols_without_an_skd_term_are_logged(run, data, delay):
+    """All those of the last 0.1 s, and none that another utterance hides."""
+    its = run("skd", delay=delay)
+    found, items = loss_of(its.brain, data, sb.Stage.TRAIN)
+    figures = its.brain.figures(found)
+    assert set(figures) >= {"loss", "ctc", "skd"}
+    known = in_all = 0
+    for item in items:
+        best = alone(its.teacher.model, item["sig"])[1].argmax(-1).tolist()
+        written = [
+            [symbol for symbol, _ in itertools.groupby(part) if symbol != 0]
+            # Frames that are moved back by 5, of which the last 5 have no term
+            for part in (best, best[:-10])
+        ]
+        in_all += len(written[0])
+        known += len(written[1])
+    if delay:
+        left = 100 * (1 - known / in_all)
+        assert figures["skd_left_out"] == pytest.approx(left, abs=1e-3)
+        assert 0 < left < 100
+    else:
+        # Students with the teacher's frames have all of its symbols.
+        assert figures.get("skd_left_out", 0.0) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -835,17 +932,27 @@ def test_a_finished_stage_trains_no_further(run):
 
 
 def test_the_learning_rate_takes_one_step_for_each_of_the_optimizer(run):
-    its = run("ctc", epochs=2, grad_accumulation_factor=2).fit()
+    its = run("ctc", epochs=2, grad_accumulation_factor=4).fit()
     batches = len(its.brain.steps) // 2
-    assert its.brain.lr_schedule.total_steps == 2 * (batches // 2)
+    # One more with what is left at the end of an epoch
+    assert batches % 4
+    steps = 2 * (batches // 4 + 1)
+    assert its.brain.lr_schedule.total_steps == steps
+    assert its.brain.optimizer_step == steps
     last = its.brain.optimizer.param_groups[0]["lr"]
     assert last == pytest.approx(0.01 / 25 / 1e4)
 
 
-def test_more_accumulation_than_an_epoch_has_batches_is_an_error(run):
-    its = run("ctc", grad_accumulation_factor=100)
-    with pytest.raises(ValueError, match=r"factor 100 is more than the \d+ "):
-        its.fit()
+def test_a_stopped_stage_of_accumulated_steps_ends_as_if_never_stopped(run):
+    options = {"grad_accumulation_factor": 4, "ckpt_interval_steps": 1}
+    whole = run("ctc", **options).fit()
+    # Within the first step, within the next, after that ends the epoch
+    for stop in 2, 5, 3, None:
+        part = run("ctc", folder="stopped", **options).fit(stop)
+    # Learnt again is what was not saved.
+    assert part.brain.steps == whole.brain.steps[-len(part.brain.steps) :]
+    assert same(copy(part.student), copy(whole.student))
+    assert part.brain.train_figures == whole.brain.train_figures
 
 
 # -------------------------------------------------------------------- stopwatch
@@ -931,6 +1038,65 @@ def test_the_best_checkpoints_are_those_of_the_lowest_wer(run, keep):
         assert same(state, states[checkpoint.meta["epoch"]])
 
 
+@pytest.mark.parametrize("wer, averaged", [(19.9, 3), (20.0, 3), (20.1, 1)])
+def test_the_mean_of_checkpoints_is_kept_where_it_is_no_worse(
+    run, wer, averaged
+):
+    """By its own figure, which is the one that is recorded."""
+    wers = {1: 50.0, 2: 20.0, 3: 40.0, 4: 60.0, None: wer}
+    states = {}
+
+    class Scripted(Run.recording(CTCBrain)):
+        def figures(self, stage_loss):
+            figures = super().figures(stage_loss)
+            if self.references:
+                figures["WER"] = wers[self.epoch]
+                states[self.epoch] = copy(self.student)
+            return figures
+
+    its = run("ctc", brain=Scripted, epochs=4, avg_checkpoints=3).fit()
+    found = its.brain.load_best(its.valid)
+    mean = {
+        key: sum(states[epoch][key] for epoch in (1, 2, 3)) / 3
+        for key in states[2]
+    }
+    for key, value in copy(its.student).items():
+        if averaged == 1:
+            assert torch.equal(value, states[2][key]), key
+        elif value.is_floating_point():
+            torch.testing.assert_close(value, mean[key], msg=key)
+    assert found.pop("valid")["WER"] == min(wer, 20.0)
+    assert found == {
+        "selected_by": "WER",
+        "best": min(wer, 20.0),
+        "best_epoch": 2,
+        "averaged": averaged,
+    }
+
+
+@pytest.mark.parametrize("name", ["ctc", "rkd"])
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_recorded_figures_are_those_of_the_weights(run, name, keep):
+    its = run(name, epochs=4, avg_checkpoints=keep).fit()
+    found = its.brain.load_best(its.valid)
+    assert found["averaged"] in (1, keep)
+    for part in its.checkpointer.find_checkpoints(
+        min_key=its.brain.selected_by
+    ):
+        assert found["best"] <= part.meta[its.brain.selected_by]
+    its.brain.evaluate(its.valid)
+    assert its.brain.test_figures == pytest.approx(found["valid"])
+    assert found["best"] == found["valid"][its.brain.selected_by]
+    items = [*its.data]
+    if name == "rkd":
+        loss = plain_rkd(
+            its.student, its.projector[0], its.teacher.model, items
+        )
+    else:
+        loss = plain_ctc(its.student, items)
+    assert found["valid"]["loss"] == pytest.approx(loss, rel=1e-4)
+
+
 def test_rkd_selects_by_its_own_loss_on_the_development_set(run, data):
     its = run("rkd").fit()
     (*_, newest) = its.log.read_text().splitlines()
@@ -993,17 +1159,14 @@ def test_evaluation_keeps_the_transcripts_of_all_utterances(data, tokenizer):
     assert figures["CER"] == wanted["cer"]
 
 
-def test_figures_of_an_epoch_are_means_over_its_batches(run, data):
+def test_figures_of_an_epoch_are_means_over_its_utterances(run, data):
     its = run("ctc", epochs=1).fit()
-    student = its.student.eval()
-    loader = make_dataloader(data, batch_sampler=sampler(data, shuffle=False))
-    losses = []
-    for batch in loader:
-        items = [data[data.data_ids.index(key)] for key in batch.id]
-        losses.append(plain_ctc(student, items))
+    assert len({len(ids) for _, ids, _ in its.brain.steps}) > 1
+    loss = plain_ctc(its.student.eval(), [*data])
     line = its.log.read_text()
-    logged = float(line.partition("valid ctc: ")[2].split(",")[0])
-    assert logged == pytest.approx(sum(losses) / len(losses), rel=0.01)
+    for name in "loss", "ctc":
+        logged = float(line.partition(f"valid {name}: ")[2].split(",")[0])
+        assert logged == pytest.approx(loss, rel=0.001)
 
 
 def test_the_log_for_tensorboard_has_all_figures(run):
@@ -1081,6 +1244,35 @@ def test_a_step_without_a_finite_loss_changes_nothing(run, spoil, caplog):
     assert not same(first, last)
     assert all(value.isfinite().all() for value in last.values())
     assert all(map(math.isfinite, brain.train_figures.values()))
+
+
+def test_an_accumulated_step_with_an_infinite_batch_changes_nothing(run):
+    spoil = spoiling(CTCBrain, lambda loss: loss * torch.nan, lambda n: n == 2)
+    options = {"grad_accumulation_factor": 3, "epochs": 1}
+    stage = run("ctc", brain=spoil, **options)
+    before = copy(stage.student)
+    stage.fit()
+    assert len(stage.brain.steps) == 6 and stage.brain.optimizer_step == 1
+    # As if the first three batches had not been there
+    whole = run("ctc", **options)
+    fit_batch = whole.brain.fit_batch
+
+    def without(batch):
+        if len(whole.brain.steps) < 3:
+            lr = whole.brain.optimizer.param_groups[0]["lr"]
+            whole.brain.steps.append((1, tuple(batch.id), lr))
+            if len(whole.brain.steps) == 3:
+                whole.brain.lr_schedule.step()
+            return torch.zeros(())
+        return fit_batch(batch)
+
+    whole.brain.fit_batch = without
+    whole.fit()
+    assert whole.brain.steps == stage.brain.steps
+    weights = dict(whole.student.named_parameters())
+    for name, value in stage.student.named_parameters():
+        torch.testing.assert_close(value, weights[name], msg=name)
+    assert not same(before, copy(stage.student))
 
 
 def test_a_step_without_a_finite_gradient_changes_no_weight(run, caplog):

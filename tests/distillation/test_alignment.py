@@ -9,8 +9,9 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tutornet_sb.distillation.alignment import align
+from tutornet_sb.distillation.alignment import align, count_symbols
 from tutornet_sb.distillation.targets import TeacherTargets
+from tutornet_sb.networks.acoustic_model import frame_mask
 
 BLANK = 1
 PERIODS = (10, 20, 30, 40, 80)
@@ -37,29 +38,78 @@ def random_targets(seed, lengths, period, dim=3, symbols=4, padding=0.0):
     )
 
 
-def interpolated(hidden, t, period):
-    """Teacher's hidden state at ``t`` milliseconds."""
-    t = min(max(t, 0), (len(hidden) - 1) * period)
-    i = int(t // period)
-    rest = float((t - i * period) / period)
-    if rest == 0:
-        return hidden[i]
-    return (1 - rest) * hidden[i] + rest * hidden[i + 1]
+def averaged(hidden, t, theirs, ours):
+    """Teacher's hidden states over the window around ``t`` milliseconds."""
+    width = max(theirs, ours)
+    begin, end = t - Fraction(width, 2), t + Fraction(width, 2)
+    total = 0.0
+    # Before and after the utterance, its first and last frame stand in.
+    for i in range(int(begin // theirs) - 1, int(end // theirs) + 3):
+        shared = min(end, (i + Fraction(1, 2)) * theirs) - max(
+            begin, (i - Fraction(1, 2)) * theirs
+        )
+        state = hidden[min(max(i, 0), len(hidden) - 1)]
+        total = total + float(max(0, shared) / Fraction(width)) * state
+    return total
 
 
-def chosen(posteriors, t, theirs, ours, delay, is_last):
-    """Teacher's posteriors for the student's frame at ``t`` milliseconds."""
-    indices = range(len(posteriors))
+def window_of(count, t, theirs, ours, delay, is_last):
+    """Teacher's frames for the student's frame at ``t`` milliseconds."""
+    indices = range(count)
     if ours <= theirs:
         window = [min(indices, key=lambda i: (abs(i * theirs - t), i))]
     else:
         window = [i for i in indices if -ours <= 2 * (i * theirs - t) < ours]
     if is_last and delay == 0:
-        window = window or [i for i in indices if -ours <= 2 * (i * theirs - t)]
-        window = [i for i in indices if i >= min(window, default=math.inf)]
+        window = [i for i in indices if -ours <= 2 * (i * theirs - t)]
     if not window:
-        window = [0 if t < 0 else len(posteriors) - 1]
-    return posteriors[min(window, key=lambda i: (posteriors[i][BLANK], i))]
+        window = [0 if t < 0 else count - 1]
+    return window
+
+
+def place(posteriors, length, theirs, ours, delay):
+    """Teacher's posteriors on the student's frames, and which are targets."""
+    best = posteriors.argmax(-1).tolist()
+    # Frames of each symbol that CTC reads
+    symbols, at = {}, 0
+    for symbol, group in itertools.groupby(best):
+        frames = range(at, at := at + len(list(group)))
+        if symbol != BLANK:
+            symbols |= dict.fromkeys(frames, frames)
+    rows, read, held = [], [], []
+    for j in range(length):
+        t, is_last = j * ours - delay, j == length - 1
+        window = window_of(len(best), t, theirs, ours, delay, is_last)
+        spiking = [i for i in window if i in symbols]
+        i = min(
+            spiking or window,
+            key=lambda i: (
+                len(symbols.get(i, ())),
+                posteriors[i, BLANK].item(),
+                i,
+            ),
+        )
+        row = posteriors[i]
+        if i in symbols:
+            after = 2 * (t - i * theirs)
+            on_time = -ours < after <= ours
+            if is_last and delay == 0:
+                on_time = after <= ours
+            next_one = i + (after > 0) - (after < 0)
+            if not on_time and (next_one == i or next_one not in symbols[i]):
+                row = torch.eye(len(row))[BLANK]
+                i = None
+        rows.append(row)
+        read.append(symbols.get(i))
+        held.append({symbols[i] for i in spiking})
+    learnt = [
+        symbols <= set(read) and j <= length - 1 - delay / ours
+        for j, symbols in enumerate(held)
+    ]
+    for j, (one, other) in enumerate(itertools.pairwise(read)):
+        if one and other and one != other and best[one[0]] == best[other[0]]:
+            learnt[j] = learnt[j + 1] = False
+    return torch.stack(rows), learnt
 
 
 def reference(targets, theirs, lengths, ours, delay=0, frames=None):
@@ -68,24 +118,31 @@ def reference(targets, theirs, lengths, ours, delay=0, frames=None):
         torch.zeros(len(lengths), frames, x.shape[2], dtype=torch.float64)
         for x in targets[:2]
     )
+    learnt = torch.zeros(len(lengths), frames, dtype=torch.bool)
     for b, length in enumerate(lengths):
         valid = targets.lengths[b].item()
+        states = targets.hidden[b, :valid].double()
         for j in range(length):
-            t = j * ours - delay
-            states = targets.hidden[b, :valid].double()
-            hidden[b, j] = interpolated(states, t, theirs)
-            posteriors[b, j] = chosen(
-                targets.posteriors[b, :valid],
-                t,
-                theirs,
-                ours,
-                delay,
-                j == length - 1,
-            )
+            hidden[b, j] = averaged(states, j * ours - delay, theirs, ours)
+        rows, known = place(
+            targets.posteriors[b, :valid], length, theirs, ours, delay
+        )
+        posteriors[b, :length] = rows
+        learnt[b, :length] = torch.tensor(known)
     # Selected, so the same to the last bit.
-    return hidden.to(targets.hidden.dtype), posteriors.to(
-        targets.posteriors.dtype
+    return (
+        hidden.to(targets.hidden.dtype),
+        posteriors.to(targets.posteriors.dtype),
+        learnt,
     )
+
+
+def targets_of(aligned):
+    """Valid frames whose posteriors are a target."""
+    valid = frame_mask(aligned.lengths, aligned.posteriors.shape[1])
+    if aligned.posterior_mask is None:
+        return valid
+    return valid & aligned.posterior_mask
 
 
 PERIOD = st.one_of(st.sampled_from(PERIODS), st.integers(5, 90))
@@ -130,11 +187,12 @@ def test_matches_plain_loop(meeting, seed):
             align(targets, student, ours / 1000, **options)
         return
     aligned = align(targets, student, ours / 1000, **options)
-    hidden, posteriors = reference(
+    hidden, posteriors, learnt = reference(
         targets, theirs, lengths, ours, delay, frames
     )
     torch.testing.assert_close(aligned.hidden, hidden)
     assert torch.equal(aligned.posteriors, posteriors)
+    assert torch.equal(targets_of(aligned), learnt)
     assert aligned.lengths.tolist() == lengths
     assert aligned.frame_period == ours / 1000
     # Each utterance is alone what it is in company.
@@ -148,6 +206,9 @@ def test_matches_plain_loop(meeting, seed):
         for x, y in zip(alone[:2], aligned[:2], strict=True):
             assert torch.equal(x[0], y[b, :length])
             assert not y[b, length:].any()
+        assert torch.equal(
+            targets_of(alone)[0], targets_of(aligned)[b, :length]
+        )
 
 
 def test_equal_frames_come_back_as_they_are():
@@ -172,9 +233,10 @@ def test_nothing_is_copied_where_nothing_changes():
 
 def test_frames_too_few_repeat_the_last_and_frames_too_many_leave_a_spike():
     targets = random_targets(0, [3, 7], 20, padding=math.nan)
+    targets.posteriors[0, 2] = torch.tensor([0.0, 0.9, 0.1, 0.0])
     for spike in (4, 5, 6):
-        targets.posteriors[1, 4:, BLANK] = 0.9
-        targets.posteriors[1, spike, BLANK] = 0.1
+        targets.posteriors[1, 4:] = torch.tensor([0.0, 0.9, 0.1, 0.0])
+        targets.posteriors[1, spike] = torch.tensor([0.2, 0.1, 0.7, 0.0])
         aligned = align(targets, torch.tensor([5, 5]), 0.02, BLANK)
         assert torch.equal(aligned.hidden[0, :3], targets.hidden[0, :3])
         for frame in (3, 4):
@@ -218,23 +280,31 @@ def test_whatever_the_networks_durations_agree():
         align(targets, our_lengths, our_period / 1000)
 
 
-def spikes_in(generator, frames, often):
-    """Draw (frame, symbol, probability) of some spikes that CTC tells apart.
+def spell(generator, frames, often):
+    """Posteriors of a CTC model, and what it writes: symbols, with a mark.
 
-    None stands in the last frame but one, which a faster student's last frame
-    may have to choose between and the last.
+    The marks are the probabilities of the symbols' frames, each other than all
+    others. Symbols may last for several frames, follow each other without a
+    blank, or be repeated with a blank between.
     """
     others = [symbol for symbol in range(6) if symbol != BLANK]
-    spikes, last = [], (-2, None)
+    posteriors = torch.full((frames, 6), 0.02, dtype=torch.float64)
+    posteriors[:, BLANK] = 0.9
+    written, before = {}, BLANK
     for frame in range(frames):
-        *drawn, height = torch.rand(3, generator=generator).tolist()
-        symbol = others[int(drawn[0] * len(others))]
-        if frame == frames - 2 or last == (frame - 1, symbol):
-            continue
-        if drawn[1] < often:
-            spikes.append((frame, symbol, 0.55 + 0.4 * height))
-            last = (frame, symbol)
-    return spikes
+        spikes, draw = torch.rand(2, generator=generator).tolist()
+        if spikes < often:
+            symbol = others[int(draw * 1.99) if draw < 0.9 else 3]
+            mark = 0.6 + 0.3 * torch.rand(1, generator=generator).item()
+            if symbol == before:
+                *_, mark = written
+            posteriors[frame] = (1 - mark) / 5
+            posteriors[frame, symbol] = mark
+            written[mark] = symbol
+            before = symbol
+        else:
+            before = BLANK
+    return posteriors, written
 
 
 def read(posteriors):
@@ -243,50 +313,97 @@ def read(posteriors):
     return [symbol for symbol, _ in itertools.groupby(best) if symbol != BLANK]
 
 
+@pytest.mark.parametrize("delay", [0, 40, 130])
 @pytest.mark.parametrize("theirs, ours", PAIRS)
-def test_spikes_are_lost_only_where_windows_are_too_wide(theirs, ours):
-    """Every loss is counted by its reason; the other spikes are all read."""
+def test_targets_leave_out_no_symbol_that_the_teacher_writes(
+    theirs, ours, delay
+):
+    """What stands between two frames without a target is all written there."""
     generator = torch.Generator().manual_seed(theirs + ours)
-    complete = shared = merged = 0
+    taught = in_all = 0
     for milliseconds in range(300, 900, 7):
         frames, length = (milliseconds // p + 1 for p in (theirs, ours))
-        posteriors = torch.full((1, frames, 6), 0.02)
-        posteriors[..., BLANK] = 0.9
-        spikes = spikes_in(generator, frames, often=min(0.3, theirs / 150))
-        windows = {}
-        for frame, symbol, height in spikes:
-            posteriors[0, frame] = (1 - height) / 5
-            posteriors[0, frame, symbol] = height
-            # A faster student has a frame for each of the teacher's.
-            window = frame
-            if ours > theirs:
-                window = (2 * frame * theirs + ours) // (2 * ours)
-                window = min(window, length - 1)
-            windows.setdefault(window, []).append((height, symbol))
+        posteriors, written = spell(generator, frames, min(0.4, theirs / 100))
         targets = TeacherTargets(
             torch.zeros(1, frames, 1),
-            posteriors,
+            posteriors.unsqueeze(0),
             torch.tensor([frames]),
             theirs / 1000,
         )
-        aligned = align(targets, torch.tensor([length]), ours / 1000, BLANK)
+        aligned = align(
+            targets,
+            torch.tensor([length]),
+            ours / 1000,
+            BLANK,
+            delay / 1000,
+        )
+        learnt = targets_of(aligned)[0].tolist()
+        marks, known = list(written), 0
+        is_open = False
+        for is_learnt, group in itertools.groupby(
+            range(length), key=lambda j: learnt[j]
+        ):
+            group = list(group)
+            if not is_learnt:
+                is_open = True
+                continue
+            rows = aligned.posteriors[0, group]
+            tops = [row.max().item() for row in rows if row.argmax() != BLANK]
+            numbers = sorted({marks.index(mark) for mark in tops})
+            if numbers:
+                # Before it, none is missing but where there is no target.
+                first = numbers[0]
+                assert first == known or (is_open and first >= known - 1)
+                assert numbers == list(range(first, numbers[-1] + 1))
+                assert read(rows) == [written[marks[n]] for n in numbers]
+                known, is_open = numbers[-1] + 1, False
+                taught += len(numbers)
+        assert known == len(marks) or is_open
+        in_all += len(marks)
+        if delay:
+            # Frames less than the delay before the end, and no others
+            cut = [not (length - 1 - j) * ours >= delay for j in range(length)]
+            assert not any(a and b for a, b in zip(cut, learnt, strict=True))
+            ends = [j for j in range(length) if not learnt[j] and not cut[j]]
+            assert ours > theirs or ends == []
+        elif ours <= theirs:
+            assert read(aligned.posteriors[0]) == list(written.values())
+    assert taught > in_all / 20
 
-        surest = {window: max(windows[window])[1] for window in sorted(windows)}
-        expected = [
-            symbol
-            for window, symbol in surest.items()
-            if surest.get(window - 1) != symbol
-        ]
-        assert read(aligned.posteriors[0]) == expected
-        assert len(read(posteriors[0])) == len(spikes)
-        shared += len(spikes) - len(surest)
-        merged += len(surest) - len(expected)
-        complete += expected == read(posteriors[0])
-    if ours <= theirs:
-        assert (shared, merged) == (0, 0)
-    else:
-        assert shared > 0 and merged > 0
-    assert complete > 0
+
+def test_a_spike_of_a_slow_teacher_is_no_plateau():
+    posteriors = torch.zeros(1, 6, 3)
+    posteriors[..., BLANK] = 1.0
+    # A, then B at once, then B for two frames
+    posteriors[0, 1] = torch.tensor([0.9, 0.1, 0.0])
+    for frame in (2, 4, 5):
+        posteriors[0, frame] = torch.tensor([0.0, 0.2, 0.8])
+    targets = TeacherTargets(
+        torch.zeros(1, 6, 1), posteriors, torch.tensor([6]), 0.08
+    )
+    aligned = align(targets, torch.tensor([24]), 0.02, BLANK)
+    found = aligned.posteriors[0].argmax(-1).tolist()
+    text = "".join("A_B"[symbol] for symbol in found)
+    assert text == "____A___B_______BBBBB___"
+    assert aligned.posterior_mask.all()
+
+
+def test_symbols_that_share_a_window_have_no_target():
+    def symbols(text):
+        return torch.eye(3)[["A_B".index(symbol) for symbol in text]]
+
+    # Windows of two frames, the second in the middle
+    text = "_ __ A_ _B AB __ A_ A_ __ _A AA __".replace(" ", "")
+    targets = TeacherTargets(
+        torch.zeros(1, 23, 1), symbols(text).unsqueeze(0), torch.tensor([23]), 1
+    )
+    aligned = align(targets, torch.tensor([12]), 2, BLANK)
+    found = aligned.posteriors[0].argmax(-1).tolist()
+    assert "".join("A_B"[symbol] for symbol in found) == "__ABA_AA_AA_"
+    learnt = "".join("01"[one] for one in aligned.posterior_mask[0].int())
+    assert learnt == "111101001111"
+    assert count_symbols(targets, BLANK) == 7
+    assert count_symbols(aligned, BLANK) == 3
 
 
 @given(meetings(NONE), st.data())
@@ -306,8 +423,8 @@ def test_no_lone_spike_is_lost(meeting, data):
     aligned = align(
         targets, torch.tensor([length]), ours / 1000, blank_index=BLANK
     )
-    kept = (aligned.posteriors[0, :, 2] == 0.8).sum()
-    assert kept == 1 if ours > theirs else kept >= 1
+    assert (aligned.posteriors[0, :, 2] == 0.8).sum() == 1
+    assert aligned.posterior_mask is None or aligned.posterior_mask.all()
 
 
 @pytest.mark.parametrize("theirs, ours", PAIRS)
@@ -337,9 +454,12 @@ def test_delayed_student_never_hears_ahead(theirs, ours):
 
 def test_integer_delay_shifts_frames():
     targets = random_targets(0, [6], 20)
-    aligned = align(targets, torch.tensor([6]), 0.02, delay=0.04)
+    targets.posteriors[0, 0] = torch.tensor([0.2, 0.6, 0.2, 0.0])
+    aligned = align(targets, torch.tensor([6]), 0.02, BLANK, delay=0.04)
     expected = targets.posteriors[:, [0, 0, 0, 1, 2, 3]]
     assert torch.equal(aligned.posteriors, expected)
+    # What is delayed beyond the end is no target, nor what has taken its place.
+    assert aligned.posterior_mask.int().tolist() == [[1, 1, 1, 1, 0, 0]]
     hidden = targets.hidden[:, [0, 0, 0, 1, 2, 3]]
     assert torch.equal(aligned.hidden, hidden)
 
@@ -350,7 +470,7 @@ def test_periods_of_an_odd_sample_rate():
     targets = random_targets(0, [203], 10)
     targets = targets._replace(frame_period=220 / 22050)
     aligned = align(targets, torch.tensor([202]), 0.01, blank_index=BLANK)
-    hidden, posteriors = reference(targets, period, [202], 10)
+    hidden, posteriors, _ = reference(targets, period, [202], 10)
     torch.testing.assert_close(aligned.hidden, hidden)
     assert torch.equal(aligned.posteriors, posteriors)
 

@@ -23,12 +23,14 @@ from tutornet_sb.distillation.extraction import (
     StoredTeacher,
     describe,
     fill_store,
+    measure_hidden,
     weights_hash,
 )
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.pairs import Pair, make_projectors
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.pseudo_labels import longest_first
+from tutornet_sb.distillation.standardisation import Standardiser
 from tutornet_sb.distillation.store import TargetStore, _read_index
 from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.distillation.vocabulary import VocabularyMap
@@ -74,6 +76,12 @@ def fill(folder, teacher, data, encodings=EXACT, **options):
     return fill_store(folder, what, teacher, data, **options)
 
 
+def standardised(teacher, store):
+    """The teacher as a store has it."""
+    standardise = Standardiser(store.made["statistics"], teacher.taps)
+    return Teacher(teacher.model, teacher.taps, None, standardise)
+
+
 def taught_data(data, stored):
     taught = DynamicItemDataset(data.data)
     taught.add_dynamic_item(
@@ -92,6 +100,7 @@ def taught_data(data, stored):
 def test_a_store_says_what_the_teacher_says(teacher, tmp_path, workers):
     data = make_data()
     stored = StoredTeacher(fill(tmp_path / "s", teacher, data), TAPS)
+    teacher = standardised(teacher, stored.store)
     assert stored.taps.keys() == teacher.taps.keys()
     assert stored.hidden_sizes == teacher.hidden_sizes == [8, 24]
     assert stored.symbols == teacher.symbols == len(PIECES)
@@ -124,12 +133,14 @@ def test_a_store_says_what_the_teacher_says(teacher, tmp_path, workers):
 def test_small_encodings_are_near(teacher, tmp_path):
     data = make_data(40)
     stored = StoredTeacher(fill(tmp_path / "s", teacher, data, SMALL), TAPS)
+    teacher = standardised(teacher, stored.store)
     batch = PaddedBatch([taught_data(data, stored)[i] for i in range(8)])
     ours, theirs = stored.teach(batch), teacher.teach(batch)
     for row, length in enumerate(theirs.lengths.tolist()):
         a, b = (t.hidden[row, :length, 8:] for t in (ours, theirs))
         cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1)
         assert cosine.mean() > 0.8
+        assert b.square().mean() == pytest.approx(1, abs=0.3)
         a, b = (t.posteriors[row, :length] for t in (ours, theirs))
         assert (a - b).abs().max() < 0.15
         assert (a - b).abs().mean() < 0.03
@@ -161,7 +172,7 @@ def test_a_teacher_of_other_symbols(tmp_path):
     mapping = VocabularyMap([1, 0, None, 2, 3, 3], 4, 1)
     teacher = Teacher(make_model(), [], mapping)
     what = describe(teacher, ["a", "<b>", "c", "d"], 1, EXACT)
-    assert what["vocabulary"]["map"] == [1, 0, 4, 2, 3, 3]
+    assert what["vocabulary"]["map"] == [1, 0, 1, 2, 3, 3]
     data = make_data()
     stored = StoredTeacher(
         fill_store(tmp_path / "s", what, teacher, data, progressbar=False)
@@ -223,7 +234,8 @@ def count_heard(teacher, monkeypatch):
 def test_only_what_is_missing_is_heard(teacher, tmp_path, monkeypatch):
     heard = count_heard(teacher, monkeypatch)
     fill(tmp_path / "s", teacher, make_data(5))
-    assert sorted(heard) == [f"u{i}" for i in range(5)]
+    # Once for the statistics, once for the store
+    assert sorted(heard) == [f"u{i // 2}" for i in range(10)]
     heard.clear()
     fill(tmp_path / "s", teacher, make_data(5))
     assert heard == []
@@ -283,6 +295,8 @@ def test_what_is_done_stays_in_its_batch_while_others_are_missing():
 def test_an_utterance_missing_from_a_full_batch_is_filled_as_before(
     teacher, tmp_path
 ):
+    # Statistics are of what is there at first.
+    teacher = Teacher(teacher.model, [])
     whole = fill(tmp_path / "whole", teacher, make_data())
     # All but one of each batch of the whole
     batches = [batch.id for batch in longest_first(make_data(), 3.0)]
@@ -304,6 +318,7 @@ def test_the_rest_of_a_store_with_more_layers(teacher, tmp_path):
     data = make_data(9)
     stored = StoredTeacher(fill(tmp_path / "s", teacher, data), TAPS)
     batch = PaddedBatch([taught_data(data, stored)[8]])
+    teacher = standardised(teacher, stored.store)
     torch.testing.assert_close(
         stored.teach(batch).hidden,
         teacher.teach(batch).hidden,
@@ -318,6 +333,94 @@ def test_filling_leaves_the_random_numbers_as_they_were(teacher, tmp_path):
     torch.manual_seed(7)
     fill(tmp_path / "s", teacher, make_data(), SMALL)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def states_of(teacher, data):
+    """Hidden states of all frames, utterance by utterance, in float64."""
+    states = []
+    for index in range(len(data)):
+        batch = PaddedBatch([data[index]])
+        states.append(teacher.teach(batch).hidden[0].double())
+    return states
+
+
+@pytest.mark.parametrize("encodings", [EXACT, SMALL])
+def test_a_store_is_standardised_by_the_statistics_in_its_header(
+    teacher, tmp_path, encodings
+):
+    data = make_data()
+    states = torch.cat(states_of(teacher, data))
+    made = fill(tmp_path / "s", teacher, data, encodings).made
+    assert list(made["statistics"]) == TAPS
+    for name, wanted in (
+        ("mean", states.mean(0)),
+        ("deviation", states.std(0, correction=0)),
+    ):
+        values = sum((made["statistics"][path][name] for path in TAPS), [])
+        torch.testing.assert_close(
+            torch.tensor(values).double(), wanted, rtol=1e-4, atol=1e-5
+        )
+    # An online teacher is measured alike, and no random number is drawn.
+    torch.manual_seed(7)
+    wanted = torch.rand(1)
+    torch.manual_seed(7)
+    assert measure_hidden(teacher, data, 3.0) == made["statistics"]
+    assert torch.equal(torch.rand(1), wanted)
+
+
+@pytest.mark.parametrize("encodings", [EXACT, SMALL])
+def test_the_error_of_the_codes_is_that_of_what_is_read(
+    teacher, tmp_path, encodings
+):
+    # Many more frames than centroids
+    data = make_data(40)
+    stored = StoredTeacher(fill(tmp_path / "s", teacher, data, encodings), TAPS)
+    taught = taught_data(data, stored)
+    given = states_of(standardised(teacher, stored.store), data)
+    wanted = {path: {"uniform": 0.0, "energy": 0.0} for path in TAPS}
+    for index, states in enumerate(given):
+        found = stored.teach(PaddedBatch([taught[index]])).hidden[0].double()
+        for path, part in zip(TAPS, (slice(8), slice(8, None)), strict=True):
+            errors = (found - states)[:, part].square().mean(1)
+            weights = states[:, part].square().mean(1)
+            weighted = (errors * weights).sum() / weights.sum()
+            wanted[path]["uniform"] += errors.mean().item() / len(given)
+            wanted[path]["energy"] += weighted.item() / len(given)
+    for path in TAPS:
+        found = stored.errors[path]
+        assert found.keys() == {"uniform", "energy", "nonblank"}
+        for name, value in wanted[path].items():
+            assert found[name] == pytest.approx(value, rel=0.02, abs=1e-6)
+        assert (found["uniform"] > 1e-3) == (encodings is SMALL)
+
+
+def test_more_code_bytes_leave_less_error(teacher, tmp_path):
+    errors = []
+    for count in (1, 2, 4):
+        encodings = SMALL | {"code_bytes": count}
+        store = fill(tmp_path / str(count), teacher, make_data(40), encodings)
+        errors.append(store.made["errors"]["encoder"]["nonblank"])
+    assert errors[0] > 1.5 * errors[1] > 1.5**2 * errors[2] > 0
+
+
+def test_the_time_of_filling_is_in_the_header(teacher, tmp_path, monkeypatch):
+    clock = [1000.0]
+    monkeypatch.setattr(extraction.time, "monotonic", lambda: clock[0])
+    teach = Teacher.teach
+
+    def slowly(self, batch):
+        clock[0] += 10
+        return teach(self, batch)
+
+    monkeypatch.setattr(Teacher, "teach", slowly)
+    store = fill(tmp_path / "s", teacher, make_data())
+    sample = 10 * len(list(longest_first(make_data(), 3.0)))
+    assert store.made["seconds"] == 2 * sample
+    # Nothing is missing, then something is.
+    assert fill(tmp_path / "s", teacher, make_data()).made == store.made
+    more = fill(tmp_path / "s", teacher, make_data(4, first=20))
+    added = 10 * len(list(longest_first(make_data(4), 3.0)))
+    assert more.made["seconds"] == 2 * sample + added
 
 
 def test_codebooks_are_made_once(teacher, tmp_path, caplog):
@@ -359,7 +462,7 @@ def test_progress_is_shown_in_a_terminal_alone(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     fill(tmp_path / "s", teacher, make_data(), SMALL, progressbar=True)
     error = capsys.readouterr().err
-    for words in ("codebooks: ", "hours of audio", "audio hours per hour"):
+    for words in ("sample: ", "hours of audio", "audio hours per hour"):
         assert (words in error) == is_terminal
 
 

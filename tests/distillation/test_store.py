@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import pickle
@@ -25,9 +26,11 @@ from tutornet_sb.distillation import store as store_module
 from tutornet_sb.distillation.encodings import train_codebooks
 from tutornet_sb.distillation.store import (
     FOOTER,
+    FORMAT,
     RECORD,
     ShardWriter,
     TargetStore,
+    add_seconds,
     check_same,
     create_store,
     filling,
@@ -40,7 +43,7 @@ POSTERIOR_BYTES, HIDDEN_BYTES = 10, 6
 def describe(**changes):
     """What a store holds, as extraction.describe says it."""
     what = {
-        "format": 1,
+        "format": FORMAT,
         "library": "tutornet_sb 0.1.0",
         "teacher": {
             "weights": "abc",
@@ -69,6 +72,12 @@ def describe(**changes):
     return what
 
 
+MADE = {
+    "teacher": "run",
+    "statistics": {"encoder": {"mean": [0.5] * 6, "deviation": [1.5] * 6}},
+    "errors": {"encoder": {"uniform": 0.125}},
+    "seconds": 3.5,
+}
 CODEBOOKS = {"encoder": train_codebooks("rq", torch.randn(300, 6), 4)}
 
 
@@ -109,7 +118,7 @@ def is_sound(store, indices):
 def folder(tmp_path):
     """A store of forty utterances in several shards."""
     path = tmp_path / "a store"
-    create_store(path, describe(), {"teacher": "run"}, CODEBOOKS)
+    create_store(path, describe(), MADE, CODEBOOKS)
     assert fill(path, range(40)) == 40
     return path
 
@@ -329,7 +338,10 @@ def test_a_killed_writer_leaves_whole_shards_and_nothing_else(folder):
             target=write_slowly, args=(folder, 10_000 * (attempt + 1))
         )
         writer.start()
-        time.sleep(0.08 + 0.03 * attempt)
+        # However slow the machine is: in the middle of a later shard
+        while len(shards(folder)) <= len(before) + attempt:
+            time.sleep(0.001)
+        time.sleep(0.003 * attempt)
         os.kill(writer.pid, signal.SIGKILL)
         writer.join()
         assert set(shards(folder)) > before
@@ -475,7 +487,7 @@ def test_a_full_disk_is_a_clear_error_and_the_store_goes_on(
         ({"encodings__top_k": 5}, "top_k is 4", "5"),
         ({"encodings__code_bytes": 8}, "code_bytes is 4", "8"),
         ({"library": "tutornet_sb 9"}, "library is tutornet_sb 0.1.0", "9"),
-        ({"format": 2}, "format is 1", "2"),
+        ({"format": 9}, f"format is {FORMAT}", "9"),
     ],
 )
 def test_a_mismatch_shows_both_sides(folder, change, there, now):
@@ -504,9 +516,9 @@ def test_a_folder_of_other_things_is_not_filled(tmp_path):
 
 def test_a_format_of_the_future(folder):
     header = json.loads((folder / "header.json").read_text())
-    header["what"]["format"] = 2
+    header["what"]["format"] = FORMAT + 1
     (folder / "header.json").write_text(json.dumps(header))
-    with pytest.raises(ValueError, match="of format 2, and this version reads"):
+    with pytest.raises(ValueError, match="of format 3, and this version reads"):
         TargetStore(folder)
 
 
@@ -661,6 +673,35 @@ def test_a_header_that_lacks_a_number_or_is_too_deep(folder):
         TargetStore(folder)
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"seconds": "x"}, "seconds is 'x'"),
+        ({"seconds": math.inf}, "seconds is inf"),
+        ({"errors": {"encoder": {"uniform": None}, "a": {"b": 1}}}, "a.b is 1"),
+        ({"statistics": {"conv": {"mean": [0.0] * 6}}}, "conv"),
+        ({"statistics": {"encoder": {"mean": [0.0] * 5}}}, "dimensions"),
+        ({"statistics": {"encoder": {"mean": ["a"] * 6}}}, "mean is 'a'"),
+    ],
+)
+def test_a_header_with_statistics_that_are_none(folder, change, message):
+    header = json.loads((folder / "header.json").read_text())
+    header["made"] |= change
+    (folder / "header.json").write_text(json.dumps(header))
+    with pytest.raises(ValueError, match=f"damaged .*{message}"):
+        TargetStore(folder)
+
+
+def test_the_time_of_all_fillings_is_kept(folder):
+    add_seconds(folder, 1.25)
+    add_seconds(folder, 2.0)
+    made = TargetStore(folder).made
+    assert made.pop("seconds") == 6.75
+    assert {key: made[key] for key in MADE if key in made} == {
+        key: value for key, value in MADE.items() if key != "seconds"
+    }
+
+
 def test_a_header_without_end(folder):
     with open(folder / "header.json", "r+b") as file:
         file.truncate(2**34)
@@ -706,7 +747,7 @@ def forge(path, store_id, count, begin, records):
     """A footer with checksums that are right and numbers that are not."""
     index = records[begin % 2**63 :] if begin < len(records) else b""
     footer = FOOTER.pack(
-        b"TUTORNET", 1, store_id, count, begin, zlib.crc32(index), 0
+        b"TUTORNET", FORMAT, store_id, count, begin, zlib.crc32(index), 0
     )[:-4]
     path.write_bytes(records + footer + struct.pack("<I", zlib.crc32(footer)))
 

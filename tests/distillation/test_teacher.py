@@ -191,7 +191,7 @@ class Merge(torch.nn.Module):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.ones(()))
 
-    def forward(self, posteriors):
+    def forward(self, posteriors, lengths):
         first = posteriors[..., :2].sum(-1, keepdim=True)
         return self.scale * torch.cat([first, posteriors[..., 2:]], dim=-1)
 

@@ -6,9 +6,10 @@ import string
 import pytest
 import torch
 
+from tutornet_sb.distillation.frame_weighting import nonblank
+from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.distillation.vocabulary import (
     VocabularyError,
-    VocabularyMap,
     match_vocabulary,
 )
 
@@ -31,28 +32,38 @@ def make_posteriors(symbols, seed=0, shape=(2, 5)):
     return logits.double().softmax(-1)
 
 
-def by_hand(posteriors, pairs, symbols, blank, extra):
+def by_hand(posteriors, pairs, symbols, blank, boundary=None):
     """The same map by plain loops; `pairs` by index of the teacher."""
     batch, frames, theirs = posteriors.shape
     result = torch.zeros(batch, frames, symbols, dtype=posteriors.dtype)
     for b in range(batch):
         for t in range(frames):
             for i in range(theirs):
-                value = posteriors[b, t, i]
-                if i in pairs:
-                    result[b, t, pairs[i]] += value
-                elif extra == "blank":
-                    result[b, t, blank] += value
-            if extra == "renormalise":
-                result[b, t] /= result[b, t].sum()
+                result[b, t, pairs.get(i, blank)] += posteriors[b, t, i]
+        if boundary is None:
+            continue
+        best = result[b].argmax(-1).tolist()
+        letters = [t for t, k in enumerate(best) if k not in (blank, boundary)]
+        first = letters[0] if letters else frames + 1
+        for t in range(letters[-1] + 1 if letters else 0, frames):
+            result[b, t, blank] += result[b, t, boundary].item()
+            result[b, t, boundary] = 0.0
+        if 0 < first <= frames and boundary not in best[:first]:
+            result[b, first - 1, boundary] += result[b, first - 1, blank].item()
+            result[b, first - 1, blank] = 0.0
     return result
+
+
+def all_of(posteriors):
+    """Lengths of utterances that are as long as their batch."""
+    return torch.full((len(posteriors),), posteriors.shape[1])
 
 
 def test_same_list_costs_nothing():
     vocabulary = match_vocabulary(OURS, list(OURS))
     posteriors = make_posteriors(29).float()
     assert vocabulary.is_identity
-    assert vocabulary(posteriors) is posteriors
+    assert vocabulary(posteriors, all_of(posteriors)) is posteriors
     assert vocabulary.describe() == []
 
 
@@ -62,32 +73,89 @@ def test_same_list_is_not_looked_into():
 
 
 def test_other_names_at_the_same_indices_cost_nothing():
-    theirs = ["<blank>", "|", *LETTERS.lower()]
+    theirs = ["<blank>", "▁", *LETTERS.lower()]
     vocabulary = match_vocabulary(theirs, OURS)
     posteriors = make_posteriors(29).float()
-    assert vocabulary(posteriors) is posteriors
+    assert vocabulary(posteriors, all_of(posteriors)) is posteriors
     assert vocabulary.describe()[1] == "blank: '<blank>' 0 -> '<unk>' 0"
-    assert "'|' 1 -> '▁' 1, 'a' 2 -> 'A' 2" in vocabulary.describe()[2]
+    assert "changed: 'a' 2 -> 'A' 2" in vocabulary.describe()[2]
+    assert len(vocabulary.describe()) == 3
 
 
-@pytest.mark.parametrize("extra", ["renormalise", "blank"])
-def test_published_vocabulary(extra):
-    vocabulary = match_vocabulary(WAV2VEC2, OURS, extra=extra)
+def test_published_vocabulary():
+    vocabulary = match_vocabulary(WAV2VEC2, OURS)
     pairs = {0: 0, 4: 1}
     pairs |= {i: OURS.index(p) for i, p in enumerate(WAV2VEC2) if p in LETTERS}
     posteriors = make_posteriors(len(WAV2VEC2))
-    expected = by_hand(posteriors, pairs, 29, 0, extra)
-    torch.testing.assert_close(vocabulary(posteriors), expected)
-    mapped = vocabulary(posteriors.float())
+    lengths = all_of(posteriors)
+    expected = by_hand(posteriors, pairs, 29, 0, 1)
+    torch.testing.assert_close(vocabulary(posteriors, lengths), expected)
+    mapped = vocabulary(posteriors.float(), lengths)
     assert mapped.dtype == torch.float32
     torch.testing.assert_close(mapped, expected.float())
     torch.testing.assert_close(mapped.sum(-1), torch.ones(2, 5))
-    assert "'<s>', '</s>', '<unk>'" in vocabulary.describe()[-1]
+    assert "'<s>', '</s>', '<unk>'" in vocabulary.describe()[-2]
+
+
+def test_noise_beside_a_symbol_of_the_teachers_own_is_no_target():
+    """A comma was [.60, .30, .10], with a frame weight of .4."""
+    vocabulary = match_vocabulary(["_", "A", "B", ","], ["_", "A", "B"])
+    posteriors = torch.tensor([[[0.0006, 0.0003, 0.0001, 0.999]]])
+    mapped = vocabulary(posteriors, torch.tensor([1]))
+    expected = torch.tensor([[[0.9996, 0.0003, 0.0001]]])
+    torch.testing.assert_close(mapped, expected)
+    both = posteriors.repeat(1, 2, 1)
+    both[0, 1] = torch.tensor([0.2, 0.8, 0.0, 0.0])
+    mapped = vocabulary(both, torch.tensor([2]))
+    targets = TeacherTargets(mapped, mapped, torch.tensor([2]), 0.02)
+    weights = nonblank(targets)[0].tolist()
+    assert weights == pytest.approx([0.0005, 0.9995], abs=1e-6)
+
+
+def spelt(text, pieces):
+    """Posteriors of frames, rather sure of each: ``_`` is the blank."""
+    rows = torch.eye(len(pieces))[[pieces.index(symbol) for symbol in text]]
+    return 0.8 * rows + 0.2 / len(pieces)
+
+
+@pytest.mark.parametrize("sign", ["|", " "])
+@pytest.mark.parametrize(
+    "theirs, ours",
+    [
+        # As wav2vec 2.0 writes, and what CTC asks of the student
+        ("__A_|_BB_|_", "_▁A_▁_BB___"),
+        ("__A|", "_▁A_"),
+        ("_A|B", "▁A▁B"),
+        # Nothing moves that is in its place.
+        ("|_A__|_B__", "▁_A__▁_B__"),
+        # No frame is there before the first letter.
+        ("A|_B|", "A▁_B_"),
+        ("A", "A"),
+        # Silence
+        ("_|_", "___"),
+    ],
+)
+def test_word_boundaries_at_the_ends_of_an_utterance(theirs, ours, sign):
+    pieces = ["_", sign, "A", "B"]
+    vocabulary = match_vocabulary(pieces, ["A", "_", "▁", "B"], 0, 1)
+    posteriors = spelt(theirs.replace("|", sign), pieces)
+    padded = torch.cat([posteriors, spelt(["A"] * 3, pieces)]).unsqueeze(0)
+    lengths = torch.tensor([len(theirs)])
+    for batch in (posteriors.unsqueeze(0), padded):
+        mapped = vocabulary(batch, lengths)[0, : len(theirs)]
+        text = "".join("A_▁B"[symbol] for symbol in mapped.argmax(-1))
+        assert text == ours
+        torch.testing.assert_close(mapped.sum(-1), torch.ones(len(theirs)))
+    pairs = {0: 1, 1: 2, 2: 0, 3: 3}
+    expected = by_hand(posteriors.unsqueeze(0), pairs, 4, 1, 2)[0]
+    torch.testing.assert_close(mapped, expected)
+    assert vocabulary.describe()[-1] == (
+        f"word boundary: '▁' before each word instead of {sign!r} after it"
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("extra", ["renormalise", "blank"])
-def test_any_order_against_plain_loops(seed, extra):
+def test_any_order_against_plain_loops(seed):
     rng = random.Random(seed)
     ours = rng.sample(OURS[1:], 28)
     blank = rng.randrange(29)
@@ -97,7 +165,7 @@ def test_any_order_against_plain_loops(seed, extra):
     rng.shuffle(theirs)
     their_blank = rng.randrange(len(theirs))
     theirs.insert(their_blank, "<ctc>")
-    vocabulary = match_vocabulary(theirs, ours, their_blank, blank, extra)
+    vocabulary = match_vocabulary(theirs, ours, their_blank, blank)
     names = {p.replace("▁", " "): i for i, p in enumerate(ours) if i != blank}
     pairs = {their_blank: blank}
     for index, piece in enumerate(theirs):
@@ -105,66 +173,45 @@ def test_any_order_against_plain_loops(seed, extra):
         if index != their_blank and name in names:
             pairs[index] = names[name]
     posteriors = make_posteriors(len(theirs), seed)
-    expected = by_hand(posteriors, pairs, 29, blank, extra)
-    torch.testing.assert_close(vocabulary(posteriors), expected)
+    # The teacher has SentencePiece's sign of a word boundary too.
+    expected = by_hand(posteriors, pairs, 29, blank)
+    mapped = vocabulary(posteriors, all_of(posteriors))
+    torch.testing.assert_close(mapped, expected)
 
 
 def test_blanks_meet_by_index_only():
     # Here <unk> is the student's blank and a symbol of the teacher's.
     vocabulary = match_vocabulary(["a", "<unk>", "_"], ["<unk>", "A"], 2)
     posteriors = torch.tensor([[[0.2, 0.4, 0.4]]])
-    expected = torch.tensor([[[2 / 3, 1 / 3]]])
-    torch.testing.assert_close(vocabulary(posteriors), expected)
+    expected = torch.tensor([[[0.8, 0.2]]])
+    mapped = vocabulary(posteriors, torch.tensor([1]))
+    torch.testing.assert_close(mapped, expected)
     assert vocabulary.describe()[1:] == [
         "blank: '_' 2 -> '<unk>' 0",
         "changed: 'a' 0 -> 'A' 1",
-        "only in teacher, dropped and the rest renormalised: '<unk>'",
+        "only in teacher, counted as blank: '<unk>'",
     ]
 
 
 def test_exact_spelling_goes_first():
     vocabulary = match_vocabulary(["_", "A", "a"], ["_", "a", "A"])
     posteriors = torch.tensor([[[0.1, 0.3, 0.6]]])
-    assert vocabulary(posteriors)[0, 0].tolist() == pytest.approx(
-        [0.1, 0.6, 0.3]
-    )
+    mapped = vocabulary(posteriors, torch.tensor([1]))
+    assert mapped[0, 0].tolist() == pytest.approx([0.1, 0.6, 0.3])
     composed, decomposed = "\u00e9", "e\u0301"
     vocabulary = match_vocabulary(["_", decomposed], ["_", composed])
     assert vocabulary.is_identity
 
 
-def test_nothing_left_is_blank():
-    vocabulary = match_vocabulary(
-        ["b", "_", "<s>"], ["A", "B", "_"], 1, 2, unused=["A"]
-    )
-    posteriors = torch.tensor([[[0.0, 0.0, 1.0], [1e-30, 0.0, 1.0]]])
-    expected = torch.tensor([[[0.0, 0.0, 1.0], [0.0, 1.0, 0.0]]])
-    torch.testing.assert_close(vocabulary(posteriors), expected)
-
-
 def test_half_precision_is_widened():
     vocabulary = match_vocabulary(WAV2VEC2, OURS)
     posteriors = make_posteriors(len(WAV2VEC2)).bfloat16()
-    mapped = vocabulary(posteriors)
+    lengths = all_of(posteriors)
+    mapped = vocabulary(posteriors, lengths)
     assert mapped.dtype == torch.float32
-    torch.testing.assert_close(mapped, vocabulary(posteriors.float()))
+    torch.testing.assert_close(mapped, vocabulary(posteriors.float(), lengths))
     identity = match_vocabulary(OURS, OURS)
-    assert identity(posteriors[..., :29]).dtype == torch.float32
-
-
-def test_gradients_are_those_of_the_plain_loops():
-    vocabulary = match_vocabulary(WAV2VEC2, OURS)
-    pairs = {0: 0, 4: 1}
-    pairs |= {i: OURS.index(p) for i, p in enumerate(WAV2VEC2) if p in LETTERS}
-    gradients = []
-    for mapping in (
-        vocabulary,
-        lambda p: by_hand(p, pairs, 29, 0, "renormalise"),
-    ):
-        posteriors = make_posteriors(len(WAV2VEC2)).requires_grad_()
-        mapping(posteriors).square().sum().backward()
-        gradients.append(posteriors.grad)
-    torch.testing.assert_close(*gradients)
+    assert identity(posteriors[..., :29], lengths).dtype == torch.float32
 
 
 def test_buffer_moves_but_is_not_saved():
@@ -205,7 +252,7 @@ def test_unused_symbols_may_be_missing():
     with pytest.raises(ValueError, match='1 of the 4 .*: "\'"[.]'):
         match_vocabulary(theirs, ours, unused=["B"])
     vocabulary = match_vocabulary(theirs, ours, unused=["'", "B", "A"])
-    mapped = vocabulary(torch.tensor([[[0.25, 0.75]]]))
+    mapped = vocabulary(torch.tensor([[[0.25, 0.75]]]), torch.tensor([1]))
     assert mapped.tolist() == [[[0.25, 0.0, 0.75, 0.0]]]
     assert vocabulary.describe()[-1] == (
         "not in teacher, probability 0: 'B', \"'\""
@@ -218,15 +265,11 @@ def test_pieces_of_several_letters():
     vocabulary = match_vocabulary(theirs, ours)
     posteriors = torch.tensor([[[0.1, 0.2, 0.3, 0.15, 0.25]]])
     expected = torch.tensor([[[0.1, 0.25, 0.15, 0.2, 0.3]]])
-    torch.testing.assert_close(vocabulary(posteriors), expected)
+    mapped = vocabulary(posteriors, torch.tensor([1]))
+    torch.testing.assert_close(mapped, expected)
 
 
 def test_wrong_calls():
-    # Not one that another way of teaching could do without
-    wrong = "'drop'; choose from: renorm.*blank"
-    with pytest.raises(ValueError, match=wrong) as raised:
-        match_vocabulary(["_", "a", "b"], ["_", "a"], extra="drop")
-    assert raised.type is ValueError
     with pytest.raises(ValueError, match="big has 2 symbols, so index 2"):
         match_vocabulary(["_", "a"], ["_", "a"], 2, teacher_name="big")
     with pytest.raises(ValueError, match="student has 2 symbols, so index -1"):
@@ -235,8 +278,3 @@ def test_wrong_calls():
         VocabularyError, match="whisper has no CTC head.*rkd, ctc"
     ):
         match_vocabulary(None, ["_", "a"], teacher_name="whisper")
-
-
-def test_made_by_hand_it_checks_too():
-    with pytest.raises(ValueError, match="choose from"):
-        VocabularyMap([0], 1, 0, extra="")

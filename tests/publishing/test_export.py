@@ -266,6 +266,7 @@ def test_config_tells_what_the_model_is(world):
     assert results["splits"]["test-clean"]["wer"] == 50
     assert results["teacher"]["name"] == "jasper_dr"
     assert "folder" not in results and "folder" not in results["teacher"]
+    assert results["baseline"] is None
     assert config.pop("student")["!new"].endswith(".AcousticModel")
     training = config.pop("training")
     assert training["stages"].keys() == {"rkd", "skd"}

@@ -27,6 +27,8 @@ from tutornet_sb import files
 from tutornet_sb.cli import app
 from tutornet_sb.publishing import hub as publishing
 from tutornet_sb.publishing.export import export
+from tutornet_sb.publishing.licenses import LICENSES
+from tutornet_sb.publishing.model_card import CORPORA
 
 CANARY = "hf_CanaryCanaryCanaryCanary"
 READER = "hf_ReaderReaderReaderReader"
@@ -135,6 +137,8 @@ def test_the_card_says_to_load_it_from_the_hub(hub, folder):
     assert (card.data.license, card.data.language) == ("mit", "de")
     assert f'from_hparams(source="{NAME}")' in card.text
     assert 'from_hparams(source="stock")' in (folder / "README.md").read_text()
+    assert card.text.strip().startswith("# lstm_mini\n")
+    assert f"tutornet transcribe {NAME} speech.wav" in card.text
 
 
 def test_large_files_go_to_the_store_without_the_token(hub, folder):
@@ -169,7 +173,7 @@ def test_what_changed_comes_in_one_commit(hub, folder, exported):
     said = published(folder, NAME, "--message", "Say it better")
     assert "holds now" in said
     assert hub.history(NAME)[2:] == ["Say it better"]
-    assert b"# better" in hub.files(NAME)["README.md"]
+    assert b"network `better`" in hub.files(NAME)["README.md"]
     assert not [r for r in hub.requests if r.startswith("PUT")]
 
 
@@ -323,13 +327,41 @@ def test_the_licence_of_another_corpus_must_be_given(hub, folder):
     assert card.data.license == "unknown"
 
 
-def test_a_licence_that_the_hub_does_not_know_makes_nothing(hub, folder):
-    line = refused(folder, NAME, "--license", "apache2")
+@pytest.mark.parametrize("name, near", [("apache2", "apache-2.0"), ("x", "")])
+def test_an_unknown_licence_is_refused_before_the_hub_is_asked(
+    hub, folder, tmp_path, name, near
+):
+    line = refused(folder, NAME, "--dry-run", "--license", name)
+    assert f"license '{name}' is none of those that the Hugging" in line
+    assert near in line
+    assert refused(folder, NAME, "--license", name) == line
+    # That of the export too
+    config = files.read_json(folder / "config.json")
+    files.write_json(folder / "config.json", config | {"license": name})
+    assert refused(folder, NAME, "--dry-run") == line
+    assert hub.requests == []
+    with pytest.raises(ValueError, match=f"license '{name}' is none of"):
+        export(tmp_path / "no run", tmp_path / "to", license=name)
+
+
+def test_the_licences_of_corpora_are_known_to_the_hub():
+    assert {corpus.license for corpus in CORPORA.values()} <= LICENSES
+
+
+@pytest.mark.parametrize("language", ["German", "en-US", "x"])
+def test_an_unknown_language_is_refused(hub, folder, language):
+    line = refused(folder, NAME, "--dry-run", "--language", language)
+    assert f"language '{language}' is no ISO 639 code" in line
+    assert hub.requests == []
+
+
+def test_a_licence_that_the_hub_itself_refuses_makes_nothing(hub, folder):
+    line = refused(folder, NAME, "--license", "gpl-3.0")
     assert '"license" must be one of' in line
     assert "Nothing was changed there" in line
     assert hub.repositories == {}
     hub.create(NAME)
-    assert "must be one of" in refused(folder, NAME, "--license", "apache2")
+    assert "must be one of" in refused(folder, NAME, "--license", "gpl-3.0")
     assert hub.history(NAME) == ["initial commit"]
 
 

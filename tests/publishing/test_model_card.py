@@ -2,17 +2,30 @@
 
 import copy
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
+import soundfile
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
-from small_runs import RECURRENT, WAV2VEC2, write_run
+from small_runs import (
+    RATE,
+    RECURRENT,
+    WAV2VEC2,
+    add_dev_clean,
+    make_speech,
+    write_corpus,
+    write_run,
+)
 from typer.testing import CliRunner
 
 from tutornet_sb import files, runs
 from tutornet_sb.cli import app
 from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.model_card import license_of, model_card
+from tutornet_sb.publishing.sherpa import load_sherpa
 
 SCORES = {
     "dev-clean": (32.6633, 7.7455, 18.5930, 37, 398),
@@ -142,24 +155,101 @@ def test_the_model_index_holds_the_results(card_of, run):
         assert result.dataset_name == f"MiniLibri {split}"
 
 
-def test_the_tables_hold_the_results_of_both(card_of):
+def test_student_baseline_and_teacher_have_a_row_each(card_of, baseline):
     text = card_of().text
-    table = rows(text)
-    assert table[0][:5] == [
-        "split",
-        "WER (%)",
-        "CER (%)",
-        "teacher's WER (%)",
-        "teacher's CER (%)",
+    head, _, *body = rows(text)[:5]
+    assert head == [
+        "",
+        "dev-clean WER (%)",
+        "dev-clean CER (%)",
+        "test-clean WER (%)",
+        "test-clean CER (%)",
+        "parameters (million)",
+        "real-time factor",
     ]
-    for split, (wer, cer, theirs, utterances, words) in SCORES.items():
-        expected = [f"{v:.2f}" for v in (wer, cer, theirs, cer + 2)]
-        assert [split, *expected, str(utterances), str(words)] in table
-    assert ["parameters (million)", "0.45", "1.07"] in table
-    assert ["real-time factor", "0.0024", "0.0044"] in table
+    dev, test = SCORES.values()
+    for row, (name, column, *others) in zip(
+        body,
+        [
+            ("this model", 0, "0.45", "0.0024"),
+            ("baseline: the same network by CTC alone", 3, "0.45", "0.0025"),
+            ("teacher: `jasper_dr`", 2, "1.07", "0.0044"),
+        ],
+        strict=True,
+    ):
+        figures = [
+            figure
+            for split in (dev, test)
+            for figure in (
+                split[column] if column != 3 else split[0] + 20,
+                split[1] + column,
+            )
+        ]
+        assert row == [name, *(f"{f:.2f}" for f in figures), *others]
+    assert "baseline was trained for 1 epoch (seed 5)" in text
+    assert "dev-clean has 37 utterances of 398 words" in text
     assert "seed 17" in text
     assert "taught by `jasper_dr` (1.07 million parameters)" in text
     assert "trained by method `ctc` for 40 epochs" in text
+
+
+@pytest.fixture
+def baseline(run):
+    """The same network by CTC alone, named by the run as train.py does."""
+    folder = run.parent / "results" / "ctc_lstm" / "17"
+    results = runs.read_results(run) | {"method": "ctc", "teacher": None}
+    scored = splits(0)
+    for scores in scored.values():
+        scores["wer"] += 20
+        scores["cer"] += 3
+    results |= {"stages": {"ctc": {"splits": scored}}, "epochs": 1, "seed": 5}
+    results["real_time_factor"] = 0.0025
+    files.write_json(folder / runs.RESULTS, results)
+    with open(run / "hyperparams.yaml", "a") as file:
+        file.write("baseline_folder: results/ctc_lstm/17\n")
+        file.write(f"recipe_folder: {run.parent}\n")
+    return folder
+
+
+@pytest.mark.parametrize("missing", ["results.json", "network", "corpus"])
+def test_without_its_baseline_a_card_has_no_row(card_of, baseline, missing):
+    path = baseline / runs.RESULTS
+    if missing == "results.json":
+        path.unlink()
+    else:
+        key = {"network": "student"}.get(missing, missing)
+        files.write_json(path, files.read_json(path) | {key: "other"})
+    assert "baseline" not in card_of().text
+
+
+@pytest.mark.parametrize(
+    "epochs, seconds, audio, told, length",
+    [
+        (1, 64.0, 61.0, "1 epoch in 1 minute", "On 1 minute of"),
+        (8, 29.0, 1.0, "8 epochs in 29 seconds", "On 1 second of"),
+        (2, 1.2, 3600.0, "2 epochs in 1 second", "On 1.0 hour of"),
+        (16, 163.9, 1200.2, "16 epochs in 3 minutes", "On 20 minutes of"),
+        (16, 9000, 59.8, "16 epochs in 2.5 hours", "On 1 minute of"),
+    ],
+)
+def test_one_is_singular(card_of, epochs, seconds, audio, told, length):
+    stages = {"skd": {"epochs": epochs, "splits": splits(0)}}
+    text = card_of(
+        epochs=epochs,
+        train_seconds=seconds,
+        train_audio_seconds=audio,
+        stages=stages,
+    ).text
+    assert f", {told}:" in text and length in text
+    counted = told.partition(" in ")[0]
+    assert f" {counted}." in re.search(r"^1\. .*SKD.*$", text, re.MULTILINE)[0]
+    assert not re.search(r"\b1 (epoch|minute|second|utterance|word)s", text)
+
+
+def test_the_title_is_the_name_of_the_repository(config, tmp_path):
+    card = ModelCard(model_card(config, tmp_path / "model", "me/great"))
+    assert card.text.strip().startswith("# great\n")
+    assert card.data.model_name == "great"
 
 
 def test_the_training_is_told_with_its_values(card_of):
@@ -194,7 +284,7 @@ def test_sizes_are_those_of_the_files(card_of, tmp_path):
 
 
 def test_synthetic_speech_is_called_so(card_of):
-    assert "**A demonstration.** This model has heard synthetic" in (
+    assert "**A demonstration.** This model was trained on synthetic" in (
         card_of().text
     )
 
@@ -233,18 +323,26 @@ def test_a_student_alone(card_of):
     card = card_of(teacher=None, method="ctc")
     assert "trained without a teacher, by method `ctc`" in card.text
     assert "knowledge-distillation" not in card.data.tags
-    assert "teacher's" not in card.text.partition("## Training")[0]
-    assert ["parameters (million)", "0.45"] in rows(card.text)
+    assert (
+        "teacher"
+        not in card.text.partition("## Results")[2].partition("## Training")[0]
+    )
+    assert [row[0] for row in rows(card.text)[2:4]] == ["this model", "file"]
+    assert card.data.base_model is None
 
 
 def test_a_teacher_from_the_hub_is_named(card_of):
     teacher = {"name": "ctc", "parameters": 94_400_000}
-    text = card_of(teacher=teacher | {"folder": "they/wav2vec2@abc"}).text
+    card = card_of(teacher=teacher | {"folder": "they/wav2vec2@abc"})
+    assert card.data.base_model == "they/wav2vec2"
+    text = card.text
     assert (
         "taught by a model of kind `ctc`, [they/wav2vec2@abc]"
         "(https://huggingface.co/they/wav2vec2) (94.40 million parameters)"
     ) in text
-    text = card_of(teacher=teacher | {"folder": "/home/secret@x/model"}).text
+    card = card_of(teacher=teacher | {"folder": "/home/secret@x/model"})
+    assert card.data.base_model is None
+    text = card.text
     assert "a model of kind `ctc` (94.40 million parameters)" in text
     assert "secret" not in text
 
@@ -254,15 +352,15 @@ def test_latency_of_a_streaming_student(card_of):
     scored["test-clean"]["latency"] = {"median": 39.6}
     stages = {"skd": {"epochs": 1, "splits": scored}}
     table = rows(card_of(stages=stages).text)
-    column = table[0].index("latency (ms)")
-    found = {row[0]: row[column] for row in table[2:4]}
-    assert found == {"dev-clean": "-", "test-clean": "40"}
+    assert not any("dev-clean latency" in cell for cell in table[0])
+    column = table[0].index("test-clean latency (ms)")
+    assert [row[column] for row in table[2:4]] == ["40", "-"]
 
 
 def test_what_it_writes_and_does_not(card_of):
     text = card_of().text
     assert "- It writes ' A B C " in text and " Z and blanks, and" in text
-    assert "hear the padding as silence" in text
+    assert "process the padding as silence" in text
 
 
 def test_a_foreign_model_says_what_it_needs_and_runs(tmp_path):
@@ -271,7 +369,7 @@ def test_a_foreign_model_says_what_it_needs_and_runs(tmp_path):
     text = (tmp_path / "model" / "README.md").read_text()
     assert "pip install speechbrain transformers" in text
     assert "Loading runs `custom.py` and what `hyperparams.yaml`" in text
-    assert "hear the padding as silence" not in text
+    assert "process the padding as silence" not in text
     assert 'foreign_class(source="model")' in text
 
 
@@ -302,7 +400,13 @@ def test_other_runtimes_are_shown(config, tmp_path):
     }
     card = ModelCard(model_card(config, folder, "me/model"))
     assert {"onnx", "sherpa-onnx"} <= set(card.data.tags)
-    assert "at most 2e-05 nats on the 50 utterances of test-clean" in card.text
+    assert "at most 2e-05 nats on 50 utterances of test-clean" in card.text
+    assert (
+        "hf download me/model --local-dir model\ncd model\n"
+        "pip install onnxruntime numpy soundfile\n"
+        "python onnx/transcribe.py speech.wav\n"
+    ) in card.text
+    assert "sherpa_onnx.OnlineRecognizer.from_t_one_ctc(" in card.text
     assert "`onnx/model.int8.onnx` has weights of 8 bits" in card.text
     assert "`OnlineRecognizer.from_t_one_ctc`" in card.text
     assert "at 8000 Hz" in card.text
@@ -340,6 +444,55 @@ def test_the_licence_goes_by_what_was_given(run, tmp_path):
     text = model_card(config, to, "me/x", license="other", language="fr")
     card = ModelCard(text)
     assert (card.data.license, card.data.language) == ("other", "fr")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", ["lstm", "lstm_streaming"])
+def test_the_commands_of_a_card_run(tmp_path, network):
+    pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed")
+    write_run(tmp_path / "run", network, RECURRENT)
+    add_dev_clean(tmp_path / "run")
+    write_corpus(tmp_path / "data", count=2)
+    to = tmp_path / "model"
+    export(tmp_path / "run", to, onnx=True, sherpa=True, data=tmp_path / "data")
+    wav = make_speech(3, 1.5).numpy()
+    for folder in (to, tmp_path):
+        soundfile.write(folder / "speech.wav", wav, RATE)
+    text = ModelCard((to / "README.md").read_text()).text
+    blocks = re.findall(r"```(\w*)\n(.*?)```", text, re.DOTALL)
+    printed = []
+    for language, code in blocks:
+        # From the first line on that is for the folder of the model
+        folder = to if "cd model" in code or "sherpa" in code else tmp_path
+        lines = [
+            line
+            for line in code.splitlines()
+            if not line.startswith(("cd ", "pip "))
+        ]
+        if language == "python":
+            command = [sys.executable, "-c", "\n".join(lines)]
+        elif language == "" and lines:
+            (line,) = lines
+            program, *arguments = shlex.split(line)
+            command = [
+                sys.executable,
+                *{"python": [], "tutornet": ["-m", "tutornet_sb.cli"]}[program],
+                *arguments,
+            ]
+        else:
+            continue
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout.strip().rpartition("\t")[2])
+    stock, transcribe, onnx, sherpa = printed
+    assert stock == transcribe == onnx
+    recognizer = files.read_json(to / "config.json")["sherpa"]["recognizer"]
+    files_of_sherpa = to / "sherpa/model.onnx", to / "sherpa/tokens.txt"
+    transcribe_by_sherpa = load_sherpa(recognizer, *files_of_sherpa)
+    heard, _ = soundfile.read(to / "speech.wav", dtype="float32")
+    assert " ".join(sherpa.split()) == transcribe_by_sherpa(heard) != ""
 
 
 @pytest.mark.parametrize("key", ["load_with", "symbols", "results"])

@@ -1,7 +1,5 @@
 """Models as sherpa-onnx loads them, alone and by sherpa-onnx itself."""
 
-import sys
-
 import numpy as np
 import onnxruntime
 import pytest
@@ -169,7 +167,6 @@ def test_the_loudness_is_found_again(gain, normalize, tmp_path):
     "network", ["lstm_streaming", "gru_streaming", "lstm", "jasper_mini"]
 )
 def test_sherpa_says_the_same(network, tmp_path):
-    pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed")
     values = {} if network.startswith("jasper") else RECURRENT
     write_run(tmp_path / "run", network, values)
     model, tokenizer = runs.load_run(tmp_path / "run")
@@ -204,9 +201,3 @@ def test_sherpa_says_the_same(network, tmp_path):
     assert len(texts) > 2
     # Random networks hear differences at which trained ones do not stumble.
     assert same >= 6
-
-
-def test_without_sherpa_it_is_asked_for(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sherpa_onnx", None)
-    with pytest.raises(ValueError, match="pip install sherpa-onnx"):
-        load_sherpa(ONLINE, "m.onnx", "tokens.txt")

@@ -1,6 +1,7 @@
 """train.py as a user runs it, on a minute of synthetic speech."""
 
 import csv
+import hashlib
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,13 +18,16 @@ import jiwer
 import pytest
 import soundfile
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from small_runs import WAV2VEC2_SYMBOLS, save_wav2vec2, write_minilibri
+from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio.dataset import DynamicItemDataset
 from typer.testing import CliRunner
 
 from tutornet_sb import runs
 from tutornet_sb.cli import app
+from tutornet_sb.composition import include
 from tutornet_sb.distillation.store import TargetStore, _read_index
 from tutornet_sb.files import read_json
 from tutornet_sb.networks.acoustic_model import (
@@ -200,19 +205,44 @@ def test_the_results_hold_all_that_is_promised(work, results):
     assert [count - 1 for count in steps] == schedules
     parts = [s["train_seconds"] for s in results["stages"].values()]
     assert min(parts) > 0
-    assert results["train_seconds"] == pytest.approx(sum(parts))
+    # The teacher is measured once, for RKD.
+    assert "extraction_seconds" not in results["stages"]["skd"]
+    rkd = work / STUDENT / "stages" / "rkd"
+    measured = read_json(rkd / "hidden_statistics.json")
+    extraction = results["stages"]["rkd"]["extraction_seconds"]
+    assert measured["seconds"] == extraction > 0
+    assert set(measured["statistics"]) == {p["teacher"] for p in pairs}
+    assert results["train_seconds"] == pytest.approx(sum(parts) + extraction)
+    # Of a student that has learnt next to nothing in one epoch
+    valid = results["stages"]["rkd"]["valid"]
+    assert valid["loss"] == results["stages"]["rkd"]["best"]
+    for name in "rkd_0", "rkd_1":
+        assert valid[f"{name}_relative"] == pytest.approx(1, abs=0.05)
     assert 0 < results["real_time_factor"] < 1
     assert set(results["versions"]) >= {"torch", "speechbrain", "tutornet_sb"}
     assert results["versions"]["torch"] == torch.__version__
     model, _ = runs.load_run(work / STUDENT)
     count = sum(p.numel() for p in model.parameters())
     assert results["parameters"] == count
+    assert results["machine"]["cpu"] and results["machine"]["cores"] > 0
+
+
+def hash_of(path):
+    """SHA-256 of names, types, shapes and values of saved weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(torch.load(path, weights_only=True).items()):
+        head = f"{name} {tensor.dtype} {tuple(tensor.shape)}\n"
+        digest.update(head.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def test_the_results_quote_the_teacher(work, results):
     own = runs.read_results(work / TEACHER)
     quoted = results["teacher"]
-    same = "method", "corpus", "seed", "epochs", "parameters"
+    # Which weights taught, whatever lies in that folder later
+    assert quoted["weights_sha256"] == hash_of(work / TEACHER / "model.ckpt")
+    assert results["weights_sha256"] == hash_of(work / STUDENT / "model.ckpt")
+    same = "method", "corpus", "seed", "epochs", "parameters", "weights_sha256"
     for key in (*same, "train_seconds", "real_time_factor"):
         assert quoted[key] == own[key], key
     assert quoted["splits"] == own["stages"]["ctc"]["splits"]
@@ -268,6 +298,21 @@ def test_each_stage_leaves_the_weights_of_its_best_checkpoint(work):
         for path in (work / STUDENT, work / STUDENT / "stages" / "skd")
     )
     assert all(torch.equal(final[name], last[name]) for name in last)
+
+
+def test_averaged_weights_have_the_figure_that_is_recorded(finished):
+    succeed(
+        finished,
+        file="ctc_lstm.yaml",
+        output_folder="averaged",
+        epochs=4,
+        lr=0.02,
+        avg_checkpoints=4,
+    )
+    (stage,) = runs.read_results(finished / "averaged")["stages"].values()
+    wer = stage["splits"]["dev-clean"]["wer"]
+    assert stage["selected_by"] == "WER" and stage["averaged"] in (1, 4)
+    assert stage["best"] == stage["valid"]["WER"] == pytest.approx(wer)
 
 
 def test_the_run_can_be_loaded_without_the_recipe(work):
@@ -397,11 +442,12 @@ def test_a_method_that_its_stages_do_not_do_is_an_error(recipe):
 def test_a_teacher_from_elsewhere_with_symbols_in_another_order(finished):
     source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2_SYMBOLS)
     done = succeed(finished, teacher_source=source, output_folder="taught")
-    assert "only in teacher, dropped and the rest renormalised" in done.stdout
+    assert "only in teacher, counted as blank" in done.stdout
     assert "Training it first" not in done.stdout
     results = runs.read_results(finished / "taught")
     assert results["teacher"]["folder"] == str(source)
     assert results["teacher"]["name"] == "ctc"
+    assert len(results["teacher"]["weights_sha256"]) == 64
     assert list(results["stages"]) == ["rkd", "skd"]
 
 
@@ -531,9 +577,38 @@ def test_a_store_takes_the_place_of_the_teacher(filled):
             assert pair[0]["cer"] == pytest.approx(pair[1]["cer"], abs=15)
 
 
+def test_the_time_of_filling_a_store_is_part_of_the_cost(filled):
+    seconds = TargetStore(filled / "a store").made["seconds"]
+    found = runs.read_results(filled / "stored")
+    stages = found["stages"].values()
+    assert [stage["extraction_seconds"] for stage in stages] == [seconds] * 2
+    training = sum(stage["train_seconds"] for stage in stages)
+    assert found["train_seconds"] == pytest.approx(training + seconds)
+    assert seconds > 0
+
+
+def test_the_log_of_rkd_has_the_error_of_the_codes(filled):
+    errors = TargetStore(filled / "a store").made["errors"]
+    stage = runs.read_results(filled / "stored")["stages"]["rkd"]
+    log = (filled / "stored" / "stages" / "rkd" / "train_log.txt").read_text()
+    for index, pair in enumerate(stage["pairs"]):
+        error = errors[pair["teacher"]]["nonblank"]
+        name = f"rkd_{index}_codes"
+        assert stage["valid"][name] == error > 0
+        logged = re.findall(rf"{name}: ([\d.e+-]+)", log)
+        assert [float(x) for x in logged] == pytest.approx(
+            [error] * 2, rel=0.01
+        )
+    online = runs.read_results(filled / STUDENT)["stages"]["rkd"]["valid"]
+    assert not any("codes" in name for name in online)
+
+
 def test_a_filled_store_makes_the_same_run(taught):
     again = succeed(taught, **STORE | {"output_folder": "again"})
     assert "The teacher fills" not in again.stdout
+    seconds = TargetStore(taught / "a store").made["seconds"]
+    stages = runs.read_results(taught / "again")["stages"].values()
+    assert [stage["extraction_seconds"] for stage in stages] == [seconds] * 2
     paths = [taught / name / runs.WEIGHTS for name in ("stored", "again")]
     first, second = map(torch.load, paths)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -1035,6 +1110,7 @@ def datasets(recipe, tmp_path):
         model = tmp_path / "char.model"
         hparams = {
             "tokenizer": recipe.train_tokenizer([manifests["train"]], model),
+            "student": {"model": Frames(frame_period)},
             "speed_perturb": None,
             "seed": 1,
             "output_folder": tmp_path,
@@ -1045,10 +1121,12 @@ def datasets(recipe, tmp_path):
         splits["untranscribed"] = ["more"] if untranscribed else []
         data = recipe.read_data(hparams, tmp_path, manifests, splits)
 
-        def training_set(stage):
+        def training_set(stage, epochs=None):
             # At 0.02 s a frame, one more than the duration holds.
             student = Frames(frame_period)
-            return recipe.training_set(stage, data, None, student, hparams)
+            return recipe.training_set(
+                stage, data, None, student, hparams, epochs
+            )
 
         return data, training_set
 
@@ -1074,6 +1152,157 @@ def test_utterances_too_short_for_their_transcript_are_left_out(
     assert listing.split() == ["long", "equal"]
     # What is scored is scored whole.
     assert len(data.valid) == len(data.scored["train"]) == 4
+
+
+def test_speeds_at_which_an_utterance_is_too_short_are_left_out(
+    datasets, recipe, tmp_path, caplog
+):
+    rows = {
+        # With the space in front, as many symbols as frames at speed 100
+        "just": (0.1, "ABCDE"),
+        "never": (0.1, "ABCDEF"),
+        "slow": (0.11, "ABCDEF"),
+        "long": (9.0, "A"),
+    }
+    speeds = [100, 90, 101]
+    data, training_set = datasets(rows, speed_perturb=speeds)
+    with caplog.at_level("WARNING"):
+        train, seconds = training_set("ctc")
+    fitting = {key: item["speeds"] for key, item in train.data.items()}
+    # 0.11 s are 1760 samples, and at 90 % of the speed 1956: 6 + 1 frames.
+    assert fitting == {"just": [100, 90], "slow": [90], "long": speeds}
+    assert seconds == pytest.approx(9.21)
+    listing = (tmp_path / "too_short_for_ctc.txt").read_text().splitlines()
+    assert listing == [
+        "just at 101 % of its speed",
+        "never",
+        "slow at 100, 101 % of its speed",
+    ]
+    assert (
+        "1 of 4 training utterances have fewer frames than their transcript "
+        "needs and are left out, and 2 at some of their speeds: just at 101 % "
+        "of its speed; never; slow"
+    ) in caplog.text
+    # Without CTC all are heard, at every speed.
+    heard, _ = training_set("rkd")
+    assert {tuple(item["speeds"]) for item in heard.data.values()} == {
+        tuple(speeds)
+    }
+    assert len(heard) == 4
+
+
+@pytest.mark.parametrize("name", ["lstm", "jasper_mini", "conformer"])
+def test_what_is_left_out_is_what_has_no_finite_loss(recipe, tmp_path, name):
+    content = include(
+        RECIPE / "hparams/models" / f"{name}.yaml", ".", "small", output_size=29
+    )
+    text = StringIO()
+    YAML().dump(content, text)
+    student = load_hyperpyyaml(text.getvalue())["model"].eval()
+    manifest = tmp_path / "train.csv"
+    manifest.write_text("wrd\nA\n")
+    tokenizer = recipe.train_tokenizer([manifest], tmp_path / "char.model")
+    hparams = {"tokenizer": tokenizer, "output_folder": tmp_path}
+    speeds, drawn = [85, 100, 101, 115], random.Random(2)
+    items = {}
+    for index in range(12):
+        samples = drawn.choice([320 * 30, 640 * 20, drawn.randrange(6e3, 2e4)])
+        # As many symbols as frames, or nearly, and the space in front
+        count = samples // 320 * 7 // 8 + drawn.randrange(-4, 3)
+        items[f"u{index}"] = {
+            "duration": samples / 16000,
+            "wrd": ("ABCDEEF" * 10)[index : index + count],
+            "speeds": speeds,
+        }
+    fitting = recipe.fit_for_ctc(items, hparams, student)
+    kept = {
+        (key, speed)
+        for key, item in fitting.items()
+        for speed in item["speeds"]
+    }
+    finite = set()
+    for key, item in items.items():
+        wave = torch.randn(1, round(item["duration"] * 16000))
+        tokens = torch.tensor(tokenizer.encode(item["wrd"]))
+        for speed in speeds:
+            heard = SpeedPerturb(16000, [speed])(wave)
+            with torch.no_grad():
+                logits = student(heard, torch.ones(1)).logits[0]
+            loss = torch.nn.functional.ctc_loss(
+                logits.log_softmax(-1),
+                tokens,
+                torch.tensor(len(logits)),
+                torch.tensor(len(tokens)),
+            )
+            if loss.isfinite():
+                finite.add((key, speed))
+    assert kept == finite
+    assert 9 < len(kept) < 39
+
+
+def test_the_speed_of_an_utterance_follows_from_seed_epoch_and_id(
+    datasets, tmp_path
+):
+    wave = 0.1 * torch.randn(1600, generator=torch.Generator().manual_seed(1))
+    rows = {f"u{index}": (0.1, "ABCDE") for index in range(30)}
+    for key in rows:
+        soundfile.write(tmp_path / f"{key}.wav", wave.numpy(), 16000)
+    speeds = [50, 80, 100, 125, 200]
+
+    def drawn(epoch, **options):
+        _, training_set = datasets(rows, speed_perturb=speeds, **options)
+        counter = SimpleNamespace(current=epoch)
+        before = torch.random.get_rng_state()
+        train, _ = training_set("ctc", counter)
+        train.set_output_keys(["sig", "speed"])
+        found = [(item["speed"], len(item["sig"])) for item in train]
+        # The set draws from no generator that training draws from.
+        assert torch.equal(before, torch.random.get_rng_state())
+        return found
+
+    first = drawn(1)
+    assert drawn(1) == first and drawn(2) != first
+    assert drawn(1, seed=2) != first
+    # None at which six symbols do not fit in the frames of 20 ms, plus one
+    expected = {50: 3200, 80: 2000, 100: 1600}
+    assert dict(first) == expected
+    keys = list(rows)
+    assert [speed for speed, _ in first] == [
+        random.Random(f"1 1 {key}").choice([50, 80, 100]) for key in keys
+    ]
+
+
+def test_a_store_is_filled_at_the_speeds_of_each_utterance(recipe, monkeypatch):
+    keys = []
+
+    def fill_store(folder, what, teacher, data, **options):
+        keys.extend(data.data)
+        assert {tuple(item["speeds"]) for item in data.data.values()} == {
+            (int(key.partition("@")[2] or 100),) for key in data.data
+        }
+
+    monkeypatch.setattr(recipe, "fill_store", fill_store)
+    monkeypatch.setattr(recipe, "teacher_taps", lambda pairs: ())
+    monkeypatch.setattr(recipe, "pieces", lambda tokenizer: [])
+    for name in ("Teacher", "describe", "encodings_of"):
+        monkeypatch.setattr(recipe, name, lambda *_: None)
+    monkeypatch.setattr(
+        recipe,
+        "make_dataset",
+        lambda items, hparams: SimpleNamespace(data=items),
+    )
+    hparams = dict.fromkeys(("pairs", "vocabulary", "tokenizer", "num_workers"))
+    hparams |= {"blank_index": 0, "store_folder": "s", "batch_seconds": 9}
+    source = SimpleNamespace(model=None, name="teacher")
+    train = {
+        "a": {"split": "train", "speeds": [90, 100, 110]},
+        "b": {"split": "train", "speeds": [90]},
+    }
+    valid = {"a": {"split": "dev", "speeds": (100,)}}
+    recipe.fill_targets(source, [train, valid], hparams, {})
+    assert keys == [
+        *("train/a@90", "train/b@90", "train/a", "train/a@110", "dev/a")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -1175,10 +1404,15 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
     }
     corpus = YAML().load(RECIPE / "hparams/corpora/mini.yaml")
     corpus["minilibri"] = values
+    model = SimpleNamespace(features=SimpleNamespace(sample_rate=16000))
     found = recipe.prepare_corpus(
         {
             "corpus": corpus,
+            "student": {"model": model},
             "data_folder": None,
+            "train_csv": None,
+            "valid_csv": None,
+            "test_csv": None,
             "corpus_folder": "results/mini",
             "max_skipped": 0.01,
             "max_seconds": 120,
@@ -1191,7 +1425,6 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
     run.mkdir()
     with open(run / "hyperparams.yaml", "w") as file:
         YAML().dump({"data_folder": None, "corpus": dict(corpus)}, file)
-    model = SimpleNamespace(features=SimpleNamespace(sample_rate=16000))
     results = {"splits": {"dev-clean": {}, "test-clean": {}}}
     speech = runs.find_speech(run, None, results, model, needed=True)
     assert speech.split == "test-clean"

@@ -78,6 +78,7 @@ results = {
     "train_audio_seconds": 60.0,
     "train_seconds": 10.0 * epochs,
     "real_time_factor": 0.01,
+    "weights_sha256": os.environ.get("WEIGHTS", "0") * 64,
     "stages": {"ctc": {"splits": {"dev-clean": {"wer": 50.0, "cer": 20.0}}}},
     "teacher": None,
 }
@@ -299,6 +300,23 @@ def test_corpora_students_and_teachers_have_names_and_options(plan, tmp_path):
     assert [job.epochs for job in found.jobs[:4]] == [14, 9, 70, 9]
 
 
+def test_a_corpus_in_tables(plan, recipe):
+    tables = {f"{kind}_csv": f"{kind}.csv" for kind in ("train", "valid")}
+    tables["test_csv"] = "test.csv"
+    for name in tables.values():
+        (recipe / name).write_text("path,text\n1.wav,größer\n", "utf-8")
+    corpora = {"german": {"file": "own", **tables}}
+    found = plan(corpora=corpora, methods=["ctc"], seeds=[1])
+    assert folders(found) == ["german/ctc_lstm/1"]
+    for key, name in tables.items():
+        assert told(found.jobs[0])[f"--{key}"] == name
+    (recipe / "test.csv").unlink()
+    with pytest.raises(PlanError, match=r"german: there is no table .*test\."):
+        plan(corpora=corpora, methods=["ctc"], seeds=[1])
+    with pytest.raises(PlanError, match="say where they lie by --train_csv"):
+        plan(corpora=["own"], methods=["ctc"], seeds=[1])
+
+
 def test_one_corpus_of_a_plan(plan):
     # The other one need not be there.
     found = plan(only=["mini"], corpora=["mini", "small"], seeds=[1])
@@ -463,6 +481,25 @@ def test_finished_runs_are_reused(plan, recipe):
         ("ctc_lstm/3", "made"),
     ]
     assert diary(recipe) == [*before, "start ctc_lstm 3", "end ctc_lstm 3"]
+
+
+def test_a_run_by_another_teacher_than_that_of_now_is_refused(
+    plan, recipe, tmp_path, monkeypatch
+):
+    found = plan(seeds=[1], methods=["ctc", "skd"])
+    run_jobs(found.jobs, found.recipe)
+    teacher, _, student = (job.folder for job in found.jobs)
+    # Trained again, it has become another.
+    (recipe / teacher / "results.json").unlink()
+    monkeypatch.setenv("WEIGHTS", "1")
+    result = compare(tmp_path)
+    assert result.exit_code == 1
+    failed = result.stderr.strip().splitlines()[-1]
+    assert f"{student} failed: it was taught by other weights" in failed
+    assert teacher in failed
+    # The others are made, and compared.
+    assert "2 of 3" not in result.stderr and "1 of 3 runs" in result.stderr
+    assert "skd" not in result.stdout and "| ctc " in result.stdout
 
 
 def test_a_plan_that_says_the_same_in_another_order_reuses_its_runs(

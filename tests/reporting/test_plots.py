@@ -6,9 +6,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tutornet_sb.reporting.diagnostics import Example
 from tutornet_sb.reporting.plots import (
+    DPI,
     frame_weights,
     gains,
     learning_curves,
@@ -42,7 +44,9 @@ def test_curves_are_drawn_against_epochs_and_seconds():
     }
     figure = learning_curves(curves, "lstm on mini")
     left, right = figure.axes
-    for name, (epochs, seconds, wers) in curves.items():
+    for name, (epochs, seconds, wers) in zip(
+        ("A  alone", "B  taught"), curves.values(), strict=True
+    ):
         for panel, x in ((left, epochs), (right, seconds)):
             found = lines(panel)[name]
             assert list(found.get_xdata()) == x
@@ -52,13 +56,74 @@ def test_curves_are_drawn_against_epochs_and_seconds():
     assert figure.get_suptitle() == "lstm on mini"
 
 
-def test_no_two_curves_look_alike_without_colour():
-    curves = {str(i): ([1, 2], [1, 2], [i, i]) for i in range(8)}
+def test_no_two_curves_look_alike_in_colour_or_without():
+    curves = {str(i): ([1, 2], [1, 2], [i + 1, i + 1]) for i in range(8)}
     seen = looks(learning_curves(curves, "").axes[0])
-    assert len(set(seen)) == 8
-    # Greys alone, as what is written in a shop for copies
-    assert all(0 <= float(colour) <= 0.6 for _, _, colour in seen)
+    assert len({colour for *_, colour in seen}) == 8
     assert len({(line, marker) for line, marker, _ in seen}) == 8
+
+
+def boxes(figure, texts):
+    """Where texts stand in a drawn figure."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
+    return [text.get_window_extent(renderer) for text in texts]
+
+
+def overlaps(boxes):
+    return [
+        (a, b)
+        for index, a in enumerate(boxes)
+        for b in boxes[index + 1 :]
+        if a.overlaps(b)
+    ]
+
+
+def test_a_letter_at_its_end_leads_from_each_curve_to_its_name():
+    # All end at nearly the same place.
+    curves = {
+        f"run {i}": ([1, 2 + i % 2], [10, 20 + i], [90, 20 + 0.1 * i])
+        for i in range(8)
+    }
+    figure = learning_curves(curves, "")
+    (legend,) = figure.legends
+    for panel in figure.axes:
+        assert sorted(text.get_text() for text in panel.texts) == list(
+            "ABCDEFGH"
+        )
+        by_letter = {line.get_label()[0]: line for line in panel.lines}
+        for text in panel.texts:
+            assert text.get_color() == by_letter[text.get_text()].get_color()
+        assert not overlaps(boxes(figure, panel.texts))
+    names = [text.get_text() for text in legend.texts]
+    assert names == [
+        f"{letter}  {name}"
+        for letter, name in zip("ABCDEFGH", curves, strict=True)
+    ]
+
+
+def test_curves_without_errors_are_drawn():
+    figure = learning_curves({"a": ([1, 2], [1, 2], [1.0, 0.0])}, "")
+    boxes(figure, [])
+    assert figure.axes[0].get_ylim()[0] > 0
+
+
+def drawn(panel):
+    """Per row the interval, the point, its marker, and whether it is filled."""
+    named = [line for line in panel.lines if line.get_marker() != "None"]
+    found = {}
+    for line in named:
+        (x,), (y,) = line.get_data()
+        filled = line.get_markerfacecolor() == line.get_color()
+        (interval,) = [
+            tuple(other.get_xdata())
+            for other in panel.lines
+            if other not in named and list(other.get_ydata()) == [y, y]
+        ]
+        marker = line.get_marker()
+        found[line.get_label()] = (*interval, x, marker, filled)
+    return found
 
 
 def test_what_is_saved_is_drawn_with_its_interval():
@@ -74,33 +139,35 @@ def test_what_is_saved_is_drawn_with_its_interval():
         "mini, dev",
         "mini, test",
     ]
-    names = [label.get_text() for label in dev.get_yticklabels()]
-    assert names == ["a", "b", "c"]
-
-    def drawn(panel):
-        """Per row the interval, the point, and whether that is filled."""
-        found = {}
-        for line in panel.lines:
-            x, y = map(list, line.get_data())
-            if line.get_marker() == "o":
-                filled = line.get_markerfacecolor() == line.get_color()
-                found[names[int(y[0])]] += (x[0], filled)
-            # Not the line at none, which runs from edge to edge
-            elif x[0] != x[-1]:
-                found[names[int(y[0])]] = tuple(x)
-        return found
-
     assert drawn(dev) == {
-        "a": (20, 55, 40, True),
-        "b": (-30, 31, 5, False),
+        "a": (20, 55, 40, "o", True),
+        "b": (-30, 31, 5, "o", False),
     }
     assert drawn(test) == {
-        "b": (-240, -8, -60, True),
-        "c": (-1, 1, 0, False),
+        "b": (-240, -8, -60, "o", True),
+        "c": (-1, 1, 0, "o", False),
     }
-    # The first on top
-    bottom, top = dev.get_ylim()
-    assert bottom > top
+    # Each name stands above its own interval, the first on top.
+    for panel in figure.axes:
+        rows = {
+            line.get_label(): line.get_ydata()[0]
+            for line in panel.lines
+            if line.get_marker() == "o"
+        }
+        for text in panel.texts:
+            assert 0 < rows[text.get_text()] - text.get_position()[1] < 1
+        bottom, top = panel.get_ylim()
+        assert bottom > top
+
+
+def test_what_is_far_worse_stands_at_the_edge_with_its_value():
+    figure = gains({"dev": {"a": (-216.7, -1100.0, -120.0)}}, "digits")
+    (panel,) = figure.axes
+    assert drawn(panel) == {"a": (-1100, -120, -100, "<", True)}
+    left, right = panel.get_xlim()
+    assert left < -100 < right
+    written = [text.get_text() for text in panel.texts]
+    assert written == ["a", "\N{MINUS SIGN}217 %"]
 
 
 def test_the_front_holds_what_no_other_beats():
@@ -136,6 +203,27 @@ def test_errors_are_drawn_against_speed_and_size():
     assert list(front.get_xdata()) == [0.01, 0.02]
     assert list(front.get_ydata()) == [30, 20]
     assert figure.axes[0].get_ylabel() == "test WER (%)"
+
+
+def test_no_figure_of_an_axis_lies_on_another():
+    # As of small networks on a fast machine
+    points = {
+        str(index): (0.0011 + 0.0003 * index, 1.78 + 0.9 * index, 10 + index)
+        for index in range(6)
+    }
+    figure = pareto(points, "mini")
+    for panel in figure.axes:
+        figure.draw_without_rendering()
+        left, right = panel.get_xlim()
+        shown = [
+            label
+            for place, label in zip(
+                panel.get_xticks(), panel.get_xticklabels(), strict=True
+            )
+            if left <= place <= right
+        ]
+        assert len(shown) >= 3
+        assert not overlaps(boxes(figure, shown))
 
 
 @pytest.fixture
@@ -229,7 +317,8 @@ def test_pictures_are_png_files(example):
         assert png.startswith(b"\x89PNG\r\n\x1a\n")
         image = matplotlib.image.imread(BytesIO(png), format="png")
         assert image.shape[0] > 200 and image.shape[1] > 500
-        # Something is drawn, and nothing in colour.
+        # Something is drawn, in letters for the screen of a phone: 10 points
+        # are 12 pixels of a picture 400 pixels wide.
         assert image[..., :3].min() < 0.2
-        assert np.ptp(image[..., :3], axis=2).max() < 1e-6
+        assert 400 * 10 / 72 * DPI / image.shape[1] > 12
         assert to_png(again) == png

@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import datetime
 import re
 import shutil
 import statistics
@@ -9,8 +10,10 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from tutornet_sb import files
+from tutornet_sb.cli import app
 from tutornet_sb.reporting.compare import group
 from tutornet_sb.reporting.diagnostics import (
     DIAGNOSTICS,
@@ -20,25 +23,39 @@ from tutornet_sb.reporting.diagnostics import (
 )
 from tutornet_sb.reporting.report import (
     Group,
+    check_teachers,
     copy_small_files,
     find_references,
     write_report,
 )
-from tutornet_sb.reporting.statistics import difference, interval
+from tutornet_sb.reporting.scores import write_alignments
+from tutornet_sb.reporting.statistics import difference, holm, interval
 
 TEACHER = {
     "name": "jasper_dr",
     "folder": "results/mini/teacher_jasper_dr/1234",
+    "method": "ctc",
+    "seed": 1234,
+    "epochs": 9,
+    "parameters": 1_000_000,
+    "real_time_factor": 0.05,
     "train_seconds": 500.0,
+    "splits": {
+        split: {"wer": 9.75, "cer": 3.25}
+        for split in ("dev-clean", "test-clean")
+    },
+    "weights_sha256": "5e" * 32,
 }
 KEYS = [f"1-2-{number:04d}" for number in range(30)]
 PARTS = [
+    "Summary",
     "At a glance",
-    "Against CTC alone",
+    "Against the baseline",
     "Error rates",
     "Size, speed and cost",
     "Learning curves",
     "Speed and size",
+    "Transcripts",
     "What the student took over",
     "How to read this",
     "What is missing",
@@ -91,9 +108,16 @@ def save(folder, rate, method="ctc", epochs=4, **changes):
         "real_time_factor": 0.01,
         "stages": stages,
         "teacher": None if method == "ctc" else TEACHER,
+        "machine": {"cpu": "Abacus 3000", "cores": 4, "threads": 1},
+        "versions": {"torch": "2.15.0", "python": "3.11.7"},
     }
     files.write_json(folder / "results.json", results | changes)
     files.write_json(folder / "stages" / last / "errors.json", errors)
+    said = {key: "ONE TWO THREE" for key in KEYS}
+    heard = {key: f"ONE {method.upper()}" for key in KEYS}
+    write_alignments(
+        folder / "stages" / last / "wer_test-clean.txt", said, heard
+    )
     wer = results["stages"][last]["splits"]["dev-clean"]["wer"]
     for stage in stages:
         lines = []
@@ -156,11 +180,11 @@ def rows(report):
     return {(row["run"], row["split"]): row for row in found}
 
 
-def mean_errors(number, rate, column):
-    """Of an utterance, over the two seeds."""
+def errors_by_seed(number, rate, column):
+    """Errors ``(seeds, utterances)`` of two seeds, and units."""
     both = [errors_of(s + 100 * number, rate) for s in (1, 2)]
     wrong = [[e[key][column] for key in KEYS] for e in both]
-    return np.mean(wrong, axis=0), [both[0][key][column + 1] for key in KEYS]
+    return wrong, [both[0][key][column + 1] for key in KEYS]
 
 
 def test_there_is_a_line_for_each_run_and_split(rows):
@@ -181,7 +205,7 @@ def test_rates_have_intervals_and_the_spread_of_the_seeds(
     assert float(row[name]) == pytest.approx(statistics.mean(values))
     assert float(row[f"{name}_sd"]) == pytest.approx(statistics.stdev(values))
     assert row[f"{name}_by_seed"] == " ".join(f"{v:.2f}" for v in values)
-    errors, units = mean_errors(number, 0.4, column)
+    errors, units = errors_by_seed(number, 0.4, column)
     found = float(row[f"{name}_low"]), float(row[f"{name}_high"])
     assert found == pytest.approx(interval(errors, units))
     assert (row["utterances"], row["seeds"]) == ("30", "1 2")
@@ -194,10 +218,15 @@ def test_a_single_seed_has_no_spread(rows):
 
 def test_students_are_compared_with_ctc_alone(rows):
     row = rows["rkd+skd_lstm", "test-clean"]
-    ours, words = mean_errors(1, 0.2, 0)
-    theirs, _ = mean_errors(1, 0.4, 0)
+    ours, words = errors_by_seed(1, 0.2, 0)
+    theirs, _ = errors_by_seed(1, 0.4, 0)
     expected = difference(ours, theirs, words)
     assert row["reference"] == "ctc_lstm"
+    # Both splits are tests of this report.
+    other = difference(
+        errors_by_seed(0, 0.2, 0)[0], errors_by_seed(0, 0.4, 0)[0], words
+    )
+    corrected, _ = holm([expected.p_value, other.p_value])
     for key, value in {
         "wer_difference": expected.points,
         "wer_difference_low": expected.low,
@@ -206,9 +235,12 @@ def test_students_are_compared_with_ctc_alone(rows):
         "wer_reduction_low": expected.reduction_low,
         "wer_reduction_high": expected.reduction_high,
         "p_value": expected.p_value,
+        "p_value_holm": corrected,
     }.items():
         assert float(row[key]) == pytest.approx(value), key
     assert row["seeds_better"] == "2 of 2"
+    assert (row["seeds_compared"], row["is_sufficient"]) == ("2", "False")
+    assert row["teacher_sha256"] == TEACHER["weights_sha256"]
     for run in ("ctc_lstm", "teacher_jasper_dr"):
         assert rows[run, "test-clean"]["reference"] == ""
 
@@ -251,12 +283,12 @@ def test_the_gain_of_the_last_quarter_tells_convergence(rows, report):
     assert before == pytest.approx(last + 10)
     text = (report / "report.md").read_text()
     table = text.partition("## Learning curves")[2].partition("![")[0]
-    line = next(t for t in table.split("\n") if t.startswith("| rkd+skd"))
+    line = next(t for t in table.split("\n") if "RKD then SKD" in t)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     assert cells[1:] == ["4", f"{before:.1f}", f"{last:.1f}", "10.0"]
     # Of this one no epoch after three quarters of them is known.
     assert rows["ctc_lstm", "dev-clean"]["dev_wer_before"] == ""
-    assert "| ctc_lstm" not in table
+    assert "CTC baseline" not in table
 
 
 def test_the_report_has_all_parts_and_figures(report, rows):
@@ -307,10 +339,135 @@ def test_pictures_lie_beside_the_markdown(report):
 
 def test_what_is_missing_is_said(report):
     text = (report / "report.md").read_text().partition("## What is missing")[2]
-    assert "No spikes: the run holds no weights: mini/ctc_lstm." in text
+    reason = "No spikes: the run holds no weights: lstm: CTC baseline on mini."
+    assert reason in text
     assert "No pictures of what it hears: no teacher is there" in text
     # None of these lacks them.
     assert "errors.json" not in text and "steps" not in text
+
+
+def test_the_summary_gives_the_verdict_and_where_and_when(report, rows):
+    text = (report / "report.md").read_text()
+    summary = text.partition("## Summary")[2].partition("##")[0]
+    row = rows["rkd+skd_lstm", "test-clean"]
+    ours, gain = float(row["wer"]), float(row["wer_reduction"])
+    theirs = float(rows["ctc_lstm", "test-clean"]["wer"])
+    assert gain > 0
+    assert (
+        "On test-clean of mini, lstm distilled by RKD then SKD from jasper_dr "
+        f"makes {gain:.1f} % fewer word errors than its baseline"
+    ) in summary
+    assert f"(WER {ours:.1f} against {theirs:.1f} %; 95 % interval" in summary
+    assert "With 2 seeds of each it is not sufficient for a claim." in summary
+    assert "2 tests were made" in summary
+    assert f"Report of {datetime.date.today()}." in summary
+    assert "Abacus 3000, 4 cores" in summary
+    assert "torch 2.15.0, python 3.11.7" in summary
+
+
+@pytest.mark.parametrize(
+    "rate, seeds, expected",
+    [
+        (0.2, 5, "fewer word errors.+more than chance, by 5 seeds of each.$"),
+        (0.4, 5, "word errors.+may be by chance: no difference is shown.$"),
+        (0.8, 5, "more word errors.+more than chance, by 5 seeds of each.$"),
+        (0.2, 1, "With one seed of each it is not sufficient for a claim.$"),
+    ],
+)
+def test_a_verdict_goes_by_its_interval_and_its_seeds(
+    tmp_path, rate, seeds, expected
+):
+    made = []
+    for seed in range(seeds):
+        folder = tmp_path / "mini" / "ctc_lstm" / str(seed)
+        made.append(save(folder, 0.4))
+        folder = tmp_path / "mini" / "skd_lstm" / str(seed + 50)
+        made.append(save(folder, rate, "skd"))
+    write_report(made, tmp_path / "to", "Verdict", told=str)
+    text = (tmp_path / "to" / "report.md").read_text()
+    verdict = text.partition("## Summary\n\n")[2].partition("\n")[0]
+    assert re.search(expected, verdict), verdict
+
+
+def test_rows_are_named_for_people(report):
+    text = (report / "report.md").read_text()
+    head, _, *body = text.partition("**mini, WER (%)**")[2].split("\n")[2:7]
+    assert [line.split("|")[1].strip() for line in body] == [
+        "lstm: CTC baseline",
+        "lstm: RKD then SKD from jasper_dr",
+        "teacher jasper_dr (1 seed)",
+    ]
+
+
+def test_a_teacher_that_is_not_compared_has_its_row(runs_made, tmp_path):
+    write_report(runs_made[:4], tmp_path / "to", "No teacher", told=str)
+    with open(tmp_path / "to" / "results.csv", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if "teacher" in row["run"]]
+    assert [row["split"] for row in rows] == ["dev-clean", "test-clean"]
+    for row in rows:
+        assert row["label"] == "teacher jasper_dr (1 seed)"
+        assert (row["wer"], row["cer"]) == ("9.75", "3.25")
+        assert (row["mb"], row["real_time_factor"]) == ("4.0", "0.05")
+    text = (tmp_path / "to" / "report.md").read_text()
+    assert re.search(r"teacher jasper_dr \(1 seed\) +\| 9 +\| 1 +\| 9.8", text)
+
+
+def test_a_teacher_from_elsewhere_has_its_row(tmp_path):
+    teacher = {"folder": "they/wav2vec2@abc", "name": "ctc"}
+    teacher |= {"parameters": 94_400_000, "weights_sha256": "1f" * 32}
+    made = [
+        save(tmp_path / "mini" / "ctc_lstm" / "1", 0.4),
+        save(tmp_path / "mini" / "skd_lstm" / "1", 0.2, "skd", teacher=teacher),
+    ]
+    write_report(made, tmp_path / "to", "Elsewhere", told=str)
+    text = (tmp_path / "to" / "report.md").read_text()
+    assert re.search(r"teacher wav2vec2 +\| 94.40 +\| 377.60 +\| - ", text)
+    assert "lstm: SKD from wav2vec2 (1 seed)" in text
+
+
+def test_transcripts_of_all_three_are_shown(report):
+    text = (report / "report.md").read_text().partition("## Transcripts")[2]
+    # By the baseline's errors, the 16th and the 23rd of 30 utterances
+    errors = errors_of(101, 0.4)
+    order = sorted(KEYS, key=lambda key: errors[key][0])
+    for key in (order[15], order[22]):
+        table = text.partition(f"test-clean, utterance {key}**")[2]
+        lines = table.split("\n")[4:8]
+        assert [
+            [cell.strip() for cell in line.strip("|").split("|")]
+            for line in lines
+        ] == [
+            ["reference", "ONE TWO THREE"],
+            ["teacher jasper_dr", "ONE CTC"],
+            ["CTC baseline", "ONE CTC"],
+            ["RKD then SKD", "ONE RKD+SKD"],
+        ]
+
+
+def test_a_single_seed_is_marked_and_compared_with_no_mean(runs_made, tmp_path):
+    one = save(tmp_path / "mini" / "skd_lstm" / "1", 0.2, "skd")
+    write_report([*runs_made, one], tmp_path / "to", "One", told=str)
+    with open(tmp_path / "to" / "results.csv", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert rows["skd_lstm"]["label"].endswith(" (1 seed)")
+    assert rows["skd_lstm"]["reference"] == ""
+    assert rows["rkd+skd_lstm"]["reference"] == "ctc_lstm"
+    text = (tmp_path / "to" / "report.md").read_text()
+    assert (
+        "No CTC baseline with as many epochs and seeds (one, or several): "
+        "lstm: SKD from jasper_dr on mini."
+    ) in text
+    # With one seed each there is an interval, and no test.
+    alone = save(tmp_path / "other" / "ctc_lstm" / "1", 0.4)
+    write_report([alone, one], tmp_path / "to", "One each", told=str)
+    with open(tmp_path / "to" / "results.csv", newline="") as file:
+        (row,) = [
+            row
+            for row in csv.DictReader(file)
+            if (row["run"], row["split"]) == ("skd_lstm", "test-clean")
+        ]
+    assert row["reference"] == "ctc_lstm" and row["wer_reduction_low"] != ""
+    assert row["p_value"] == "" and row["is_sufficient"] == "False"
 
 
 def heard_by(students):
@@ -333,27 +490,30 @@ def heard_by(students):
     "there, heard, told",
     [
         (
-            {"ctc_lstm", "rkd+skd_lstm"},
-            ["ctc_lstm", "rkd+skd_lstm"],
-            "the student alone and the taught one (rkd+skd_lstm)",
+            {"CTC baseline", "RKD then SKD from jasper_dr"},
+            ["CTC baseline", "RKD then SKD from jasper_dr"],
+            "the baseline and the distilled student (lstm: RKD then SKD from ",
         ),
         # The pictures are of what is left.
         (
-            {"rkd+skd_lstm"},
-            ["rkd+skd_lstm"],
-            "Posteriors of the teacher and the taught student (rkd+skd_lstm)",
+            {"RKD then SKD from jasper_dr"},
+            ["RKD then SKD from jasper_dr"],
+            "Posteriors of the teacher and the distilled student (lstm: RKD",
         ),
         (
-            {"ctc_lstm", "skd_lstm"},
-            ["ctc_lstm", "skd_lstm"],
-            "the student alone and the taught one (skd_lstm)",
+            {"CTC baseline", "SKD from jasper_dr"},
+            ["CTC baseline", "SKD from jasper_dr"],
+            "the baseline and the distilled student (lstm: SKD from jasper_dr)",
         ),
     ],
 )
 def test_pictures_are_of_students_that_have_their_weights(
     runs_made, tmp_path, monkeypatch, there, heard, told
 ):
-    other = save(tmp_path / "mini" / "skd_lstm" / "1", 0.3, "skd")
+    other = [
+        save(tmp_path / "mini" / "skd_lstm" / str(seed), 0.3, "skd")
+        for seed in (1, 2)
+    ]
     shown = []
 
     def example(self, students, teacher, seconds=3.0):
@@ -363,7 +523,7 @@ def test_pictures_are_of_students_that_have_their_weights(
         return heard_by(students)
 
     monkeypatch.setattr(Ears, "example", example)
-    write_report([*runs_made, other], tmp_path / "to", "Seen", told=str)
+    write_report([*runs_made, *other], tmp_path / "to", "Seen", told=str)
     assert shown == [heard]
     text = (tmp_path / "to" / "report.md").read_text()
     assert told in text
@@ -421,7 +581,9 @@ def test_pictures_outlive_the_weights_they_were_drawn_of(
         "No new pictures of what it hears, those of the report before are shown"
     )
     assert told not in before
-    assert f"{told}: the run holds no weights: mini/rkd+skd_lstm." in after
+    assert (
+        f"{told}: the run holds no weights: lstm: RKD then SKD from " in after
+    )
     # A report elsewhere has none, and says so.
     write_report(runs_made, tmp_path / "other", "Seen", told=str)
     text = (tmp_path / "other" / "report.md").read_text()
@@ -445,8 +607,8 @@ def test_old_runs_are_compared_by_what_they_have(runs_made, tmp_path):
     assert "wer_low" not in row and "p_value" not in row
     assert float(row["wer_reduction"]) > 0
     text = (tmp_path / "report" / "report.md").read_text()
-    assert "No errors of each utterance (errors.json): mini/ctc_lstm, " in text
-    assert "No steps of the optimizer: mini/ctc_lstm, mini/rkd" in text
+    assert "No errors of each utterance (errors.json): lstm: CTC base" in text
+    assert "No steps of the optimizer: lstm: CTC baseline on mini; ls" in text
     assert "Learning curves" not in text
 
 
@@ -470,6 +632,69 @@ def test_a_report_can_be_made_again_of_the_small_files(
         text = path.read_text()
         assert "hparams/base.yaml --data_folder DATA --seed 1" in text
         assert "my data" not in text
+
+
+# -------------------------------------------------------------------- teachers
+
+
+def test_teachers_of_one_name_must_be_the_same(tmp_path):
+    other = TEACHER | {"weights_sha256": "0a" * 32}
+    made = [
+        save(tmp_path / "mini" / "skd_lstm" / "1", 0.2, "skd"),
+        save(
+            tmp_path / "mini" / "skd_lstm_one" / "1", 0.2, "skd", teacher=other
+        ),
+    ]
+    done = CliRunner().invoke(
+        app, ["compare", *map(str, made), "--to", str(tmp_path / "to")]
+    )
+    assert done.exit_code == 2
+    (line,) = done.stderr.strip().splitlines()[-1:]
+    assert f"{made[0]} and {made[1]} were taught by different teachers" in line
+    assert "jasper_dr (SHA-256 of the weights 5e5e5e5e5e5e and 0a0a0a0a" in line
+    assert not (tmp_path / "to").exists()
+    # The seeds of one row as well
+    made[1] = save(
+        tmp_path / "mini" / "skd_lstm" / "2", 0.2, "skd", teacher=other
+    )
+    with pytest.raises(ValueError, match="different teachers"):
+        check_teachers(groups_of(made).values())
+    # On another corpus it is another teacher.
+    made[1] = save(
+        tmp_path / "b" / "skd_lstm" / "1",
+        0.2,
+        "skd",
+        teacher=other,
+        corpus="digits",
+    )
+    check_teachers([Group(summaries) for summaries in group(made)])
+
+
+def test_students_of_other_teachers_are_not_compared(tmp_path):
+    other = TEACHER | {"name": "lstm", "weights_sha256": "0a" * 32}
+    other["folder"] = "results/mini/teacher_lstm/1234"
+    hub = {"name": "ctc", "parameters": 9, "weights_sha256": "0b" * 32}
+    found = groups_of(
+        [
+            save(tmp_path / name / "1", 0.2, "skd", teacher=teacher)
+            for name, teacher in (
+                ("skd_by_jasper_dr", TEACHER),
+                ("skd_by_lstm", other),
+                ("skd_by_wav2vec2", hub | {"folder": "they/wav2vec2@1"}),
+                ("skd_by_hubert", hub | {"folder": "they/hubert@1"}),
+                ("skd_by_hubert_kl", hub | {"folder": "they/hubert@1"}),
+            )
+        ]
+    )
+    check_teachers(found.values())
+    references = {
+        name: [
+            r.name for r in find_references(one, list(found.values())).values()
+        ]
+        for name, one in found.items()
+    }
+    assert references.pop("skd_by_hubert_kl") == ["skd_by_hubert"]
+    assert not any(references.values())
 
 
 # ------------------------------------------------------------------ references
@@ -570,7 +795,8 @@ def test_two_corpora_have_runs_of_the_same_names(tmp_path):
     write_report(made, tmp_path / "report", "Two", told=lambda line: None)
     with open(tmp_path / "report" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert len(rows) == 16
+    # Two splits of the four and of their teacher
+    assert len(rows) == 20
     for corpus in ("a", "b"):
         own = [row for row in rows if row["corpus"] == corpus]
         (row,) = [
@@ -581,9 +807,15 @@ def test_two_corpora_have_runs_of_the_same_names(tmp_path):
         assert row["reference"] == "ctc_lstm"
         assert row["at_cost_reference"] == "ctc_lstm_at_cost_of_skd_lstm"
     text = (tmp_path / "report" / "report.md").read_text()
-    (names,) = re.findall(r"holds no weights: (.+)\.", text)
-    assert names.startswith("a/ctc_lstm, a/skd_lstm, a/ctc_lstm_at")
-    assert "b/ctc_lstm, b/skd_lstm" in names and "teacher" not in names
+    (names,) = re.findall(r"No spikes: the run holds no weights: (.+)\.", text)
+    assert names.split("; ") == [
+        "lstm: CTC baseline, 4 epochs on a",
+        "lstm: SKD from jasper_dr, 4 epochs on a",
+        "lstm: CTC baseline, 9 epochs, compute-matched to SKD from jasper_dr, "
+        "4 epochs on a",
+        "lstm: CTC baseline, 4 epochs on b",
+        "lstm: SKD from jasper_dr, 4 epochs on b and 1 more",
+    ]
 
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path):

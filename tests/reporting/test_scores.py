@@ -1,6 +1,8 @@
 """Scores against a plain edit distance, and the speed of a model."""
 
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from tutornet_sb.networks.acoustic_model import Encoding
 from tutornet_sb.reporting.scores import (
     count_errors,
+    read_alignments,
     real_time_factor,
     score,
     write_alignments,
@@ -121,6 +124,23 @@ def test_alignments_show_each_utterance_under_its_id(tmp_path):
         hypothesis = re.search(r"^HYP: (.*)$", block, re.MULTILINE)[1]
         assert reference.replace("*", "").split() == references[key].split()
         assert hypothesis.replace("*", "").split() == hypotheses[key].split()
+
+
+@given(st.lists(st.tuples(*[st.lists(WORDS, max_size=5)] * 2), min_size=1))
+def test_alignments_are_read_as_they_were_written(pairs):
+    # One that has words, or there is no WER
+    pairs = [(["A"], []), *pairs]
+    texts = {
+        f"1-{number}": tuple(map(" ".join, pair))
+        for number, pair in enumerate(pairs)
+    }
+    references, hypotheses = (
+        {key: pair[side] for key, pair in texts.items()} for side in (0, 1)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "wer.txt"
+        write_alignments(path, references, hypotheses)
+        assert read_alignments(path) == texts
 
 
 def test_alignments_of_many_utterances_keep_their_ids(tmp_path):

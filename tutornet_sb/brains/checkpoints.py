@@ -89,23 +89,23 @@ class RunningMeans:
     Example
     -------
     >>> means = RunningMeans()
-    >>> means.add("loss", torch.tensor(1.0))
-    >>> means.add("loss", torch.tensor(2.0))
+    >>> means.add("loss", torch.tensor(1.0), 3)
+    >>> means.add("loss", torch.tensor(2.0), 1)
     >>> means.values()
-    {'loss': 1.5}
+    {'loss': tensor(1.2500)}
     """
 
     def __init__(self):
         self.sums = {}
 
-    def add(self, name, value):
-        """Take one more value of a name, a scalar tensor."""
-        count, so_far = self.sums.get(name, (0, 0.0))
-        self.sums[name] = (count + 1, so_far + value.detach())
+    def add(self, name, value, count=1):
+        """Take one more value of a name, the mean of so many, a tensor."""
+        so_far, total = self.sums.get(name, (0, 0.0))
+        self.sums[name] = (so_far + count, total + count * value.detach())
 
     def values(self):
-        """Mean of each name, in floats."""
-        return {name: float(s / n) for name, (n, s) in self.sums.items()}
+        """Mean of each name, on the CPU."""
+        return {name: (s / n).cpu() for name, (n, s) in self.sums.items()}
 
     @mark_as_saver
     def _save(self, path):

@@ -1,14 +1,18 @@
 """The original task: CTC training, and the scoring of any student."""
 
+import logging
+
 import speechbrain as sb
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
 from tutornet_sb import processes
 from tutornet_sb.brains.stage import StageBrain
-from tutornet_sb.distillation.losses import ctc_loss
+from tutornet_sb.distillation.losses import ctc_loss, frames_needed
 from tutornet_sb.distillation.taps import encode_with_taps
 from tutornet_sb.reporting.scores import score
+
+logger = logging.getLogger(__name__)
 
 
 class CTCBrain(StageBrain):
@@ -108,6 +112,9 @@ class CTCBrain(StageBrain):
     def ctc(self, encoding, batch, rows=slice(None)):
         """CTC loss of a batch (nats per utterance).
 
+        Utterances with too few frames for their transcript have a loss of 0 and
+        are named in the log at the end of the epoch.
+
         Arguments
         ---------
         encoding : Encoding
@@ -124,6 +131,11 @@ class CTCBrain(StageBrain):
         """
         tokens, relative = batch.tokens
         token_lengths = (relative * tokens.shape[1]).round().long()
+        short = frames_needed(tokens, token_lengths) > encoding.lengths
+        used = torch.zeros_like(short)
+        used[rows] = True
+        for row in (short & used).nonzero().flatten().tolist():
+            self.too_short[batch.id[row]] = None
         return ctc_loss(
             encoding.logits[rows],
             tokens[rows],
@@ -166,9 +178,25 @@ class CTCBrain(StageBrain):
         """Forget the transcripts of the stage before."""
         super().on_stage_start(stage, epoch)
         self.references, self.hypotheses, self.beam_hypotheses = {}, {}, {}
+        # Ids, as the keys of a dictionary
+        self.too_short = {}
 
-    def on_evaluate_start(self, max_key=None, min_key=None):
-        """Score the student as it is: the recipe has loaded its weights."""
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Name the utterances without a CTC loss."""
+        parts = processes.gather(list(self.too_short))
+        names = list(dict.fromkeys(sum(parts, [])))
+        if names and stage != sb.Stage.TEST:
+            logger.warning(
+                "Epoch %d: %d utterances %s have fewer frames than their "
+                "transcript needs and no CTC loss: %s",
+                epoch,
+                len(names),
+                "of the development set"
+                if stage == sb.Stage.VALID
+                else "learnt from",
+                ", ".join(names),
+            )
+        super().on_stage_end(stage, stage_loss, epoch)
 
     def figures(self, stage_loss):
         """Mean losses, and WER and CER (percent) where there are transcripts.

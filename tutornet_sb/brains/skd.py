@@ -1,9 +1,12 @@
 """Softmax-level distillation combined with the original task."""
 
+from functools import partial
+
 import speechbrain as sb
 import torch
 
 from tutornet_sb.brains.ctc import CTCBrain
+from tutornet_sb.distillation.alignment import count_symbols
 
 
 class SKDBrain(CTCBrain):
@@ -15,6 +18,10 @@ class SKDBrain(CTCBrain):
     utterance that is not ``transcribed`` has no CTC term, and the weight of its
     SKD term stays ``skd_weight``. With intermediate heads, each has such a loss
     of its own, and they are added by their weights (Inter-KD).
+
+    Symbols of the teacher that the student's frames cannot show have no SKD
+    term (see ``align``). Where there may be any, their percentage is logged as
+    ``skd_left_out``.
 
     ``modules`` holds ``teacher`` besides ``student``; ``hparams`` holds
     ``softmax_loss``, ``ctc_weight`` (with 0, transcripts are not needed),
@@ -52,7 +59,9 @@ class SKDBrain(CTCBrain):
         """
         if stage != sb.Stage.TRAIN:
             return super().compute_objectives(encodings, batch, stage)
-        targets = self.teacher_targets(batch, encodings[0])
+        given = self.teach(batch)
+        targets = self.align(given, encodings[0])
+        self.note_left_out(given, targets)
         weights = {
             True: ("skd", self.skd_weight),
             False: ("skd_untranscribed", self.hparams.skd_weight),
@@ -77,6 +86,22 @@ class SKDBrain(CTCBrain):
                     ctc = self.ctc(encoding, batch, part)
                     terms[f"ctc{end}"] = (share * self.hparams.ctc_weight, ctc)
         return self.total(**terms)
+
+    def note_left_out(self, given, targets):
+        """Log the percentage of the teacher's symbols without an SKD term.
+
+        Arguments
+        ---------
+        given : TeacherTargets
+            On the teacher's frames.
+        targets : TeacherTargets
+            On the student's frames.
+        """
+        if targets.posterior_mask is None:
+            return
+        count = partial(count_symbols, blank_index=self.hparams.blank_index)
+        left = 100 * (1 - count(targets) / count(given).clamp(min=1))
+        self.terms.add("skd_left_out", self.weight * left)
 
     @property
     def skd_weight(self):

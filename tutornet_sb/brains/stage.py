@@ -8,6 +8,7 @@ from pathlib import Path
 
 import speechbrain as sb
 import torch
+from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import if_main_process
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
@@ -51,8 +52,8 @@ class StageBrain(sb.Brain):
         super().__init__(modules, hparams=hparams, **kwargs)
         self.watch = Stopwatch()
         self.terms = RunningMeans()
-        # Of this process' batch in the mean over the joint batch
-        self.weight = 1.0
+        # Utterances of the batch at hand, and of all since the last step
+        self.size, self.accumulated = 1, 0
         # Steps in a row whose loss or gradient was not finite
         self.lost_steps = 0
         self.told_to_stop = False
@@ -94,8 +95,8 @@ class StageBrain(sb.Brain):
         Raises
         ------
         ValueError
-            If gradients are accumulated over more batches than an epoch has,
-            or if the loss stays NaN or infinite.
+            If an epoch has too few batches for the processes, or if the loss
+            stays NaN or infinite.
         stopping.Stopped
             After a signal, when the step is finished and saved.
         """
@@ -106,13 +107,10 @@ class StageBrain(sb.Brain):
             # SpeechBrain tells only samplers it made itself which epoch it is;
             # an untold one repeats its first batches in every epoch.
             self.train_sampler = train_loader_kwargs["batch_sampler"]
-        self.steps_per_epoch = len(loader) // self.grad_accumulation_factor
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"grad_accumulation_factor {self.grad_accumulation_factor} is "
-                f"more than the {len(loader)} batches of an epoch; lower it or "
-                "lower batch_seconds"
-            )
+        self.batches_per_epoch = len(loader)
+        self.steps_per_epoch = math.ceil(
+            len(loader) / self.grad_accumulation_factor
+        )
         if processes.count() > 1 and len(loader) < 2:
             # Of a single batch, SpeechBrain's sampler gives the utterances.
             raise ValueError(
@@ -122,6 +120,50 @@ class StageBrain(sb.Brain):
             )
         with stopping.finishing():
             super().fit(epoch_counter, loader, valid_set)
+
+    def load_best(self, valid_set):
+        """Load the average of the best checkpoints, or the best if better.
+
+        Arguments
+        ---------
+        valid_set : torch.utils.data.DataLoader
+            Batches of the development set, as for ``fit``.
+
+        Returns
+        -------
+        dict
+            ``selected_by``, ``best`` (that figure of the weights that are
+            loaded), ``best_epoch`` (of the best checkpoint), ``averaged`` (the
+            number of checkpoints in the mean, 1 if the best is better) and
+            ``valid`` (all figures of the weights that are loaded).
+        """
+        key = self.selected_by
+        best = self.checkpointer.find_checkpoints(
+            min_key=key, max_num_checkpoints=self.hparams.avg_checkpoints
+        )
+        figures, averaged = best[0].meta["valid"], 1
+        if len(best) > 1:
+            self._load_mean(best)
+            self.evaluate(valid_set)
+            if self.test_figures[key] <= figures[key]:
+                figures, averaged = self.test_figures, len(best)
+        if averaged == 1:
+            self._load_mean(best[:1])
+        return {
+            "selected_by": key,
+            "best": figures[key],
+            "best_epoch": best[0].meta["epoch"],
+            "averaged": averaged,
+            "valid": figures,
+        }
+
+    def _load_mean(self, checkpoints):
+        for name, module in self.checkpointer.recoverables.items():
+            if name in self.modules:
+                module.load_state_dict(average_checkpoints(checkpoints, name))
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Score the student as it is: its weights have been loaded."""
 
     def on_fit_start(self):
         """Go on where a checkpoint was saved, in the logs too."""
@@ -222,14 +264,28 @@ class StageBrain(sb.Brain):
             self.spectrum = (self.student.features.spectrum(wavs),)
         return wavs, wav_lens, *self.spectrum
 
-    def teacher_targets(self, batch, encoding):
-        """Ask the teacher about a batch, on the student's frames.
+    def teach(self, batch):
+        """Give the teacher's targets of a batch, on its own frames.
 
         Arguments
         ---------
         batch : speechbrain.dataio.batch.PaddedBatch
-            The one that the student has heard; ``targets`` if they come from
-            a store.
+            After ``hear``; with ``targets`` if they come from a store.
+
+        Returns
+        -------
+        TeacherTargets
+            Of the teacher.
+        """
+        return self.modules.teacher.teach(batch, *self.spectrum)
+
+    def align(self, targets, encoding):
+        """Put the teacher's targets on the student's frames.
+
+        Arguments
+        ---------
+        targets : TeacherTargets
+            From ``teach``.
         encoding : Encoding
             The student's own.
 
@@ -239,7 +295,7 @@ class StageBrain(sb.Brain):
             Shapes as in ``encoding``.
         """
         return align(
-            self.modules.teacher.teach(batch, *self.spectrum),
+            targets,
             encoding.lengths,
             self.student.frame_period,
             frames=encoding.hidden.shape[1],
@@ -264,34 +320,33 @@ class StageBrain(sb.Brain):
         Returns
         -------
         torch.Tensor
-            The weighted sum, in training with several processes such that
-            the mean over them is the one of their joint batch.
+            The weighted sum.
         """
-        for name, (_, value) in terms.items():
-            self.terms.add(name, self.weight * value)
         loss = sum(weight * value for weight, value in terms.values())
-        return self.weight * loss
+        self.terms.add("loss", loss, self.size)
+        for name, (_, value) in terms.items():
+            self.terms.add(name, value, self.size)
+        return loss
 
     def on_stage_start(self, stage, epoch=None):
         """Forget the figures of the stage before."""
         if stage == sb.Stage.TRAIN:
             self.watch.start()
         self.epoch = epoch
+        self.size = 1
         self.not_finite = []
-        self.weight = 1.0
         # Within an epoch, a checkpoint has brought the figures along.
         if stage != sb.Stage.TRAIN or not self.step:
             self.terms.sums = {}
 
-    def on_fit_batch_start(self, batch, should_step):
-        """Weigh the batch against those of the other processes."""
-        if processes.count() > 1:
-            self.weight = processes.weight_in_mean(len(batch.id), self.device)
-
     def fit_batch(self, batch):
         """Take a step, unless its loss or gradient is not finite.
 
-        Such a step changes nothing, and its utterances are named.
+        Such a step changes nothing, and its utterances are named. A step is
+        that of the joint batch: of ``grad_accumulation_factor`` batches of each
+        process, or of those that are left at the end of an epoch. Losses are
+        means over utterances, and batches differ in size, so gradients are
+        added up by utterances and divided by their number before the step.
 
         Arguments
         ---------
@@ -308,8 +363,9 @@ class StageBrain(sb.Brain):
         ValueError
             If that happens more than ``nonfinite_patience`` times in a row.
         """
-        should_step = self.step % self.grad_accumulation_factor == 0
+        should_step = self.should_step
         self.on_fit_batch_start(batch, should_step)
+        self.size = len(batch.id)
         sums = dict(self.terms.sums)
         buffers = [(x, x.clone()) for x in self._changing_buffers()]
         with self.no_sync(not should_step):
@@ -318,8 +374,8 @@ class StageBrain(sb.Brain):
                 loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
             # Infinity becomes NaN, which gradients carry to all processes.
             sound = 1 + 0 * loss.detach()
-            scaled = loss * sound / self.grad_accumulation_factor
-            self.scaler.scale(scaled).backward()
+            self.scaler.scale(loss * sound * self.size).backward()
+        self.accumulated += self.size
         value = loss.detach().cpu()
         if not torch.isfinite(value):
             self.not_finite += batch.id
@@ -330,6 +386,14 @@ class StageBrain(sb.Brain):
             self.optimizers_step()
         self.on_fit_batch_end(batch, outputs, loss, should_step)
         return value
+
+    @property
+    def should_step(self):
+        """Whether the optimizer takes a step after the batch at hand."""
+        return (
+            self.step % self.grad_accumulation_factor == 0
+            or self.step == self.batches_per_epoch
+        )
 
     def _changing_buffers(self):
         """Buffers that a forward pass changes: running statistics."""
@@ -343,9 +407,13 @@ class StageBrain(sb.Brain):
     def optimizers_step(self):
         """Take a step of the optimizer if the gradient is finite."""
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.optimizer.param_groups[0]["params"], self.max_grad_norm
-        )
+        parameters = self.optimizer.param_groups[0]["params"]
+        # DDP has taken the mean over the processes.
+        utterances = processes.mean(self.accumulated, self.device)
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad /= utterances
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         # fp16 overflows now and then, for which its scaler makes up.
         lost = self.not_finite or not (
             self.scaler.is_enabled() or torch.isfinite(norm)
@@ -358,6 +426,7 @@ class StageBrain(sb.Brain):
             self.optimizer_step += 1
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.accumulated = 0
 
     def _give_up_step(self):
         self.lost_steps += 1
@@ -384,29 +453,28 @@ class StageBrain(sb.Brain):
             schedule.step()
 
     def figures(self, stage_loss):
-        """Mean loss and mean of each of its terms, over all processes.
+        """Mean loss and mean of each of its terms, over all utterances.
 
         Arguments
         ---------
         stage_loss : float
-            Mean loss of the stage in this process.
+            Not used: SpeechBrain's mean over the batches of this process.
 
         Returns
         -------
         dict
-            Floats by name.
+            Floats by name, and tensors of those that are no scalars.
         """
-        sums = self.terms.sums
-        batches = max((n for n, _ in sums.values()), default=0)
-        own = {"loss": (batches, float(stage_loss))}
-        for name, mean in self.terms.values().items():
-            own[name] = (sums[name][0], mean)
-        parts = processes.gather(own)
+        means = self.terms.values()
+        parts = processes.gather(
+            {name: (self.terms.sums[name][0], means[name]) for name in means}
+        )
         figures = {}
         for name in dict.fromkeys(name for part in parts for name in part):
             found = [part[name] for part in parts if name in part]
-            total = sum(n for n, _ in found) or 1
-            figures[name] = sum(mean * (n / total) for n, mean in found)
+            total = sum(n for n, _ in found)
+            mean = sum(mean * (n / total) for n, mean in found)
+            figures[name] = mean if mean.dim() else mean.item()
         return figures
 
     def evaluate_batch(self, batch, stage):
@@ -427,6 +495,7 @@ class StageBrain(sb.Brain):
         """
         if stage == sb.Stage.VALID:
             stopping.check()
+        self.size = len(batch.id)
         loss = super().evaluate_batch(batch, stage)
         if not torch.isfinite(loss):
             self.not_finite += batch.id
@@ -441,8 +510,7 @@ class StageBrain(sb.Brain):
         )
         due, self.told_to_stop = self._anyone(due, stopping.requested())
         # Half of an accumulated gradient cannot be saved.
-        whole = self.step % self.grad_accumulation_factor == 0
-        return whole and (due or self.told_to_stop)
+        return self.should_step and (due or self.told_to_stop)
 
     def _anyone(self, *flags):
         """Tell of each flag whether it is true in any process."""
@@ -492,10 +560,13 @@ class StageBrain(sb.Brain):
                 meta={
                     "epoch": epoch,
                     self.selected_by: figures[self.selected_by],
+                    "valid": figures,
                 },
                 min_keys=[self.selected_by],
                 num_to_keep=self.hparams.avg_checkpoints,
             )
+        else:
+            self.test_figures = figures
 
 
 def _keep_epochs(path, last):

@@ -1,14 +1,17 @@
 """LibriSpeech, or any folder in its layout, to SpeechBrain manifests.
 
 The layout is ``SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac`` with the
-lines ``SPEAKER-CHAPTER-NNNN TRANSCRIPT`` in ``SPEAKER-CHAPTER.trans.txt``.
+lines ``SPEAKER-CHAPTER-NNNN TRANSCRIPT`` in ``SPEAKER-CHAPTER.trans.txt``. The
+audio may be of any format that soundfile reads. Hidden files and folders, whose
+names begin with a dot, are left alone.
 
 What says that the *call* is wrong is an error: a missing folder or split, a
-split without one usable utterance, all its audio at another sample rate.
-Damage to single utterances is skipped, counted and written down, so that a
-preparation of 960 hours ends; too much of it is an error once all is scanned.
+split without one usable utterance. Damage to single utterances is skipped,
+counted and written down, so that a preparation of 960 hours ends; too much of
+it is an error once all is scanned.
 """
 
+import codecs
 import collections
 import concurrent.futures
 import csv
@@ -19,11 +22,13 @@ import logging
 import os
 import pathlib
 import re
+import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
 
-import soundfile
-from speechbrain.dataio.dataio import read_audio
 from tqdm import tqdm
 
+from tutornet_sb.corpora.audio import SUFFIXES, read_header
 from tutornet_sb.errors import InputError
 from tutornet_sb.files import write_atomically, write_json
 
@@ -39,11 +44,8 @@ SPLITS = (
     "test-other",
 )
 STATE_FILE = "librispeech.json"
-_FORMAT = 2  # raise when manifests change, so that old ones are made anew
-# STREAMINFO counts in 36 bits; libsndfile reports more for "unknown".
-_MOST_SAMPLES = 2**36
-# What every network can hear, spoken faster by half (seconds)
-_LEAST_SECONDS = 0.04
+HEADER = "ID", "duration", "wav", "spk_id", "wrd"
+_FORMAT = 3  # raise when manifests change, so that old ones are made anew
 
 Skip = collections.namedtuple("Skip", "id file reason")
 
@@ -99,19 +101,21 @@ def prepare_librispeech(
     """Write one manifest a split, in the order of the utterance ids.
 
     The columns are ``ID, duration, wav, spk_id, wrd``: seconds, read from
-    the FLAC header alone, and a path that starts with ``$data_root``, for
-    ``DynamicItemDataset.from_csv(path, {"data_root": root})`` with `root`
-    from `find_librispeech`. A rerun does nothing for a split whose files
+    the header of the audio alone, and a path that starts with ``$data_root``,
+    for ``DynamicItemDataset.from_csv(path, {"data_root": root})`` with `root`
+    from `find_librispeech`. Audio at another sample rate, or of several
+    channels, is converted by `audio.read_utterance` when it is read, and
+    counted in one line of the log. A rerun does nothing for a split whose files
     (names, sizes, modification times) and options are as before.
 
     ``skipped_SPLIT.csv`` holds ``id, file, reason`` of each utterance left
     out: transcript without audio or the reverse; audio that is empty,
-    unreadable, not mono, at another sample rate, shorter than 0.04 s or longer
-    than `max_seconds`; a transcript that is empty, not UTF-8, named for
+    unreadable, at a sample rate outside 8 to 48 kHz, shorter than 0.04 s or
+    longer than `max_seconds`; a transcript that is empty, not UTF-8, named for
     another chapter, given twice, or with a ``$``, which SpeechBrain would
     take for a placeholder. Letters outside A-Z, apostrophe and space are
-    no damage: they stay, with one warning a split. Audio cut off behind an
-    intact header is not noticed: only `read_utterance` finds it.
+    no damage: they stay, with one line a split in the log. Audio cut off
+    behind an intact header is not noticed: only `read_utterance` finds it.
 
     A split of `untranscribed` audio needs no transcripts; those that are
     there are not read. Its ``wrd`` is empty, and its files are
@@ -128,7 +132,7 @@ def prepare_librispeech(
         Which splits; by default, those of the seven standard ones that
         are there.
     sample_rate : int
-        In Hz; audio at any other rate is skipped.
+        In Hz; that audio at other rates will be converted to.
     max_skipped : float
         The greatest part of a split's utterances that may be skipped,
         0 to 1.
@@ -162,6 +166,79 @@ def prepare_librispeech(
         untranscribed = [untranscribed]
     untranscribed = list(untranscribed or ())
     splits = _choose_splits(root, splits, untranscribed)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+
+        def sources():
+            for split in splits:
+                silent = split in untranscribed
+                chapters = _list_chapters(root / split)
+                listings = list(pool.map(_list_files, chapters))
+                scan = functools.partial(
+                    _scan_chapter, root, sample_rate, max_seconds, silent
+                )
+                yield Source(
+                    split,
+                    f"untranscribed_{split}" if silent else split,
+                    [sample_rate, max_seconds, *listings],
+                    functools.partial(
+                        _gather, pool, scan, split, chapters, listings
+                    ),
+                )
+
+        return make_manifests(
+            root, sources(), save_folder, sample_rate, max_skipped
+        )
+
+
+class Source(NamedTuple):
+    """What the manifest of a split is made from.
+
+    Attributes
+    ----------
+    split : str
+        Its name.
+    name : str
+        That of the manifest, without its ending.
+    inputs : list
+        What the manifest follows from, as JSON holds it.
+    scan : callable
+        Gives its rows, the skips, and how often each conversion is needed.
+    """
+
+    split: str
+    name: str
+    inputs: list
+    scan: Callable[[], tuple]
+
+
+def make_manifests(corpus, sources, save_folder, sample_rate, max_skipped):
+    """Write the manifests of splits, and the lists of what they leave out.
+
+    Nothing is done for a split where both are there and of the same inputs.
+
+    Arguments
+    ---------
+    corpus : object
+        Name of the corpus, for the log.
+    sources : iterable of Source
+        One for each split.
+    save_folder : str or pathlib.Path
+        Where they go.
+    sample_rate : int
+        Sample rate that audio will be converted to (Hz).
+    max_skipped : float
+        The greatest part of a split's utterances that may be skipped, 0 to 1.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        The manifest of each split.
+
+    Raises
+    ------
+    CorpusError
+        If they cannot be written, or a split is damaged beyond `max_skipped`.
+    """
     if not 0 <= max_skipped <= 1:
         raise CorpusError(f"max_skipped is {max_skipped}, not in 0 to 1.")
     save_folder = pathlib.Path(save_folder).expanduser()
@@ -169,57 +246,49 @@ def prepare_librispeech(
         save_folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CorpusError(f"Cannot make {save_folder}: {error}") from error
-
-    options = [_FORMAT, sample_rate, max_skipped, max_seconds]
     state = _read_state(save_folder)
-    manifests, problems = {}, []
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        for split in splits:
-            silent = split in untranscribed
-            name = f"untranscribed_{split}" if silent else split
-            outputs = (
-                save_folder / f"{name}.csv",
-                save_folder / f"skipped_{name}.csv",
-            )
-            manifests[split] = outputs[0]
-            chapters = _list_chapters(root / split)
-            listings = list(pool.map(_list_files, chapters))
-            inputs = _fingerprint([options, *listings])
-            if state.get(name) == [inputs, *map(_stamp, outputs)]:
-                logger.info("%s is prepared already.", outputs[0])
-                continue
-            state.pop(name, None)
-            scan = functools.partial(
-                _scan_chapter, root, sample_rate, max_seconds, silent
-            )
-            rows, skips = _gather(
-                tqdm(
-                    pool.map(scan, chapters, listings),
-                    desc=split,
-                    total=len(chapters),
-                    unit="chapter",
-                    disable=None,
-                )
-            )
-            problem = _judge(split, rows, skips, sample_rate, max_skipped)
-            _write_csv(outputs[1], Skip._fields, skips)
+    manifests, problems, converted = {}, [], collections.Counter()
+    for split, name, inputs, scan in sources:
+        manifest = save_folder / f"{name}.csv"
+        skipped = save_folder / f"skipped_{name}.csv"
+        manifests[split] = manifest
+        inputs = _fingerprint([_FORMAT, max_skipped, *inputs])
+        known = state.pop(name, [])
+        if known[:3] == [inputs, _stamp(manifest), _stamp(skipped)]:
+            logger.info("%s is prepared already.", manifest)
+            state[name] = known
+        else:
+            rows, skips, conversions = scan()
+            problem = _judge(split, rows, skips, max_skipped)
+            _write_csv(skipped, Skip._fields, skips)
             if problem:
-                problems.append(f"{problem} See {outputs[1]}.")
+                problems.append(f"{problem} See {skipped}.")
                 continue
-            _warn(split, rows, skips, outputs[1])
-            header = ("ID", "duration", "wav", "spk_id", "wrd")
-            _write_csv(outputs[0], header, rows)
-            state[name] = [inputs, *map(_stamp, outputs)]
+            _warn(split, rows, skips, skipped)
+            _write_csv(manifest, HEADER, rows)
+            known = [inputs, _stamp(manifest), _stamp(skipped), conversions]
+            state[name] = known
             write_json(save_folder / STATE_FILE, state)
+        converted.update(known[3])
     if problems:
         raise CorpusError("\n".join(problems))
+    if converted:
+        logger.info(
+            "%s: converted to %d Hz and one channel when it is read: %s.",
+            corpus,
+            sample_rate,
+            ", ".join(
+                f"{count} utterances of {what}"
+                for what, count in converted.most_common()
+            ),
+        )
     return manifests
 
 
 def _choose_splits(root, splits, untranscribed):
     """The asked splits, or the standard ones there; all of them exist."""
     try:
-        held = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+        held = sorted(entry.name for entry in _folders(root))
     except OSError as error:
         raise CorpusError(f"Cannot read {root}: {error}") from error
     holds = ", ".join(held[:12]) + (", ..." if held[12:] else "") or "no folder"
@@ -242,15 +311,22 @@ def _choose_splits(root, splits, untranscribed):
     return list(dict.fromkeys(splits))
 
 
+def _folders(folder):
+    """Folders in a folder, but for the hidden ones."""
+    return [
+        entry
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".")
+    ]
+
+
 def _list_chapters(folder):
     """Chapter folders of a split, sorted."""
     try:
         return sorted(
             chapter
-            for speaker in folder.iterdir()
-            if speaker.is_dir()
-            for chapter in speaker.iterdir()
-            if chapter.is_dir()
+            for speaker in _folders(folder)
+            for chapter in _folders(speaker)
         )
     except OSError as error:
         raise CorpusError(f"Cannot read {folder}: {error}") from error
@@ -303,13 +379,16 @@ def _scan_chapter(
         Of the manifest.
     skips : list of Skip
         What was left out.
+    conversions : list of str
+        What has to be converted, one for each such utterance.
     """
     speaker = chapter.parent.name
     folder = chapter.relative_to(root).as_posix()
     sizes = {path.rpartition("/")[2]: size for path, size, _ in listing}
-    audio = {name[:-5] for name in sizes if name.endswith(".flac")}
+    audio = _find_audio(sizes)
     if untranscribed:
-        texts, skips = _check_names(audio, f"{speaker}-{chapter.name}-", folder)
+        prefix = f"{speaker}-{chapter.name}-"
+        texts, skips = _check_names(audio, prefix, folder)
     else:
         prefix = f"{speaker}-{chapter.name}"
         file = f"{folder}/{prefix}.trans.txt"
@@ -325,9 +404,9 @@ def _scan_chapter(
                 {pathlib.Path(file).stem: "unreadable transcript file"},
             )
         skips = [Skip(name, file, reason) for name, reason in faults.items()]
-    rows = []
-    for name in sorted(audio | texts.keys()):
-        file = f"{folder}/{name}.flac"
+    rows, conversions = [], []
+    for name in sorted(audio.keys() | texts.keys()):
+        file = f"{folder}/{audio.get(name, f'{name}.flac')}"
         if name not in audio:
             skips.append(Skip(name, file, "transcript without audio"))
         elif name not in texts:
@@ -335,21 +414,35 @@ def _scan_chapter(
             if name not in {skip.id for skip in skips}:
                 skips.append(Skip(name, file, "audio without transcript"))
         else:
-            path = chapter / f"{name}.flac"
-            size = sizes[path.name]
-            duration, reason = _read_header(
-                path, size, sample_rate, max_seconds
+            path = chapter / audio[name]
+            duration, conversion, reason = read_header(
+                path, sizes[path.name], sample_rate, max_seconds
             )
             if reason:
                 skips.append(Skip(name, file, reason))
-            else:
-                wav = f"$data_root/{file}"
-                rows.append((name, duration, wav, speaker, texts[name]))
-    return rows, skips
+                continue
+            wav = f"$data_root/{file}"
+            rows.append((name, duration, wav, speaker, texts[name]))
+            if conversion:
+                conversions.append(conversion)
+    return rows, skips, conversions
+
+
+def _find_audio(names):
+    """Audio files among those of a chapter, by utterance id."""
+    found = {}
+    # Those of the first ending are entered last, and stay.
+    for suffix in reversed(SUFFIXES):
+        for name in sorted(names):
+            if name.lower().endswith(suffix):
+                found[name[: -len(suffix)]] = name
+    return found
 
 
 def read_transcript(path, prefix=""):
     """Read a file of lines ``ID TRANSCRIPT``.
+
+    A byte order mark is ignored, and letters with accents are composed (NFC).
 
     Arguments
     ---------
@@ -372,24 +465,102 @@ def read_transcript(path, prefix=""):
     """
     texts, faults = {}, {}
     seen = collections.Counter()
-    for line in filter(None, map(bytes.strip, path.read_bytes().splitlines())):
-        words = line.decode(errors="replace").split()
-        name, text = words[0], " ".join(words[1:])
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    for line in content.splitlines():
+        words = line.decode(errors="replace").split(maxsplit=1)
+        if not words:
+            continue
+        name, text = words[0], tidy_text("".join(words[1:]))
         seen[name] += 1
         if not name.startswith(prefix):
             faults[name] = "id of another chapter"
-        elif "\N{REPLACEMENT CHARACTER}" in name + text:
-            faults[name] = "transcript not UTF-8"
-        elif "$" in name + text:
-            faults[name] = "$ in transcript"
-        elif not text:
-            faults[name] = "empty transcript"
+        elif fault := fault_of(name, text):
+            faults[name] = fault
         texts[name] = text
     # Which of two transcripts is right cannot be known.
     faults.update({name: "duplicate id" for name in seen if seen[name] > 1})
     for name in faults:
         del texts[name]
     return texts, faults
+
+
+def read_texts(data_folder, splits=None):
+    """Read the transcripts of splits, without looking at their audio.
+
+    Arguments
+    ---------
+    data_folder : str or pathlib.Path
+        LibriSpeech, or its parent folder.
+    splits : list of str, optional
+        By default, the standard training splits that are there.
+
+    Returns
+    -------
+    list of str
+        The sound ones.
+
+    Raises
+    ------
+    CorpusError
+        If there is no such folder or split.
+    """
+    root = find_librispeech(data_folder)
+    if splits is None:
+        splits = [
+            split
+            for split in SPLITS
+            if split.startswith("train") and (root / split).is_dir()
+        ]
+    texts = []
+    for split in splits:
+        for chapter in _list_chapters(root / split):
+            prefix = f"{chapter.parent.name}-{chapter.name}"
+            path = chapter / f"{prefix}.trans.txt"
+            if path.is_file():
+                texts += read_transcript(path, f"{prefix}-")[0].values()
+    return texts
+
+
+def tidy_text(text):
+    r"""Part words by single spaces and compose letters with accents.
+
+    Arguments
+    ---------
+    text : str
+        As written.
+
+    Returns
+    -------
+    str
+        In Unicode's normal form C, as recognisers write it.
+
+    Example
+    -------
+    >>> tidy_text("  cafe\N{COMBINING ACUTE ACCENT}\tau lait ")
+    'café au lait'
+    """
+    return unicodedata.normalize("NFC", " ".join(text.split()))
+
+
+def fault_of(name, text):
+    """Tell what is wrong with an id or a transcript.
+
+    Arguments
+    ---------
+    name, text : str
+        As decoded, with replacement characters for what is not UTF-8.
+
+    Returns
+    -------
+    str or None
+        The fault.
+    """
+    if "\N{REPLACEMENT CHARACTER}" in name + text:
+        return "transcript not UTF-8"
+    # SpeechBrain would take it for a placeholder.
+    if "$" in name + text:
+        return "$ in transcript"
+    return None if text else "empty transcript"
 
 
 def _check_names(audio, prefix, folder):
@@ -403,107 +574,34 @@ def _check_names(audio, prefix, folder):
         else:
             texts[name] = ""
             continue
-        skips.append(Skip(name, f"{folder}/{name}.flac", reason))
+        skips.append(Skip(name, f"{folder}/{audio[name]}", reason))
     return texts, skips
 
 
-def _read_header(path, size, sample_rate, max_seconds):
-    """Duration in seconds from the header, or the reason to skip."""
-    if size == 0:
-        return None, "empty audio file"
-    try:
-        info = soundfile.info(path)
-    except (OSError, soundfile.LibsndfileError):
-        return None, "unreadable audio"
-    if info.samplerate != sample_rate:
-        return None, f"sample rate of {info.samplerate} Hz"
-    if info.channels != 1:
-        return None, f"{info.channels} channels"
-    if not 0 < info.frames < _MOST_SAMPLES:
-        return None, "audio of no or unknown length"
-    seconds = info.frames / info.samplerate
-    if seconds < _LEAST_SECONDS:
-        return None, f"audio shorter than {_LEAST_SECONDS:g} s"
-    if seconds > max_seconds:
-        return None, f"audio longer than max_seconds={max_seconds:g} allows"
-    return seconds, None
+def _gather(pool, scan, split, chapters, listings):
+    """Scan the chapters and join them, in the order of the ids."""
+    rows, skips, conversions = [], [], collections.Counter()
+    scans = pool.map(scan, chapters, listings)
+    for part in tqdm(
+        scans, desc=split, total=len(chapters), unit="chapter", disable=None
+    ):
+        rows += part[0]
+        skips += part[1]
+        conversions.update(part[2])
+    return sorted(rows), sorted(skips), conversions
 
 
-def read_utterance(key, path, seconds, sample_rate=16000):
-    """Read the waveform of an utterance as its manifest describes it.
-
-    Arguments
-    ---------
-    key : str
-        Its id.
-    path : str
-        Its audio file.
-    seconds : float
-        Its duration.
-    sample_rate : int
-        In Hz.
-
-    Returns
-    -------
-    torch.Tensor
-        The waveform, ``(samples,)``.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, damaged or of another length, or holds what is
-        no number.
-    """
-    try:
-        waveform = read_audio(path)
-    # SpeechBrain raises it, whatever is wrong.
-    except (RuntimeError, OSError) as error:
-        reason = f"cannot be read as audio ({error})"
-    else:
-        samples = round(seconds * sample_rate)
-        if waveform.shape != (samples,):
-            reason = (
-                f"has the shape {tuple(waveform.shape)}, and its header "
-                f"promised {samples} samples"
-            )
-        elif not waveform.isfinite().all():
-            reason = "holds samples that are not finite"
-        else:
-            return waveform
-    raise InputError(
-        f"utterance {key}: {path} {reason}. Repair the file, or take it out of "
-        "the corpus with its transcript, and give the same command again: what "
-        "has been computed stays"
-    )
-
-
-def _gather(scans):
-    """Join the chapters, in the order of the ids."""
-    rows, skips = [], []
-    for chapter_rows, chapter_skips in scans:
-        rows += chapter_rows
-        skips += chapter_skips
-    return sorted(rows), sorted(skips)
-
-
-def _judge(split, rows, skips, sample_rate, max_skipped):
+def _judge(split, rows, skips, max_skipped):
     """What makes the split unusable, or None."""
     total = len(rows) + len(skips)
     if not total:
-        return f"{split} holds no utterance in LibriSpeech's layout."
+        return f"{split} holds no utterance."
     reasons = _count(skips)
     if not rows:
-        message = (
+        return (
             f"{split} has no usable utterance: {reasons}; the first is "
             f"{skips[0].id}. Repair them."
         )
-        if all(skip.reason.startswith("sample rate") for skip in skips):
-            message += (
-                f" All its audio is at another sample rate than the "
-                f"{sample_rate} Hz asked for: resample it, or set "
-                "sample_rate."
-            )
-        return message
     if len(skips) > max_skipped * total:
         return (
             f"{split}: {len(skips)} of {total} utterances "
@@ -532,16 +630,17 @@ def _warn(split, rows, skips, file):
             file,
         )
     unusual = [set(re.sub("[A-Z' ]", "", row[-1])) for row in rows]
+    letters = ""
     if any(unusual):
-        logger.warning(
-            "%s: %d transcripts have letters outside A-Z, apostrophe and "
-            "space; they stay as they are: %s",
-            split,
-            sum(map(bool, unusual)),
-            " ".join(sorted(set().union(*unusual))[:40]),
+        letters = (
+            f" {sum(map(bool, unusual))} transcripts have letters outside A-Z, "
+            "apostrophe and space; they stay as they are: "
+            + " ".join(sorted(set().union(*unusual))[:40])
         )
     hours = sum(row[1] for row in rows) / 3600
-    logger.info("%s: %d utterances, %.2f hours.", split, len(rows), hours)
+    logger.info(
+        "%s: %d utterances, %.2f hours.%s", split, len(rows), hours, letters
+    )
 
 
 def _write_csv(path, header, rows):

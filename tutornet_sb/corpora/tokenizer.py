@@ -8,14 +8,20 @@ import sentencepiece
 
 from tutornet_sb.files import write_atomically
 
+# Of a character model, where nothing else is said
+LETTERS = string.ascii_uppercase + "'"
 
-def train_tokenizer(manifests, path, model_type="char", vocab_size=29):
+
+def train_tokenizer(
+    manifests, path, model_type="char", vocab_size=29, letters=None
+):
     """Train a SentencePiece model on the transcripts of a corpus, once.
 
     The unknown symbol has index 0 and doubles as the blank of CTC, as in
-    SpeechBrain's own LibriSpeech recipes. A character model always holds the
-    26 letters and the apostrophe of LibriSpeech, so that the small corpora
-    share their symbols, and their teachers, with it.
+    SpeechBrain's own LibriSpeech recipes. A character model holds the 26
+    letters and the apostrophe of LibriSpeech whatever the transcripts, so that
+    the small corpora share their symbols, and their teachers, with it; or the
+    letters of a corpus of its own.
 
     Trained by sentencepiece itself: SpeechBrain's wrapper hands its options
     over as one line and so cannot work in a folder whose name has a space.
@@ -30,6 +36,8 @@ def train_tokenizer(manifests, path, model_type="char", vocab_size=29):
         ``char``, ``bpe`` or ``unigram``.
     vocab_size : int
         Symbols, the blank included.
+    letters : str, optional
+        Those of a character model.
 
     Returns
     -------
@@ -39,13 +47,15 @@ def train_tokenizer(manifests, path, model_type="char", vocab_size=29):
     Raises
     ------
     ValueError
-        If the model has another number of symbols than asked for.
+        If the model has other symbols than asked for.
     """
     path = Path(path)
     if not path.is_file():
         write_atomically(
             path,
-            lambda file: _train(manifests, file, model_type, vocab_size),
+            lambda file: _train(
+                manifests, file, model_type, vocab_size, letters or LETTERS
+            ),
         )
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     if tokenizer.get_piece_size() != vocab_size:
@@ -53,6 +63,14 @@ def train_tokenizer(manifests, path, model_type="char", vocab_size=29):
             f"{path} has {tokenizer.get_piece_size()} symbols but vocab_size "
             f"is {vocab_size}: set it to what the tokenizer has, or delete the "
             "file to train it anew"
+        )
+    others = set(letters or ()) - set(pieces(tokenizer))
+    if others:
+        raise ValueError(
+            f"{path} lacks {' '.join(sorted(others))}, which the training "
+            "transcripts have now: give the changed corpus a name of its own, "
+            'as in --corpus_overrides "{name: NAME}", or delete the file to '
+            "train it anew"
         )
     return tokenizer
 
@@ -73,14 +91,13 @@ def pieces(tokenizer):
     return [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
 
 
-def _train(manifests, path, model_type, vocab_size):
+def _train(manifests, path, model_type, vocab_size, letters):
     options = {"vocab_size": vocab_size}
     if model_type == "char":
         # The vocabulary of a character model is what it is told to hold.
-        letters = list(string.ascii_uppercase + "'")
         options = {
             "vocab_size": len(letters) + 2,
-            "user_defined_symbols": letters,
+            "user_defined_symbols": list(letters),
             "hard_vocab_limit": False,
         }
     with open(path, "wb") as file:
@@ -106,6 +123,6 @@ def _train(manifests, path, model_type, vocab_size):
 
 def _transcripts(manifests):
     for manifest in manifests:
-        with open(manifest, newline="", encoding="utf-8") as file:
+        with open(manifest, newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 yield row["wrd"]

@@ -18,21 +18,30 @@ def align(
     centred and convolutions padded to "same". With equal periods and no delay,
     frame meets frame. Otherwise
 
-    - hidden states are interpolated linearly in time;
+    - hidden states are averaged over the window of the student's frame,
+      ``[(j - 1/2) P, (j + 1/2) P)``, each teacher frame by the time that it
+      shares with it; for a student that is no slower, the window is as wide as
+      a teacher frame, so that hidden states are interpolated linearly;
     - posteriors are never averaged, for that would flatten the spikes of CTC. A
-      student that is no slower takes the nearest teacher frame (of two equally
-      near, the earlier). A slower student takes, of the teacher frames in its
-      own frame's window ``[(j - 1/2) P, (j + 1/2) P)``, the one least sure of
-      blank. Whatever the periods, without a delay an utterance's last frame
-      chooses in this way among all that the teacher has left, so that no final
-      spike is lost.
+      slower student takes, of the teacher frames in its window, one of the
+      symbol that lasts for the fewest frames, and of these the one least sure
+      of blank. A student that is no slower takes the nearest teacher frame (of
+      two equally near, the earlier), but its spike only at the frame ``j``
+      within half of ``P`` of its time, or if the next teacher frame on that
+      side has the same symbol; pure blank otherwise. Without a delay, an
+      utterance's last frame chooses among all that the teacher has left.
 
-    So, without a delay, the student sees every spike of the teacher, but one of
-    those that share a window. A symbol repeated in neighbouring windows has
-    lost the blank between, and CTC reads it once.
+    Posteriors are a target wherever CTC reads from them what it reads from the
+    teacher's. ``posterior_mask`` leaves out
+
+    - windows that hold a symbol of the teacher which no frame shows, since
+      another one is in its window too, and neighbouring windows of a symbol
+      that the teacher repeats, between which there is no frame for a blank;
+    - with a delay, the frames of the last ``delay`` seconds: the last symbols
+      would stand behind the end, where the student must have emitted them.
 
     Before the teacher's first and after its last valid frame, that frame stands
-    in; so frames that the student has more than the teacher are repetitions.
+    in, without its spike.
 
     The lengths are read on the host, to check them.
 
@@ -48,8 +57,8 @@ def align(
         Index of the CTC blank.
     delay : float
         How much later the targets arrive (seconds): the student's frame at time
-        ``t`` gets the teacher of time ``t - delay``. For students that hear
-        only the past.
+        ``t`` gets the teacher of time ``t - delay``. For unidirectional
+        students.
     frames : int, optional
         Frames of the student's padded batch; by default the greatest length.
 
@@ -74,7 +83,7 @@ def align(
     >>> targets = TeacherTargets(hidden, posteriors, torch.tensor([4]), 0.02)
     >>> aligned = align(targets, torch.tensor([2]), 0.04)
     >>> aligned.hidden.flatten().tolist()
-    [0.0, 2.0]
+    [0.25, 2.0]
     >>> aligned.posteriors[0, :, 1]  # the spike is kept
     tensor([0.1000, 0.9000])
     """
@@ -105,27 +114,64 @@ def align(
         raise ValueError(f"{frames} frames cannot hold {longest} valid ones")
 
     hidden, posteriors = targets.hidden, targets.posteriors
+    learnt = None
     if teacher != student or lag or theirs != ours or hidden.shape[1] != frames:
         last = (targets.lengths.unsqueeze(1) - 1).clamp(min=0)
         index = torch.arange(frames, device=hidden.device)
         ticks = (index * student - lag).expand(len(ours), -1)
-        hidden = _interpolate(hidden, ticks, teacher, last)
-        # A delayed student must not hear of the end before its time.
-        final = (index == lengths.unsqueeze(1) - 1) & (lag == 0)
-        first, end = _windows(ticks, teacher, student, last, final)
+        hidden = _average(hidden, ticks, teacher, student, last)
         # Without a CTC head there is no blank to look at, nor any spike.
         if posteriors.shape[-1] > 0:
-            # Three student frames hold the longest final window that the check
-            # of durations lets through.
-            width = 3 * student // teacher + 2
-            blank = posteriors[..., blank_index]
-            first = _least_blank(blank, first, end, width)
-        posteriors = _take(posteriors, first)
+            # A delayed student must not learn of the end before its time.
+            final = index == lengths.unsqueeze(1) - 1
+            posteriors, learnt = _place_spikes(
+                posteriors,
+                blank_index,
+                ticks,
+                teacher,
+                student,
+                last,
+                index < lengths.unsqueeze(1),
+                final & (lag == 0),
+            )
+            left = (lengths.unsqueeze(1) - 1 - index) * student
+            learnt = learnt & (left >= lag)
+        else:
+            posteriors = posteriors.new_zeros(len(ours), frames, 0)
     if min(ours) < frames:
         padding = ~frame_mask(lengths, frames).unsqueeze(-1)
         hidden = hidden.masked_fill(padding, 0.0)
         posteriors = posteriors.masked_fill(padding, 0.0)
-    return TeacherTargets(hidden, posteriors, lengths, frame_period)
+    return TeacherTargets(hidden, posteriors, lengths, frame_period, learnt)
+
+
+def count_symbols(targets, blank_index=0):
+    """Count the symbols that CTC reads from posteriors that are targets.
+
+    Arguments
+    ---------
+    targets : TeacherTargets
+        With posteriors.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    torch.Tensor
+        Symbols of the batch, an integer.
+
+    Example
+    -------
+    >>> p = torch.eye(3)[[1, 1, 0, 1, 2]].unsqueeze(0)
+    >>> count_symbols(TeacherTargets(p, p, torch.tensor([5]), 0.02)).item()
+    3
+    """
+    best = targets.posteriors.argmax(-1)
+    mask = frame_mask(targets.lengths, best.shape[1])
+    if targets.posterior_mask is not None:
+        mask = mask & targets.posterior_mask
+    best = best.masked_fill(~mask, blank_index)
+    return _starts(best, blank_index).sum()
 
 
 def _check_durations(theirs, ours, teacher, student, their_period, our_period):
@@ -157,13 +203,74 @@ def _take(x, index):
     return x[rows, index]
 
 
-def _interpolate(hidden, ticks, teacher, last):
-    ticks = torch.minimum(ticks.clamp(min=0), last * teacher)
-    before = torch.div(ticks, teacher, rounding_mode="floor")
-    weight = (ticks - before * teacher).to(hidden.dtype) / teacher
-    left = _take(hidden, before)
-    right = _take(hidden, torch.minimum(before + 1, last))
-    return left.lerp(right, weight.unsqueeze(-1))
+def _average(hidden, ticks, teacher, student, last):
+    """Average over windows, each frame by what it shares with the window.
+
+    A window as wide as a teacher frame interpolates linearly.
+    """
+    width = max(teacher, student)
+    # In halves of a tick. Frame i reaches from (2 i - 1) to (2 i + 1) teacher.
+    begin, end = 2 * ticks - width, 2 * ticks + width
+    first = torch.div(begin + teacher, 2 * teacher, rounding_mode="floor")
+    averaged = 0.0
+    for frame in range(-(-width // teacher) + 1):
+        index = first + frame
+        shared = torch.minimum(end, (2 * index + 1) * teacher)
+        shared = shared - torch.maximum(begin, (2 * index - 1) * teacher)
+        weight = shared.clamp(min=0).to(hidden.dtype) / (2 * width)
+        states = _take(hidden, torch.minimum(index.clamp(min=0), last))
+        averaged = averaged + weight.unsqueeze(-1) * states
+    return averaged
+
+
+def _starts(best, blank_index):
+    """Frames at which CTC begins to read a symbol, from the best of each."""
+    before = torch.nn.functional.pad(best[:, :-1], (1, 0), value=blank_index)
+    return (best != blank_index) & (best != before)
+
+
+def _place_spikes(
+    posteriors, blank_index, ticks, teacher, student, last, inside, final
+):
+    """Posteriors on the student's frames, and the frames that are targets."""
+    first, end = _windows(ticks, teacher, student, last, final)
+    # Symbols as CTC reads them, numbered from 1, and their frames
+    valid = torch.arange(posteriors.shape[1], device=last.device) <= last
+    best = posteriors.argmax(-1).masked_fill(~valid, blank_index)
+    number = _starts(best, blank_index).cumsum(1) * (best != blank_index)
+    none = torch.nn.functional.pad(torch.zeros_like(number), (0, 1))
+    lasting = none.scatter_add(1, number, torch.ones_like(number))
+    # A symbol that lasts long may be shown by other windows too.
+    rank = torch.where(number > 0, lasting.gather(1, number), valid.shape[1])
+    rank = 2 * rank + posteriors[..., blank_index].double()
+    # Three student frames hold the longest final window that the check of
+    # durations lets through.
+    chosen = _least(rank, first, end, 3 * student // teacher + 2)
+
+    # Where a spike is not of the frame's own time, nor on the way to the next
+    # frame of the same symbol, there is none.
+    symbol, shown = _take(best, chosen), _take(number, chosen)
+    late = 2 * (ticks - chosen * teacher)
+    beside = torch.minimum((chosen + late.sign()).clamp(min=0), last)
+    is_own = (late <= student) & ((late > -student) | final)
+    is_own |= (beside != chosen) & (_take(number, beside) == shown)
+    blank = torch.zeros_like(posteriors[:1, :1])
+    blank[..., blank_index] = 1.0
+    placed = _take(posteriors, chosen)
+    placed = torch.where(((shown > 0) & ~is_own).unsqueeze(-1), blank, placed)
+
+    # Windows that hold a symbol which none of them shows
+    shown = shown * is_own * inside
+    is_shown = none.scatter(1, shown, 1).gather(1, number)
+    lost = (number > 0) * (1 - is_shown)
+    before = lost.cumsum(1) - lost
+    crowded = _take(before + lost, end - 1) > _take(before, first)
+    # Neighbours that show two symbols as one
+    merged = (symbol[:, 1:] == symbol[:, :-1]) & (shown[:, 1:] > shown[:, :-1])
+    merged &= shown[:, :-1] > 0
+    crowded[:, 1:] |= merged
+    crowded[:, :-1] |= merged
+    return placed, ~crowded
 
 
 def _windows(ticks, teacher, student, last, final):
@@ -172,19 +279,21 @@ def _windows(ticks, teacher, student, last, final):
     A window as wide as a teacher frame, or less, holds the nearest alone.
     """
     width = max(teacher, student)
-    first = _ceil_divide(2 * ticks - width, 2 * teacher)
+    # What lies before the last frame's own time is the frame's before it.
+    before = torch.where(final, student, width)
+    first = _ceil_divide(2 * ticks - before, 2 * teacher)
     end = _ceil_divide(2 * ticks + width, 2 * teacher)
     end = torch.where(final, last + 1, torch.minimum(end, last + 1))
     first = torch.minimum(first.clamp(min=0), last)
     return first, torch.maximum(end, first + 1)
 
 
-def _least_blank(blank, first, end, width):
-    """Index of the frame least sure of blank in each window of frames."""
+def _least(values, first, end, width):
+    """Index of the least value in each window of frames."""
     first, end = first.unsqueeze(-1), end.unsqueeze(-1)
-    candidates = first + torch.arange(width, device=blank.device)
+    candidates = first + torch.arange(width, device=values.device)
     outside = candidates >= end
     candidates = torch.where(outside, first, candidates)
-    values = _take(blank, candidates.flatten(1)).view(candidates.shape)
-    best = values.masked_fill(outside, math.inf).argmin(-1, keepdim=True)
+    found = _take(values, candidates.flatten(1)).view(candidates.shape)
+    best = found.masked_fill(outside, math.inf).argmin(-1, keepdim=True)
     return candidates.gather(-1, best).squeeze(-1)

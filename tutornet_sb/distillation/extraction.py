@@ -5,7 +5,7 @@ import json
 import logging
 import platform
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,23 +18,30 @@ from tqdm import tqdm
 
 from tutornet_sb import processes, stopping
 from tutornet_sb.distillation.encodings import QUANTISERS, train_codebooks
+from tutornet_sb.distillation.frame_weighting import FRAME_WEIGHTINGS
+from tutornet_sb.distillation.losses import RepresentationLoss
 from tutornet_sb.distillation.pseudo_labels import longest_first
+from tutornet_sb.distillation.standardisation import Standardiser, measure
 from tutornet_sb.distillation.store import (
     FORMAT,
     ShardWriter,
     TargetStore,
+    add_seconds,
     check_same,
     codebook_shapes,
     create_store,
     filling,
+    make_codec,
     read_header,
 )
+from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.networks.acoustic_model import frame_mask
 
 logger = logging.getLogger(__name__)
 
-# Frames that codebooks are trained on, 192 for each centroid
+# Frames that hidden states are measured and codebooks trained on, 192 for each
+# centroid
 SAMPLE_FRAMES = 49_152
 
 
@@ -133,6 +140,7 @@ def describe(teacher, pieces, blank_index, encodings):
             "blank_index": blank_index,
             # Which symbol of the teacher counts as which
             "map": None if mapping is None else mapping.index.tolist(),
+            "boundary_index": getattr(mapping, "boundary_index", None),
         }
     return {
         "format": FORMAT,
@@ -189,6 +197,9 @@ class StoredTeacher(torch.nn.Module):
     ----------
     taps, hidden_sizes, symbols, frame_period
         As of ``Teacher``.
+    errors : dict
+        Error of the stored hidden states by layer and frame weighting, as the
+        representation loss has it.
     """
 
     def __init__(self, store, taps=()):
@@ -199,6 +210,7 @@ class StoredTeacher(torch.nn.Module):
         self.hidden_sizes = list(self.taps.values())
         self.symbols = self.codec.symbols
         self.frame_period = self.codec.frame_period
+        self.errors = store.made.get("errors", {})
 
     def read(self, key, samples):
         """Read what the teacher says about an utterance.
@@ -229,7 +241,7 @@ class StoredTeacher(torch.nn.Module):
         Returns
         -------
         TeacherTargets
-            Hidden states and posteriors in float32.
+            Standardised hidden states and posteriors in float32.
         """
         raw, relative = batch.targets
         lengths = (relative * raw.shape[1]).round().long()
@@ -315,8 +327,6 @@ def fill_store(
         If the disk is full.
     """
     device = next(teacher.parameters()).device
-    # Its vocabulary has not been there yet.
-    teacher.to(device)
     listen = _Listener(teacher, batch_seconds, num_workers, precision)
     with ExitStack() as stack:
         cuda = [device] if device.type == "cuda" else []
@@ -379,6 +389,7 @@ def _begin(folder, what, listen, data, precision, made, progressbar):
         return
     except FileNotFoundError:
         pass
+    started = time.monotonic()
     device = next(listen.teacher.parameters()).device
     made = {
         "precision": precision,
@@ -387,40 +398,100 @@ def _begin(folder, what, listen, data, precision, made, progressbar):
         "python": platform.python_version(),
         **(made or {}),
     }
-    codebooks = {}
-    if codebook_shapes(what):
-        codebooks = _train_codebooks(what, listen, data, progressbar)
+    codebooks, sizes = {}, what["teacher"]["taps"]
+    if sizes:
+        sample = _sample(listen, data, progressbar)
+        made["statistics"] = measure(_states(sample), sizes)
+        standardise = Standardiser(made["statistics"], sizes)
+        sample = [t._replace(hidden=standardise(t.hidden)) for t in sample]
+        if codebook_shapes(what):
+            codebooks = _train_codebooks(what, _states(sample))
+        made["errors"] = _errors(make_codec(what, codebooks), sample)
+    made["seconds"] = time.monotonic() - started
     create_store(folder, what, made, codebooks)
 
 
-def _train_codebooks(what, listen, data, progressbar):
-    """Train the codebooks on a sample of utterances."""
-    logger.info(
-        "The teacher encodes up to %d frames to train codebooks on",
-        SAMPLE_FRAMES,
-    )
+def _sample(listen, data, progressbar):
+    """Targets of some utterances, on the CPU, in batches."""
+    logger.info("The teacher encodes a sample of %d frames", SAMPLE_FRAMES)
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(data), generator=generator).tolist()
     # Few at a time, since only so many frames are wanted.
     found, frames = [], 0
     with tqdm(
-        desc="codebooks",
+        desc="sample",
         total=SAMPLE_FRAMES,
         unit="frame",
         disable=_no_bar(progressbar),
     ) as bar:
         for begin in range(0, len(order), 64):
             keys = [data.data_ids[i] for i in order[begin : begin + 64]]
-            for _, targets in listen.hear(listen.teacher, data, keys):
+            for batch, targets in listen.hear(listen.teacher, data, keys):
                 mask = frame_mask(targets.lengths, targets.hidden.shape[1])
-                found.append(targets.hidden[mask].cpu())
-                frames += len(found[-1])
+                lost = ~(targets.hidden.isfinite().all(-1) | ~mask).all(-1)
+                for key, is_lost in zip(batch.id, lost.tolist(), strict=True):
+                    if is_lost:
+                        raise ValueError(
+                            f"utterance {key}: hidden states of the teacher "
+                            "are not finite"
+                        )
+                hidden = targets.hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
+                found.append(
+                    TeacherTargets(
+                        hidden.cpu(),
+                        targets.posteriors.cpu(),
+                        targets.lengths.cpu(),
+                        targets.frame_period,
+                    )
+                )
+                frames += int(targets.lengths.sum())
                 bar.update(min(frames, SAMPLE_FRAMES) - bar.n)
             if frames >= SAMPLE_FRAMES:
                 break
-    states = torch.cat(found)[:SAMPLE_FRAMES]
-    if not states.isfinite().all():
-        raise ValueError("hidden states of the teacher are not finite")
+    return found
+
+
+def _states(sample):
+    """Hidden states of the valid frames of a sample, ``(frames, dim)``."""
+    return torch.cat(
+        [
+            targets.hidden[frame_mask(targets.lengths, targets.hidden.shape[1])]
+            for targets in sample
+        ]
+    )[:SAMPLE_FRAMES]
+
+
+def measure_hidden(teacher, data, batch_seconds=60.0, num_workers=0):
+    """Measure the hidden states of a teacher on a sample of utterances.
+
+    Random numbers are left as found.
+
+    Arguments
+    ---------
+    teacher : Teacher
+        On the device where it is to run, not standardised.
+    data : speechbrain.dataio.dataset.DynamicItemDataset
+        As for :func:`fill_store`.
+    batch_seconds : float
+        Audio of a batch, padding included (seconds).
+    num_workers : int
+        Processes that read audio.
+
+    Returns
+    -------
+    dict
+        From :func:`~tutornet_sb.distillation.standardisation.measure`.
+    """
+    device = next(teacher.parameters()).device
+    cuda = [device] if device.type == "cuda" else []
+    listen = _Listener(teacher, batch_seconds, num_workers, "fp32")
+    sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
+    with torch.random.fork_rng(cuda):
+        return measure(_states(_sample(listen, data, True)), sizes)
+
+
+def _train_codebooks(what, states):
+    """Train the codebooks on a sample of frames, ``(frames, dim)``."""
     logger.info("Codebooks are trained on %d frames", len(states))
     sizes, used = what["teacher"]["taps"], what["encodings"]
     return {
@@ -431,13 +502,44 @@ def _train_codebooks(what, listen, data, progressbar):
     }
 
 
+def _errors(codec, sample):
+    """Error of encoded hidden states, as the representation loss has it.
+
+    Returns it by layer and frame weighting.
+    """
+    sizes = list(codec.taps.values())
+    losses = {
+        name: RepresentationLoss(name, codec.blank_index)
+        for name in FRAME_WEIGHTINGS
+        if codec.symbols or name != "nonblank"
+    }
+    errors = {path: dict.fromkeys(losses, 0.0) for path in codec.taps}
+    utterances = sum(len(targets.lengths) for targets in sample)
+    for targets in sample:
+        share = len(targets.lengths) / utterances
+        for (path, states), given in zip(
+            codec.states.items(),
+            targets.hidden.split(sizes, dim=-1),
+            strict=True,
+        ):
+            decoded = states.decode(states.encode(given))
+            own = targets._replace(hidden=given)
+            for name, loss in losses.items():
+                errors[path][name] += share * loss(decoded, own).item()
+    return errors
+
+
 def _teach(store, teacher, listen, data, progressbar):
     """Write this process' part of what is missing."""
     missing = {key for key in data.data_ids if key not in store}
     if not missing:
         return
-    if list(teacher.taps) != list(store.taps):
-        teacher = Teacher(teacher.model, store.taps, teacher.vocabulary)
+    standardise = None
+    if store.taps:
+        standardise = Standardiser(store.made["statistics"], store.taps)
+    teacher = Teacher(
+        teacher.model, store.taps, teacher.vocabulary, standardise
+    )
     device = next(teacher.parameters()).device
     codec = store.codec.to(device)
     seconds = {key: float(data.data[key]["duration"]) for key in data.data_ids}
@@ -462,7 +564,11 @@ def _teach(store, teacher, listen, data, progressbar):
     )
     done, together = 0.0, processes.count()
     started = time.monotonic()
-    with stopping.finishing(), bar, ShardWriter(store.folder) as writer:
+    with ExitStack() as stack:
+        stack.enter_context(stopping.finishing())
+        stack.enter_context(bar)
+        stack.callback(_count_time, store.folder, started)
+        writer = stack.enter_context(ShardWriter(store.folder))
         for batch, targets in listen.hear(teacher, data, keys, store):
             _write(writer, codec, batch, targets, missing)
             if stopping.requested():
@@ -474,6 +580,14 @@ def _teach(store, teacher, listen, data, progressbar):
             # Sums in another order may end a hair above the total.
             bar.update(min(done, hours) - bar.n)
             bar.set_postfix_str(f"{rate:.0f} audio hours per hour", False)
+
+
+def _count_time(folder, started):
+    """Note the time of a filling, also of one that has been stopped."""
+    if if_main_process():
+        # The error of a full disk is told by the writer.
+        with suppress(OSError):
+            add_seconds(folder, time.monotonic() - started)
 
 
 def _write(writer, codec, batch, targets, missing):

@@ -22,6 +22,8 @@ def _collect(student, teacher, batches, frames, delay, blank_index):
             encoding.hidden.shape[1],
         )
         mask = frame_mask(encoding.lengths, encoding.hidden.shape[1])
+        if targets.posterior_mask is not None:
+            mask = mask & targets.posterior_mask
         hidden.append(encoding.hidden[mask].float())
         posteriors.append(targets.posteriors[mask])
         found += len(hidden[-1])

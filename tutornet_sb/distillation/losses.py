@@ -4,10 +4,13 @@ All are masked, summed over the valid frames of each utterance and averaged
 over the batch, and computed in float32 or wider whatever comes in.
 """
 
+from functools import partial
+
 import torch
 
 from tutornet_sb.distillation.frame_weighting import get_frame_weighting
 from tutornet_sb.distillation.targets import at_least_float32, require_ctc_head
+from tutornet_sb.distillation.warping import around, changes, warped_sum
 from tutornet_sb.networks.acoustic_model import frame_mask
 
 
@@ -25,12 +28,12 @@ class RepresentationLoss(torch.nn.Module):
 
     For each utterance, averaged over the batch::
 
-        sum_t w_t * || norm(h_t^T) - P(h_t^S) ||^2 / D_T
+        sum_t w_t * || h_t^T - P(h_t^S) ||^2 / D_T
 
-    where ``norm`` is layer normalisation without parameters, so that the scale
-    of the teacher does not set the scale of the loss, and the weights ``w_t``
-    are taken from the teacher before it. TutorNet (arXiv 2008.00671) names
-    the step and the weighting; this formula is our reading of it.
+    where ``h_t^T`` is standardised by dimension (see ``standardisation``), so
+    that neither the teacher's scale nor its largest dimensions set the loss.
+    TutorNet (arXiv 2008.00671) names the step and the weighting; this formula
+    is our reading of it.
 
     Arguments
     ---------
@@ -43,7 +46,7 @@ class RepresentationLoss(torch.nn.Module):
     Example
     -------
     >>> from tutornet_sb.distillation.targets import TeacherTargets
-    >>> hidden = torch.tensor([[[1.0, -1.0], [9.0, -9.0]]])
+    >>> hidden = torch.tensor([[[1.0, -1.0], [9.0, 9.0]]])
     >>> p = torch.tensor([[[0.9, 0.1], [0.0, 1.0]]])
     >>> targets = TeacherTargets(hidden, p, torch.tensor([1]), 0.02)
     >>> loss = RepresentationLoss()(torch.zeros(1, 2, 2), targets)
@@ -79,13 +82,191 @@ class RepresentationLoss(torch.nn.Module):
         """
         teacher = at_least_float32(targets.hidden)
         _check_shapes("projected", projected, "hidden", teacher, "dim")
-        teacher = torch.nn.functional.layer_norm(teacher, teacher.shape[-1:])
         mask = frame_mask(targets.lengths, teacher.shape[1])
         difference = teacher - at_least_float32(projected)
         # Filling, not multiplying by zero: padding may hold NaN.
         difference = difference.masked_fill(~mask.unsqueeze(-1), 0.0)
         weights = self.weighting(targets, self.blank_index)
         return (weights * difference.square().mean(-1)).sum(1).mean()
+
+    def moments(self, targets):
+        """Weighted mean and mean square of the teacher's hidden states.
+
+        Of all constants the mean ``m`` costs least: ``mean_d (s_d - m_d^2)``
+        with the mean squares ``s``.
+
+        Arguments
+        ---------
+        targets : TeacherTargets
+            Teacher's targets, zero on padding.
+
+        Returns
+        -------
+        mean, square : torch.Tensor
+            Averaged over the batch, ``(dim,)``.
+        """
+        weights = self.weighting(targets, self.blank_index).unsqueeze(-1)
+        hidden = at_least_float32(targets.hidden)
+        return tuple(
+            (weights * power).sum(1).mean(0)
+            for power in (hidden, hidden.square())
+        )
+
+
+def l2(p, log_q, temperature=1.0, blank_index=0):
+    """Squared distance of posteriors: ``|| p_t - q_t ||^2``.
+
+    The SKD loss of TutorNet (arXiv 2008.00671), as in Inter-KD (arXiv
+    2211.15075).
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors of the teacher, ``(..., symbols)``.
+    log_q : torch.Tensor
+        Log-posteriors of the student, ``(..., symbols)``.
+    temperature : float
+        Not used.
+    blank_index : int
+        Not used.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(...)``.
+
+    Example
+    -------
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
+    >>> l2(p, q.log()).item()
+    0.5
+    """
+    return (p - log_q.exp()).square().sum(-1)
+
+
+def kl(p, log_q, temperature=1.0, blank_index=0):
+    """Divergence ``temperature^2 * KL(p_t || q_t)`` (arXiv 1503.02531).
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors of the teacher, ``(..., symbols)``.
+    log_q : torch.Tensor
+        Log-posteriors of the student, ``(..., symbols)``.
+    temperature : float
+        By which both were softened.
+    blank_index : int
+        Not used.
+
+    Returns
+    -------
+    torch.Tensor
+        Nats, ``(...)``.
+
+    Example
+    -------
+    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
+    >>> round(kl(p, q.log()).item(), 4)
+    0.6931
+    """
+    return temperature**2 * (torch.xlogy(p, p) - p * log_q).sum(-1)
+
+
+def guided(p, log_q, temperature=1.0, blank_index=0):
+    """Guided CTC: ``1 - q_t(k_t)`` for spikes ``k_t`` of the teacher, else 0.
+
+    Frames where the teacher's best symbol is blank are left to CTC (Kurata and
+    Audhkhasi, Guiding CTC posterior spike timings, Interspeech 2019).
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors of the teacher, ``(..., symbols)``.
+    log_q : torch.Tensor
+        Log-posteriors of the student, ``(..., symbols)``.
+    temperature : float
+        Not used.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(...)``.
+
+    Example
+    -------
+    >>> p, q = torch.tensor([0.2, 0.8]), torch.tensor([0.5, 0.5])
+    >>> guided(p, q.log()).item(), guided(p.flip(0), q.log()).item()
+    (0.5, 0.0)
+    """
+    best = p.argmax(-1, keepdim=True)
+    missed = 1 - torch.take_along_dim(log_q, best, -1).exp()
+    return missed.masked_fill(best == blank_index, 0.0).squeeze(-1)
+
+
+SOFTMAX_LOSSES = {"l2": l2, "kl": kl, "guided": guided}
+
+
+def soften(posteriors, temperature):
+    """Turn ``softmax(z)`` into ``softmax(z / temperature)``.
+
+    Arguments
+    ---------
+    posteriors : torch.Tensor
+        ``(..., symbols)``.
+    temperature : float
+        More than 1 for a flatter distribution.
+
+    Returns
+    -------
+    torch.Tensor
+        Of the same shape.
+
+    Example
+    -------
+    >>> soften(torch.tensor([0.8, 0.2]), 2.0)
+    tensor([0.6667, 0.3333])
+    """
+    if temperature == 1:
+        return posteriors
+    tiny = torch.finfo(posteriors.dtype).tiny
+    return torch.softmax(posteriors.clamp(min=tiny).log() / temperature, -1)
+
+
+def select(p, mask, beside, blank_index=0):
+    """Select the frames of the teacher's spikes and those beside them.
+
+    With 0, blank elimination; with 1 and more, the symmetric selection of
+    arXiv 2506.01503.
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors of the teacher, ``(batch, frames, symbols)``.
+    mask : torch.Tensor
+        Valid frames, ``(batch, frames)``.
+    beside : int
+        Frames on each side of a spike.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    torch.Tensor
+        Boolean mask ``(batch, frames)``.
+
+    Example
+    -------
+    >>> p = torch.eye(2)[[0, 0, 1, 0]].unsqueeze(0)
+    >>> select(p, torch.ones(1, 4, dtype=torch.bool), 1).int().tolist()
+    [[0, 1, 1, 1]]
+    """
+    spikes = (p.argmax(-1) != blank_index) & mask
+    near = torch.nn.functional.max_pool1d(
+        spikes.to(p.dtype).unsqueeze(1), 2 * beside + 1, 1, beside
+    )
+    return near.squeeze(1).bool() & mask
 
 
 class SoftmaxLoss(torch.nn.Module):
@@ -94,25 +275,21 @@ class SoftmaxLoss(torch.nn.Module):
     With ``p = softmax(z / temperature)``, for each utterance, averaged over the
     batch::
 
-        l2:      sum_t || p_t^T - p_t^S ||^2                (arXiv 2211.15075)
-        kl:      temperature^2 * sum_t KL(p_t^T || p_t^S)   (arXiv 1503.02531)
-        guided:  sum of 1 - p_t^S(k_t) over the frames t where the teacher's
-                 best symbol k_t is not blank     (Kurata and Audhkhasi, 2019)
+        sum_t loss(p_t^T, p_t^S)
 
-    ``l2`` is the default because CTC posteriors are spiky and nearly all blank:
-    the divergence explodes where the two models spike one frame apart.
-    ``guided`` asks for the teacher's spikes, and lets others be. With a
-    tolerance, each frame of the teacher is compared with that of the student,
-    among its own and so many before and after it, to which it is nearest.
-    With a selection, the sum is over a part of the frames t alone: those where
-    the teacher's best symbol is not blank, and so many on each side of them. 0
-    is blank elimination, 1 and more the symmetric selection of arXiv
-    2506.01503.
+    where the loss is one of ``SOFTMAX_LOSSES``. ``l2`` is the default because
+    CTC posteriors are spiky and nearly all blank: the divergence explodes where
+    the two models spike one frame apart. With a tolerance, the sum is over the
+    pairs of frames of the cheapest monotone alignment of teacher and student
+    that pairs no frames further apart, see :func:`warped_sum`: a student may
+    spike that much earlier or later, but may neither leave a spike out nor
+    insert one. Frames without a target, and with a selection those outside it,
+    cost nothing with any frame of the student.
 
     Arguments
     ---------
     kind : str
-        ``l2``, ``kl`` (nats) or ``guided``.
+        One of ``SOFTMAX_LOSSES``.
     temperature : float
         Softens both distributions if greater than 1; not for ``guided``.
     tolerance : int
@@ -120,8 +297,9 @@ class SoftmaxLoss(torch.nn.Module):
     blank_index : int
         Index of the CTC blank, for ``guided`` and a selection.
     selection : int, optional
-        Frames on each side of the teacher's spikes that are learnt too; all
-        frames by default. Not for ``guided``, which has one of its own.
+        Frames on each side of the teacher's spikes that are learnt too, see
+        :func:`select`; all frames by default. Not for ``guided``, which has one
+        of its own.
 
     Example
     -------
@@ -143,8 +321,10 @@ class SoftmaxLoss(torch.nn.Module):
         selection=None,
     ):
         super().__init__()
-        if kind not in ("l2", "kl", "guided"):
-            raise ValueError(f"kind must be l2, kl or guided, got {kind!r}")
+        if kind not in SOFTMAX_LOSSES:
+            raise ValueError(
+                f"kind must be one of {', '.join(SOFTMAX_LOSSES)}, got {kind!r}"
+            )
         if temperature <= 0:
             raise ValueError(f"temperature must be positive, got {temperature}")
         if kind == "guided" and temperature != 1:
@@ -162,7 +342,11 @@ class SoftmaxLoss(torch.nn.Module):
                 raise ValueError(
                     f"{name} must be a number of frames, got {frames!r}"
                 )
-        self.kind = kind
+        self.frame_loss = partial(
+            SOFTMAX_LOSSES[kind],
+            temperature=temperature,
+            blank_index=blank_index,
+        )
         self.temperature = temperature
         self.tolerance = tolerance
         self.blank_index = blank_index
@@ -201,70 +385,65 @@ class SoftmaxLoss(torch.nn.Module):
         # Filled before the softmax too: the gradient of a softmax of NaN is
         # NaN even where nothing comes back to it.
         logits = at_least_float32(logits).masked_fill(padding, 0.0)
-        teacher = self._soften(teacher.masked_fill(padding, 0.0))
-        normalise = torch.log_softmax if self.kind == "kl" else torch.softmax
-        student = normalise(logits / self.temperature, dim=-1)
-        if self.tolerance:
-            student = self._nearest(teacher, student, mask)
-        terms = self._distance(teacher, student)
+        teacher = teacher.masked_fill(padding, 0.0)
+
+        p = soften(teacher, self.temperature)
+        log_q = torch.log_softmax(logits / self.temperature, dim=-1)
+        # Each teacher frame against the student's frames around it
+        costs = self.frame_loss(p.unsqueeze(2), around(log_q, self.tolerance))
+        there = around(mask, self.tolerance)
+        # Blanks that are optional, each compared with a sure one
+        optional = changes(p, mask, self.blank_index)
+        blank = torch.zeros_like(p[:1, :1])
+        blank[..., self.blank_index] = 1.0
+        inserted = around(self.frame_loss(blank, log_q), self.tolerance)
+        inserted = inserted.masked_fill(~optional.unsqueeze(-1), torch.inf)
+        tiny = torch.finfo(p.dtype).tiny
+        dropped = self.frame_loss(blank, p.clamp(min=tiny).log())
+        optional &= p.argmax(-1) == self.blank_index
+        dropped = dropped.masked_fill(~optional, torch.inf)
+
+        learnt = mask
+        if targets.posterior_mask is not None:
+            learnt = learnt & targets.posterior_mask
         if self.selection is not None:
-            mask = mask & self._selected(teacher, mask)
-        return terms.masked_fill(~mask, 0.0).sum(1).mean()
+            spikes = select(p, mask, self.selection, self.blank_index)
+            learnt = learnt & spikes
+        costs = costs.masked_fill(~learnt.unsqueeze(-1), 0.0)
+        return warped_sum(
+            costs.masked_fill(~there, torch.inf),
+            inserted.masked_fill(~there, torch.inf),
+            dropped,
+            mask,
+        ).mean()
 
-    def _selected(self, teacher, mask):
-        """Frames of the teacher's spikes, and those beside them."""
-        spikes = (teacher.argmax(-1) != self.blank_index) & mask
-        if self.selection == 0:
-            return spikes
-        near = torch.nn.functional.max_pool1d(
-            spikes.to(teacher.dtype).unsqueeze(1),
-            2 * self.selection + 1,
-            stride=1,
-            padding=self.selection,
-        )
-        return near.squeeze(1) > 0
 
-    def _nearest(self, teacher, student, mask):
-        """Of the student's frames within the tolerance the nearest ones.
+def frames_needed(tokens, token_lengths):
+    """Count the frames that CTC needs for transcripts.
 
-        They are chosen first, so that gradients go through these alone.
-        """
-        batch, frames = mask.shape
-        most = min(self.tolerance, frames - 1)
-        distances = teacher.new_full((2 * most + 1, batch, frames), torch.inf)
-        with torch.no_grad():
-            for shift, found in zip(
-                range(-most, most + 1), distances, strict=True
-            ):
-                here = slice(max(0, -shift), frames - max(0, shift))
-                there = slice(max(0, shift), frames - max(0, -shift))
-                found[:, here] = self._distance(
-                    teacher[:, here], student[:, there]
-                )
-                if shift > 0:
-                    found[:, here].masked_fill_(~mask[:, there], torch.inf)
-        index = torch.arange(batch * frames, device=mask.device)
-        index += distances.min(0).indices.flatten() - most
-        return student.flatten(0, 1).index_select(0, index).view_as(student)
+    One for every symbol and one for the blank between equal neighbours (Graves
+    et al., ICML 2006).
 
-    def _distance(self, teacher, student):
-        """Of posteriors (for KL, the student's logarithms), frame by frame."""
-        if self.kind == "l2":
-            return (teacher - student).square().sum(-1)
-        if self.kind == "kl":
-            terms = torch.xlogy(teacher, teacher) - teacher * student
-            return self.temperature**2 * terms.sum(-1)
-        best = teacher.argmax(-1, keepdim=True)
-        missed = 1 - student.gather(-1, best)
-        return (missed * (best != self.blank_index)).squeeze(-1)
+    Arguments
+    ---------
+    tokens : torch.Tensor
+        Transcripts, padded integers of shape ``(batch, tokens)``.
+    token_lengths : torch.Tensor
+        Valid tokens of each transcript, integers of shape ``(batch,)``.
 
-    def _soften(self, posteriors):
-        """Turn ``softmax(z)`` into ``softmax(z / temperature)``."""
-        if self.temperature == 1:
-            return posteriors
-        tiny = torch.finfo(posteriors.dtype).tiny
-        logs = posteriors.clamp(min=tiny).log()
-        return torch.softmax(logs / self.temperature, dim=-1)
+    Returns
+    -------
+    torch.Tensor
+        Frames, integers of shape ``(batch,)``.
+
+    Example
+    -------
+    >>> frames_needed(torch.tensor([[2, 2, 3, 3]]), torch.tensor([3]))
+    tensor([4])
+    """
+    equal = tokens[:, 1:] == tokens[:, :-1]
+    mask = frame_mask(token_lengths, tokens.shape[1])[:, 1:]
+    return token_lengths + (equal & mask).sum(dim=1)
 
 
 def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
@@ -288,7 +467,7 @@ def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
     torch.Tensor
         Scalar: nats of an utterance, averaged over the batch. An utterance
         with too few frames for its transcript counts as 0, as in SpeechBrain;
-        find such utterances before training.
+        :func:`frames_needed` tells which those are.
 
     Example
     -------

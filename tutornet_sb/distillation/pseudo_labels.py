@@ -405,7 +405,7 @@ def _resume(path, told):
 def _read(path):
     """Rows of a file of pseudo-labels, checked."""
     rows = []
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         try:
             sound = next(reader, None) == HEADER

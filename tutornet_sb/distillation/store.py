@@ -48,7 +48,7 @@ from tutornet_sb.files import (
     write_json,
 )
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "header.json"
 CODEBOOKS = "codebooks.bin"
 SHARDS = "shards"
@@ -300,6 +300,21 @@ def _check_header(header):
         raise ValueError(f"id is {made['id']!r}")
     if not isinstance(made["codebooks"], (str, type(None))):
         raise ValueError("codebooks has no checksum")
+    for name in "errors", "statistics":
+        if not isinstance(made.get(name, {}), dict):
+            raise ValueError(f"{name} is {made[name]!r}")
+    numbers = {
+        name: value
+        for name, value in flatten(made).items()
+        if name.partition(".")[0] in ("seconds", "errors", "statistics")
+    }
+    for name, value in numbers.items():
+        for number in value if isinstance(value, list) else [value]:
+            if type(number) is not float or not math.isfinite(number):
+                raise ValueError(f"{name} is {number!r}")
+    for path, found in made.get("statistics", {}).items():
+        if {*map(len, found.values())} != {taps[path]}:
+            raise ValueError(f"statistics.{path} are of other dimensions")
 
 
 def _check_depth(tree, most=50):
@@ -410,6 +425,24 @@ def create_store(folder, what, made=None, codebooks=None):
     made = {"id": secrets.token_hex(8), **(made or {}), "codebooks": checksum}
     # The last, since it makes the folder a store.
     write_json(folder / HEADER, {"what": what, "made": made})
+
+
+def add_seconds(folder, seconds):
+    """Add to the time that a store took to be filled.
+
+    Call it under :func:`filling`.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The store.
+    seconds : float
+        Time to add (seconds).
+    """
+    header = read_header(folder)
+    made = header["made"]
+    made["seconds"] = made.get("seconds", 0.0) + seconds
+    write_json(Path(folder) / HEADER, header)
 
 
 def _read_codebooks(folder, header):

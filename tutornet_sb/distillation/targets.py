@@ -12,6 +12,7 @@ class TeacherTargets(NamedTuple):
     ----------
     hidden : torch.Tensor
         Hidden states of the tapped layers, one after another along dim,
+        standardised for representation-level distillation,
         ``(batch, frames, dim)``; dim is 0 if none is tapped.
     posteriors : torch.Tensor
         Softmax of the teacher's logits at temperature 1,
@@ -20,12 +21,16 @@ class TeacherTargets(NamedTuple):
         Valid frames of each utterance, integers of shape ``(batch,)``.
     frame_period : float
         Distance between two frames (seconds).
+    posterior_mask : torch.Tensor or None
+        Frames whose posteriors are a target, boolean ``(batch, frames)``; None
+        if all are.
     """
 
     hidden: torch.Tensor
     posteriors: torch.Tensor
     lengths: torch.Tensor
     frame_period: float
+    posterior_mask: torch.Tensor | None = None
 
     def rows(self, rows):
         """Keep some utterances of the batch.
@@ -40,10 +45,12 @@ class TeacherTargets(NamedTuple):
         TeacherTargets
             Theirs.
         """
+        mask = self.posterior_mask
         return self._replace(
             hidden=self.hidden[rows],
             posteriors=self.posteriors[rows],
             lengths=self.lengths[rows],
+            posterior_mask=None if mask is None else mask[rows],
         )
 
 

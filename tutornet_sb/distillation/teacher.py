@@ -29,8 +29,10 @@ class Teacher(torch.nn.Module):
         several calls in one pass, the last. Without any, the hidden
         representation has dim 0.
     vocabulary : callable, optional
-        Maps the posteriors, ``(batch, frames, symbols)``, onto the symbols of
-        the student.
+        Maps the posteriors, ``(batch, frames, symbols)``, of so many valid
+        frames, ``(batch,)``, onto the symbols of the student.
+    standardise : Standardiser, optional
+        Of the hidden states, for representation-level distillation.
 
     Attributes
     ----------
@@ -66,14 +68,18 @@ class Teacher(torch.nn.Module):
     False
     """
 
-    def __init__(self, model, taps=("encoder",), vocabulary=None):
+    def __init__(
+        self, model, taps=("encoder",), vocabulary=None, standardise=None
+    ):
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary
+        self.standardise = standardise
         self.requires_grad_(False)
         self.eval()
         self.taps = select_taps(model, taps, "teacher")
         self.hidden_sizes = [tap.hidden_size for tap in self.taps.values()]
+        self.to(next(model.parameters()).device)
         self.symbols = self._count_symbols()
 
     def _count_symbols(self):
@@ -131,11 +137,14 @@ class Teacher(torch.nn.Module):
         )
         # What dim 0 is taken from does not matter.
         hidden = hidden or [encoding.hidden[..., :0]]
+        hidden = torch.cat([part.float() for part in hidden], dim=-1)
+        if self.standardise is not None:
+            hidden = self.standardise(hidden)
         posteriors = torch.softmax(encoding.logits.float(), dim=-1)
         if self.vocabulary is not None:
-            posteriors = self.vocabulary(posteriors)
+            posteriors = self.vocabulary(posteriors, encoding.lengths)
         return TeacherTargets(
-            torch.cat([part.float() for part in hidden], dim=-1),
+            hidden,
             posteriors,
             encoding.lengths,
             self.frame_period,

@@ -5,13 +5,11 @@ import unicodedata
 import torch
 
 from tutornet_sb.distillation.targets import at_least_float32
+from tutornet_sb.networks.acoustic_model import frame_mask
 
-# Where the probability of symbols goes that only the teacher has
-EXTRA = {
-    "renormalise": "dropped and the rest renormalised",
-    "blank": "counted as blank",
-}
-_SPACES = str.maketrans("▁", " ")
+# SentencePiece's sign of a word boundary, which it puts before each word
+_BOUNDARY = "▁"
+_SPACES = str.maketrans(_BOUNDARY, " ")
 
 
 class VocabularyError(ValueError):
@@ -22,7 +20,17 @@ class VocabularyMap(torch.nn.Module):
     """Posteriors over the teacher's symbols as posteriors over the student's.
 
     Made by :func:`match_vocabulary`. Several teacher symbols on one student
-    symbol add up. Where both lists are the same, posteriors pass unchanged.
+    symbol add up. Symbols that only the teacher has, such as punctuation, count
+    as blank: they are in no transcript of the student, and what little
+    probability a frame has besides them is no target. Where both lists are the
+    same, posteriors pass unchanged.
+
+    With a word boundary, an utterance begins with one and does not end with
+    one, as SentencePiece writes transcripts. The letters of wav2vec 2.0 have
+    one after each word instead, the last one too: there CTC would ask for blank
+    where the teacher has a boundary. So its probability counts as blank
+    after the last letter, and unless there is one before the first letter, that
+    of blank counts as boundary at the frame before it.
 
     Arguments
     ---------
@@ -33,32 +41,25 @@ class VocabularyMap(torch.nn.Module):
         Student's symbols.
     blank_index : int
         The student's blank.
-    extra : str
-        Where the probability of the teacher's own symbols goes, one of
-        ``EXTRA``: ``renormalise`` drops it and scales the rest of the frame to
-        sum to 1 (a frame with nothing left says blank); ``blank`` adds it to
-        the blank.
+    boundary_index : int, optional
+        The student's word boundary, where the teacher's stands elsewhere.
 
     Example
     -------
     >>> vocabulary = VocabularyMap([1, None, 0], 2, blank_index=0)
-    >>> vocabulary(torch.tensor([[[0.3, 0.5, 0.2]]]))
-    tensor([[[0.4000, 0.6000]]])
+    >>> vocabulary(torch.tensor([[[0.3, 0.5, 0.2]]]), torch.tensor([1]))
+    tensor([[[0.7000, 0.3000]]])
     """
 
-    def __init__(self, targets, symbols, blank_index, extra="renormalise"):
+    def __init__(self, targets, symbols, blank_index, boundary_index=None):
         super().__init__()
-        if extra not in EXTRA:
-            raise ValueError(
-                f"extra symbols: no {extra!r}; choose from: {', '.join(EXTRA)}"
-            )
         self.is_identity = targets == list(range(symbols))
         self.symbols = symbols
         self.blank_index = blank_index
-        # What is dropped goes to a column of its own behind the others.
-        self.drops = extra == "renormalise" and None in targets
-        home = symbols if self.drops else blank_index
-        index = [home if target is None else target for target in targets]
+        self.boundary_index = boundary_index
+        index = [
+            blank_index if target is None else target for target in targets
+        ]
         # Follows from the two vocabularies: no part of a checkpoint.
         self.register_buffer("index", torch.tensor(index), persistent=False)
         self.lines = []
@@ -74,33 +75,48 @@ class VocabularyMap(torch.nn.Module):
         """
         return list(self.lines)
 
-    def forward(self, posteriors):
+    def forward(self, posteriors, lengths):
         """Map posteriors.
 
         Arguments
         ---------
         posteriors : torch.Tensor
             Teacher's, ``(batch, frames, teacher symbols)``.
+        lengths : torch.Tensor
+            Valid frames of each utterance, integers of shape ``(batch,)``.
 
         Returns
         -------
         torch.Tensor
             ``(batch, frames, student symbols)``, float32 or wider.
         """
-        posteriors = at_least_float32(posteriors)
-        if self.is_identity:
-            return posteriors
-        columns = self.symbols + self.drops
-        mapped = posteriors.new_zeros(*posteriors.shape[:-1], columns)
-        mapped = mapped.index_add(-1, self.index, posteriors)
-        if not self.drops:
+        mapped = at_least_float32(posteriors)
+        if not self.is_identity:
+            none = mapped.new_zeros(*mapped.shape[:-1], self.symbols)
+            mapped = none.index_add(-1, self.index, mapped)
+        if self.boundary_index is None:
             return mapped
-        mapped = mapped[..., : self.symbols]
-        total = mapped.sum(-1, keepdim=True)
-        tiny = torch.finfo(total.dtype).tiny
-        blank = mapped.new_zeros(self.symbols)
-        blank[self.blank_index] = 1.0
-        return torch.where(total < tiny, blank, mapped / total.clamp(min=tiny))
+        return self._move_boundaries(mapped, lengths)
+
+    def _move_boundaries(self, posteriors, lengths):
+        """Put a word boundary before the first letter, none after the last."""
+        boundary, blank = self.boundary_index, self.blank_index
+        mask = frame_mask(lengths, posteriors.shape[1])
+        best = posteriors.argmax(-1)
+        letters = mask & (best != blank) & (best != boundary)
+        up_to, from_here = letters.cumsum(1), letters.flip(1).cumsum(1).flip(1)
+        is_there = mask & (best == boundary) & (up_to == 0)
+        # The frame before the first letter, and those after the last
+        first = (up_to == 0) & (up_to.roll(-1, 1) == 1)
+        first[:, -1] = False
+        first &= ~is_there.any(1, keepdim=True)
+        after = from_here == 0
+        moved = torch.where(after, posteriors[..., boundary], 0.0)
+        moved = torch.where(first, -posteriors[..., blank], moved)
+        posteriors = posteriors.clone()
+        posteriors[..., blank] += moved
+        posteriors[..., boundary] -= moved
+        return posteriors
 
 
 def match_vocabulary(
@@ -108,7 +124,6 @@ def match_vocabulary(
     student_pieces,
     teacher_blank=0,
     student_blank=0,
-    extra="renormalise",
     unused=(),
     teacher_name="teacher",
     student_name="student",
@@ -130,8 +145,6 @@ def match_vocabulary(
         Index of the teacher's blank.
     student_blank : int
         Index of the student's blank.
-    extra : str
-        ``renormalise`` or ``blank``; see :class:`VocabularyMap`.
     unused : list of str
         Student's symbols that the teacher may lack, since no training
         transcript holds them. Those it lacks get probability 0.
@@ -150,7 +163,7 @@ def match_vocabulary(
     VocabularyError
         If the teacher lacks a symbol of the student, or a CTC head.
     ValueError
-        If a blank is not among the symbols, or ``extra`` is unknown.
+        If a blank is not among the symbols.
 
     Example
     -------
@@ -161,7 +174,8 @@ def match_vocabulary(
     teacher (5 symbols) -> student (4 symbols)
     blank: '<pad>' 0 -> '<unk>' 0
     changed: '|' 2 -> '▁' 1, 'b' 3 -> 'B' 3, 'a' 4 -> 'A' 2
-    only in teacher, dropped and the rest renormalised: '<s>'
+    only in teacher, counted as blank: '<s>'
+    word boundary: '▁' before each word instead of '|' after it
     """
     if teacher_pieces is None:
         raise VocabularyError(
@@ -181,9 +195,7 @@ def match_vocabulary(
             )
 
     if (theirs, teacher_blank) == (ours, student_blank):
-        return VocabularyMap(
-            list(range(len(ours))), len(ours), student_blank, extra
-        )
+        return VocabularyMap(list(range(len(ours))), len(ours), student_blank)
     exact, alike = {}, {}
     for index, piece in enumerate(ours):
         if index != student_blank:
@@ -205,12 +217,22 @@ def match_vocabulary(
             "representations only, by stages: [rkd, ctc], or transcripts, by "
             "method: pseudo"
         )
-    vocabulary = VocabularyMap(targets, len(ours), student_blank, extra)
+    # What is written as SentencePiece writes it stands where it does, too.
+    boundary = ours.index(_BOUNDARY) if _BOUNDARY in ours else -1
+    signs = [theirs[i] for i, t in enumerate(targets) if t == boundary]
+    if not signs or _BOUNDARY in signs:
+        boundary = None
+    vocabulary = VocabularyMap(targets, len(ours), student_blank, boundary)
     vocabulary.lines = [
         f"{teacher_name} ({len(theirs)} symbols) -> "
         f"{student_name} ({len(ours)} symbols)",
-        *_differences(theirs, ours, targets, teacher_blank, extra),
+        *_differences(theirs, ours, targets, teacher_blank),
     ]
+    if boundary is not None:
+        vocabulary.lines.append(
+            f"word boundary: {_BOUNDARY!r} before each word instead of "
+            f"{_list(signs)} after it"
+        )
     return vocabulary
 
 
@@ -221,7 +243,7 @@ def _normal_form(piece):
     return unicodedata.normalize("NFC", piece.translate(_SPACES)).lower()
 
 
-def _differences(theirs, ours, targets, blank, extra):
+def _differences(theirs, ours, targets, blank):
     """Lines about what is not the same."""
     changed = {
         i: f"{piece!r} {i} -> {ours[target]!r} {target}"
@@ -236,7 +258,7 @@ def _differences(theirs, ours, targets, blank, extra):
     if changed:
         lines.append(f"changed: {_list(changed.values(), str)}")
     if own:
-        lines.append(f"only in teacher, {EXTRA[extra]}: {_list(own)}")
+        lines.append(f"only in teacher, counted as blank: {_list(own)}")
     if never:
         lines.append(f"not in teacher, probability 0: {_list(never)}")
     return lines

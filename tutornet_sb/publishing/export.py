@@ -20,10 +20,11 @@ from ruamel.yaml import YAML
 from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.description import TAG, describe
+from tutornet_sb.environment import require
 from tutornet_sb.files import read_json, write_folder_atomically, write_json
 from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
 from tutornet_sb.networks.recurrent import RecurrentEncoder
-from tutornet_sb.publishing.forms import add_onnx, add_sherpa
+from tutornet_sb.publishing.licenses import check_license
 from tutornet_sb.publishing.model_card import README, model_card
 from tutornet_sb.reporting.compare import summarize
 
@@ -233,10 +234,15 @@ def export(
     FileExistsError
         If ``folder`` is something else than an earlier export.
     ValueError
-        If the run is damaged, a form cannot be had of this network or differs
-        from it, or the corpus is needed and not there.
+        If the run is damaged, the corpus is needed and not there, or the hub
+        does not know the licence. If a form cannot be had of this network or
+        differs from it: the folder is there then, without that form.
     """
+    if onnx or int8 or sherpa:
+        require("export")
     run, folder = Path(run), Path(folder)
+    if license is not None:
+        check_license(license)
     _refuse_to_overwrite(folder, run)
     onnx = onnx or int8
     network = runs.read_network(run)
@@ -273,6 +279,12 @@ def export(
         for name, tensor in model.state_dict().items()
     }
 
+    forms, failed = {}, []
+    if onnx:
+        forms["onnx"] = {"speech": speech, "int8": int8}
+    if sherpa:
+        forms["sherpa"] = {"speech": speech}
+
     def write(to):
         # Not by save_file, whose files nobody else may read.
         (to / SAFETENSORS).write_bytes(
@@ -294,15 +306,8 @@ def export(
             f"{text}{INTERFACE_YAML}",
             encoding="utf-8",
         )
-        said = []
-        if onnx:
-            config["onnx"], said = add_onnx(
-                to, model, tokenizer, config, speech, int8
-            )
-        if sherpa:
-            config["sherpa"] = add_sherpa(
-                to, model, tokenizer, config, speech, said
-            )
+        if forms:
+            failed.extend(_add_forms(to, forms, model, tokenizer, config))
         write_json(to / CONFIG, config)
         # Last: it lists the files.
         (to / README).write_text(
@@ -310,7 +315,31 @@ def export(
         )
 
     write_folder_atomically(folder, write)
+    if failed:
+        raise ValueError(f"{folder} is written, but for {'; '.join(failed)}")
     return config
+
+
+def _add_forms(to, forms, model, tokenizer, config):
+    """Add other forms to an export, and tell which failed and why."""
+    # They need packages that an export alone does not.
+    from tutornet_sb.publishing.forms import add_onnx, add_sherpa
+
+    said, failed = [], []
+    for form, options in forms.items():
+        try:
+            if form == "onnx":
+                config[form], said = add_onnx(
+                    to, model, tokenizer, config, **options
+                )
+            else:
+                config[form] = add_sherpa(
+                    to, model, tokenizer, config, **options, said=said
+                )
+        except ValueError as error:
+            shutil.rmtree(to / form, ignore_errors=True)
+            failed.append(f"{form}: {error}")
+    return failed
 
 
 def is_export(folder):
@@ -362,7 +391,25 @@ def _summary(run):
     if "method" not in teacher and HUB_REVISION.fullmatch(where):
         # No run of the recipe, and to be had by anybody
         teacher["source"] = where
-    return summary
+    return summary | {"baseline": _baseline(run, summary)}
+
+
+def _baseline(run, summary):
+    """The same network by CTC alone, if a distilled student's is finished."""
+    values = runs.read_hyperparams(run)
+    folder = values.get("baseline_folder")
+    if summary["teacher"] is None or folder is None:
+        return None
+    recipe = Path(str(values.get("recipe_folder") or "."))
+    for place in (Path(folder), recipe / folder):
+        if runs.read_results(place):
+            found = summarize(place)
+            same = "corpus", "name", "parameters"
+            if found["teacher"] is None and all(
+                found[key] == summary[key] for key in same
+            ):
+                return {k: v for k, v in found.items() if k != "folder"}
+    return None
 
 
 def _training(run):

@@ -126,7 +126,7 @@ def add_sherpa(to, model, tokenizer, config, speech, said=None):
     Raises
     ------
     ValueError
-        If sherpa-onnx has no recogniser for such a model, or is not installed.
+        If sherpa-onnx has no recogniser for such a model.
     """
     (to / SHERPA).parent.mkdir()
     blank = config["blank_index"]

@@ -35,6 +35,7 @@ from tutornet_sb.publishing.export import (
     SOURCE,
     is_export,
 )
+from tutornet_sb.publishing.licenses import check_license
 from tutornet_sb.publishing.model_card import (
     INT8,
     ONNX,
@@ -223,6 +224,12 @@ def prepare(
         raise ValueError(
             f"the licence of {folder} does not follow from its corpus: say "
             "--license, for instance --license cc-by-4.0"
+        )
+    check_license(license or license_of(config))
+    if language is not None and not re.fullmatch("[a-z]{2,3}", language):
+        raise ValueError(
+            f"language {language!r} is no ISO 639 code: give two or three "
+            "small letters, as en"
         )
     try:
         card = model_card(

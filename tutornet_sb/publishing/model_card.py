@@ -77,15 +77,44 @@ FILES = {
 SHERPA_NOTES = {
     "OfflineRecognizer.from_omnilingual_asr_ctc": " The recogniser takes the "
     "mean off each utterance, which the model can only guess again.",
-    "OnlineRecognizer.from_t_one_ctc": " Give it the samples as if they were "
+    "OnlineRecognizer.from_t_one_ctc": " It gets the samples as if they were "
     "at 8000 Hz, whatever the model's rate, and three pieces of 2400 zeros at "
     "the end; times come out for that rate too.",
 }
+SHERPA_PROGRAMS = {
+    "OfflineRecognizer.from_omnilingual_asr_ctc": """\
+import sherpa_onnx
+import soundfile
+
+recognizer = {making}
+samples, rate = soundfile.read("{audio}", dtype="float32", always_2d=True)
+stream = recognizer.create_stream()
+stream.accept_waveform(rate, samples.mean(axis=1))
+recognizer.decode_stream(stream)
+print(stream.result.text)
+""",
+    "OnlineRecognizer.from_t_one_ctc": """\
+import numpy
+import sherpa_onnx
+import soundfile
+
+recognizer = {making}
+# At {rate} Hz
+samples, rate = soundfile.read("{audio}", dtype="float32", always_2d=True)
+end = numpy.zeros(7200, dtype="float32")
+stream = recognizer.create_stream()
+stream.accept_waveform(8000, numpy.concatenate([samples.mean(axis=1), end]))
+stream.input_finished()
+while recognizer.is_ready(stream):
+    recognizer.decode_stream(stream)
+print(recognizer.get_result(stream))
+""",
+}
 DEMONSTRATION = """\
-> **A demonstration.** This model has heard synthetic speech alone: MiniLibri,
-> some minutes of sentences of a small grammar that eSpeak NG reads out. It
-> shows the method at work. It is not made for human voices, and its error rates
-> say nothing about them."""
+> **A demonstration.** This model was trained on synthetic speech alone:
+> MiniLibri, some minutes of sentences of a small grammar, synthesised by
+> eSpeak NG. It shows the method at work. It is not made for human voices, and
+> its error rates do not apply to them."""
 UNTESTED = "This model comes without results: how well it does is not known."
 CITATION = """\
 ```bibtex
@@ -149,10 +178,10 @@ def model_card(
     try:
         front = _front_matter(config, source, license, language)
         sections = [
-            _introduction(config),
+            _introduction(config, source),
             _use(config, source, revision, private),
             _results(config),
-            _other_runtimes(config),
+            _other_runtimes(config, source, revision),
             _training(config),
             _files(folder),
             _limits(config),
@@ -265,8 +294,9 @@ def _corpus_name(config):
 
 def _front_matter(config, source, license, language):
     corpus, results = _corpus(config), config["results"]
+    teacher = (results or {}).get("teacher") or {}
     tags = ["speechbrain", "pytorch", "ctc", "tutornet"]
-    if results and results["teacher"]:
+    if teacher:
         tags.append("knowledge-distillation")
     tags += [
         tag
@@ -280,11 +310,23 @@ def _front_matter(config, source, license, language):
         library_name="speechbrain",
         pipeline_tag=TASK,
         tags=tags,
+        # Without base_model_relation: the hub has adapter, finetune, merge and
+        # quantized, and none for distillation.
+        base_model=_hub_id(teacher),
         datasets=[corpus.dataset] if corpus and corpus.dataset else None,
         metrics=["wer", "cer"] if scores else None,
-        model_name=source.rpartition("/")[2],
+        model_name=_title(source),
         eval_results=scores or None,
     )
+
+
+def _title(source):
+    return source.rpartition("/")[2]
+
+
+def _hub_id(teacher):
+    """Repository of a teacher on the hub, None of any other."""
+    return teacher.get("source", "").partition("@")[0] or None
 
 
 def _eval_results(config):
@@ -309,7 +351,7 @@ def _eval_results(config):
     ]
 
 
-def _introduction(config):
+def _introduction(config, source):
     results = config["results"]
     rate = config["sample_rate"]
     lines = [
@@ -331,7 +373,7 @@ def _introduction(config):
             "It was trained without a teacher, by method "
             f"`{results['method']}`."
         )
-    text = f"# {config['name']}\n\n" + "".join(lines)
+    text = f"# {_title(source)}\n\n" + "".join(lines)
     if _is_demonstration(config):
         text += f"\n\n{DEMONSTRATION}"
     return text
@@ -350,9 +392,8 @@ def _teacher(teacher):
     name = f"`{teacher['name']}`"
     if not _is_run(teacher):
         name = f"a model of kind {name}"
-    if teacher.get("source"):
-        repository, _, _ = teacher["source"].partition("@")
-        link = f"https://huggingface.co/{repository}"
+    if _hub_id(teacher):
+        link = f"https://huggingface.co/{_hub_id(teacher)}"
         name += f", [{teacher['source']}]({link})"
     if "parameters" in teacher:
         name += f" ({_millions(teacher)} parameters)"
@@ -378,7 +419,11 @@ def _use(config, source, revision, private):
     return (
         f"## Use\n\nAfter `pip install {needed}`:\n\n```python\n{code}\n```"
         "\n\nAny sample rate and any number of channels will do. Loading runs "
-        f"{run}: look at them first."
+        f"{run}: look at them first.\n\nWhere the command `tutornet` of "
+        "TutorNet for SpeechBrain is installed, no code of this model is run:"
+        f"\n\n```\ntutornet transcribe {source} {AUDIO}"
+        + (f" --revision {revision}" if revision else "")
+        + "\n```"
     )
 
 
@@ -390,71 +435,103 @@ def _results(config):
     results = config["results"]
     if not results:
         return f"## Results\n\n{UNTESTED}"
-    teacher = results["teacher"] or {}
-    theirs = teacher.get("splits")
-    head = ["split", "WER (%)", "CER (%)"]
-    head += ["teacher's WER (%)", "teacher's CER (%)"] if theirs else []
-    latency = any("latency" in s for s in results["splits"].values())
-    head += ["latency (ms)"] if latency else []
-    rows = [head + ["utterances", "words"]]
-    for split, scores in results["splits"].items():
-        row = [split, _rate(scores, "wer"), _rate(scores, "cer")]
-        if theirs:
-            row += [_rate(theirs.get(split), r) for r in ("wer", "cer")]
-        if latency:
-            median = scores.get("latency", {}).get("median")
-            row.append("-" if median is None else f"{median:.0f}")
-        rows.append(
-            row + [str(scores.get(k, "-")) for k in ("utterances", "words")]
-        )
+    models = {"this model": results}
+    if results.get("baseline"):
+        models["baseline: the same network by CTC alone"] = results["baseline"]
+    if results["teacher"]:
+        models[f"teacher: `{results['teacher']['name']}`"] = results["teacher"]
+    splits = results["splits"]
+    head = [f"{s} {rate} (%)" for s in splits for rate in ("WER", "CER")]
+    timed = [split for split in splits if "latency" in splits[split]]
+    head += [f"{split} latency (ms)" for split in timed]
+    rows = [["", *head, "parameters (million)", "real-time factor"]]
+    for name, known in models.items():
+        theirs = known.get("splits", {})
+        row = [
+            _number(theirs.get(split, {}).get(rate), 2)
+            for split in splits
+            for rate in ("wer", "cer")
+        ]
+        row += [
+            _number(theirs.get(s, {}).get("latency", {}).get("median"), 0)
+            for s in timed
+        ]
+        row.append(_number(known.get("parameters"), 2, 1e-6))
+        rows.append([name, *row, _number(known.get("real_time_factor"), 4)])
     text = (
         f"## Results\n\nOn {_corpus_name(config)}, greedy decoding without a "
         f"language model, one training (seed {results['seed']}):\n\n"
         + markdown_table(rows)
     )
-    if latency:
+    baseline = results.get("baseline")
+    if baseline:
         text += (
-            "\n\nThe latency is the median time from the end of a word, as the "
-            "teacher hears it, until the model writes it."
+            "\n\nThe baseline was trained for "
+            f"{_count(baseline['epochs'], 'epoch')} (seed {baseline['seed']}). "
+            "By one training each, how much of the difference is chance is not "
+            "known."
         )
-    rows = [
-        ["", "this model"] + (["teacher"] if teacher else []),
-        _row("parameters (million)", "parameters", 1e-6, results, teacher),
-        _row("real-time factor", "real_time_factor", 1, results, teacher),
+    if timed:
+        text += (
+            "\n\nThe latency is the median time from the end of a word, as "
+            "aligned by the teacher, until the model writes it."
+        )
+    sizes = [
+        f"{split} has {_count(scores['utterances'], 'utterance')} of "
+        f"{_count(scores['words'], 'word')}"
+        for split, scores in splits.items()
+        if "words" in scores
     ]
+    if sizes:
+        text += f"\n\n{'; '.join(sizes)}."
     return text + (
-        f"\n\n{markdown_table(rows)}\n\nThe real-time factor is seconds of "
-        "computation for a second of speech, one utterance at a time, on the "
-        "machine of the training."
+        "\n\nThe real-time factor is seconds of computation for a second of "
+        "speech, one utterance at a time, on the machine of the training."
     )
 
 
-def _rate(scores, name):
-    return f"{scores[name]:.2f}" if scores else "-"
+def _number(value, digits, factor=1):
+    return "-" if value is None else f"{value * factor:.{digits}f}"
 
 
-def _row(title, key, factor, results, teacher):
-    values = [results] + ([teacher] if teacher else [])
-    digits = 2 if factor < 1 else 4
-    return [title] + [
-        f"{known[key] * factor:.{digits}f}" if key in known else "-"
-        for known in values
-    ]
+def _count(number, noun):
+    """A number of things, as 1 epoch and 2 epochs."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _other_runtimes(config):
+def _duration(seconds):
+    """About how long something took or is."""
+    if seconds >= 3600:
+        hours = f"{seconds / 3600:.1f}"
+        return f"{hours} {'hour' if hours == '1.0' else 'hours'}"
+    if seconds >= 59.5:
+        return _count(round(seconds / 60), "minute")
+    return _count(round(seconds), "second")
+
+
+def _other_runtimes(config, source, revision):
     parts = []
     if config.get("onnx"):
-        parts.append(_onnx(config["onnx"]))
+        parts.append(_onnx(config["onnx"], _going_there(source, revision)))
     if config.get("sherpa"):
-        parts.append(_sherpa(config["sherpa"]))
+        parts.append(_sherpa(config, _going_there(source, revision)))
     return "\n\n".join(parts)
 
 
-def _onnx(onnx):
+def _going_there(source, revision):
+    """Commands that bring the files of a model here."""
+    if "/" not in source:
+        return f"cd {source}\n"
+    option = f" --revision {revision}" if revision else ""
+    folder = _title(source)
+    return f"hf download {source} --local-dir {folder}{option}\ncd {folder}\n"
+
+
+def _onnx(onnx, going_there):
     text = (
-        f"## ONNX\n\n`{onnx['model']}` goes from waveform to "
-        "log-probabilities; `onnx/transcribe.py` runs it with onnxruntime, "
+        f"## ONNX\n\n```\n{going_there}pip install onnxruntime numpy soundfile"
+        f"\npython {SCRIPT} {AUDIO}\n```\n\n`{onnx['model']}` goes from "
+        f"waveform to log-probabilities; `{SCRIPT}` runs it with onnxruntime, "
         "numpy and soundfile alone."
     )
     if onnx["checked_on"] is None:
@@ -462,8 +539,8 @@ def _onnx(onnx):
     else:
         text += (
             " The log-probabilities differ from PyTorch's by at most "
-            f"{onnx['max_difference']:.1g} nats on the "
-            f"{onnx['checked_on']['utterances']} utterances of "
+            f"{onnx['max_difference']:.1g} nats on "
+            f"{_count(onnx['checked_on']['utterances'], 'utterance')} of "
             f"{onnx['checked_on']['split']}."
         )
     if onnx.get("int8"):
@@ -471,11 +548,20 @@ def _onnx(onnx):
     return text + _runtime_scores(onnx)
 
 
-def _sherpa(sherpa):
+def _sherpa(config, going_there):
+    sherpa = config["sherpa"]
+    cls, _, method = sherpa["recognizer"].partition(".")
+    program = SHERPA_PROGRAMS[sherpa["recognizer"]].format(
+        audio=AUDIO,
+        rate=config["sample_rate"],
+        making=f"sherpa_onnx.{cls}.{method}(\n"
+        f'    model="{sherpa["model"]}", tokens="{sherpa["tokens"]}"\n)',
+    )
     return (
-        f"## sherpa-onnx\n\n`{sherpa['model']}` and `{sherpa['tokens']}` are "
-        f"for `{sherpa['recognizer']}` of sherpa-onnx."
-        + SHERPA_NOTES.get(sherpa["recognizer"], "")
+        f"## sherpa-onnx\n\n```\n{going_there}pip install sherpa-onnx soundfile"
+        f"\n```\n\n```python\n{program}```\n\n`{sherpa['model']}` and "
+        f"`{sherpa['tokens']}` are for `{sherpa['recognizer']}` of sherpa-onnx."
+        + SHERPA_NOTES[sherpa["recognizer"]]
         + _runtime_scores(sherpa)
     )
 
@@ -489,7 +575,7 @@ def _runtime_scores(runtime):
         list(next(iter(scores.values()))[key]) for key in ("wer", "same")
     )
     rows = [["split"] + [f"{name} WER (%)" for name in names]]
-    rows[0] += [f"{name} says the same" for name in others]
+    rows[0] += [f"{name}: equal transcripts" for name in others]
     rows[0] += ["utterances", "words"]
     for split, found in scores.items():
         rates = [f"{found['wer'][name]:.2f}" for name in names]
@@ -509,8 +595,7 @@ def _training(config):
     results, training = config["results"], config.get("training") or {}
     if not results:
         return "## Training\n\nNothing is known of it."
-    hours = results["train_audio_seconds"] / 3600
-    data = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    data = _duration(results["train_audio_seconds"])
     text = f"## Training\n\nOn {data} of {_corpus_name(config)}"
     text += _listed(" (", training.get("train_splits"), ")")
     text += _listed(
@@ -523,20 +608,19 @@ def _training(config):
         if _is_run(teacher):
             text += (
                 f", trained by method `{teacher['method']}` for "
-                f"{teacher['epochs']} epochs"
+                f"{_count(teacher['epochs'], 'epoch')}"
             )
         text += ". "
-    minutes = results["train_seconds"] / 60
     text += (
-        f"Method `{results['method']}`, {results['epochs']} epochs in "
-        f"{minutes:.0f} minutes:\n"
+        f"Method `{results['method']}`, {_count(results['epochs'], 'epoch')} "
+        f"in {_duration(results['train_seconds'])}:\n"
     )
     stages = training.get("stages") or {}
     for number, (name, values) in enumerate(stages.items(), 1):
         values = dict(values)
         epochs = values.pop("epochs", None)
         text += f"\n{number}. {STAGES.get(name, f'`{name}`.')}"
-        text += f" {epochs} epochs." if epochs else ""
+        text += f" {_count(epochs, 'epoch')}." if epochs else ""
         text += _settings(values)
     common = {
         key: value
@@ -591,12 +675,12 @@ def _limits(config):
     if config["results"]:
         lines.append(
             f"Its error rates hold for the splits of {_corpus_name(config)} "
-            "above. Other voices, microphones, rooms, accents and subjects are "
-            "likely to be heard worse, and were not measured."
+            "above. Those of other voices, microphones, rooms, accents and "
+            "subjects are likely to be higher, and were not measured."
         )
     if not _is_foreign(config):
         lines.append(
-            "In a batch of several lengths its layers hear the padding as "
+            "In a batch of several lengths its layers process the padding as "
             "silence, and the text of the shorter ones may differ from what it "
             "is for each alone."
         )

@@ -323,19 +323,9 @@ def load_sherpa(constructor, model, tokens):
     -------
     callable
         From the samples of an utterance, ``(samples,)``, to its transcript.
-
-    Raises
-    ------
-    ValueError
-        If the package is not installed.
     """
-    try:
-        import sherpa_onnx
-    except ImportError:
-        raise ValueError(
-            "what is written for sherpa-onnx is tried with it, and it is not "
-            "installed: pip install sherpa-onnx"
-        ) from None
+    import sherpa_onnx
+
     cls, _, method = constructor.partition(".")
     recogniser = getattr(getattr(sherpa_onnx, cls), method)(
         model=str(model), tokens=str(tokens), num_threads=1

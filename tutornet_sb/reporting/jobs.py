@@ -134,7 +134,8 @@ class _Runner:
 
     def start(self, job):
         if is_made(job, self.recipe):
-            self.finish(job, "reused")
+            reason = _taught_by_other(job, self.recipe)
+            self.finish(job, "failed" if reason else "reused", reason)
             return
         filled = job.with_epochs(self.recipe)
         folder = self.recipe / filled.folder
@@ -309,6 +310,25 @@ def count_epochs(folder):
     return sum(
         len(path.read_bytes().splitlines())
         for path in (folder / runs.STAGES).glob(f"*/{runs.TRAIN_LOG}")
+    )
+
+
+def _taught_by_other(job, recipe):
+    """Say what is wrong if a finished run's teacher is no longer that of now.
+
+    Runs of a plan share their teacher, so that they differ by what the plan
+    says and by nothing else.
+    """
+    teacher = runs.read_results(recipe / job.folder)["teacher"]
+    folder = job.options.get("teacher_folder")
+    if teacher is None or folder is None:
+        return ""
+    now = runs.read_results(recipe / folder).get("weights_sha256")
+    if teacher.get("weights_sha256") == now:
+        return ""
+    return (
+        f"it was taught by other weights than those of {folder} now: delete "
+        "that run to make it again, or give the plan another results_folder"
     )
 
 

@@ -22,6 +22,7 @@ from speechbrain.utils.run_opts import RunOptions
 
 from tutornet_sb import runs
 from tutornet_sb.composition import read_experiment
+from tutornet_sb.corpora.tables import KINDS, name_tables
 from tutornet_sb.errors import nearest
 from tutornet_sb.names import name_run
 from tutornet_sb.networks.streaming import check_streamable
@@ -410,11 +411,20 @@ class _Reader:
     def _add(self, folder, main, options, seed, hparams, needs=(), cost=None):
         """Add a run, unless another experiment has it already."""
         data, corpus = hparams["data_folder"], folder.partition("/")[0]
-        if data is None and hparams["corpus"]["minilibri"] is None:
+        tables = {}
+        for kind in KINDS:
+            paths = hparams[f"{kind}_csv"]
+            tables |= name_tables(kind, paths, self.recipe)
+        embedded = hparams["corpus"]["minilibri"] is not None
+        if data is None and not tables and not embedded:
             raise PlanError(
                 f"corpora: {corpus}: it is not embedded; say where it lies by "
-                f"--data {corpus}=FOLDER"
+                f"--data {corpus}=FOLDER, or name its train_csv, valid_csv and "
+                "test_csv"
             )
+        for path in tables.values():
+            if not path.is_file():
+                raise PlanError(f"corpora: {corpus}: there is no table {path}")
         if (
             data is not None
             and not (self.recipe / Path(data).expanduser()).is_dir()

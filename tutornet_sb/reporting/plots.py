@@ -1,20 +1,39 @@
-"""Pictures of reports, readable without colour.
+"""Pictures of reports, readable in a narrow window and without colour.
 
 Each function returns a matplotlib figure; :func:`to_png` makes a file of it.
 """
 
+import string
+import textwrap
 from io import BytesIO
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 LINES = "-", "--", "-.", ":"
 MARKERS = "o", "s", "^", "D", "v", "P", "X", "*"
-GREYS = "0.0", "0.35", "0.6"
-# Inches
-WIDTH = 9.0
-DPI = 110
+# Of Okabe and Ito's palette, told apart by the colour-blind, and brown for its
+# yellow, which white paper swallows
+COLOURS = (
+    "#000000",
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#7F4F24",
+)
+# Inches: no wider, so that letters can be read on the screen of a phone
+WIDTH = 4.2
+DPI = 200
+# Letters in a line of a picture
+COLUMNS = 54
+# Least error rate of a logarithmic axis (percent)
+LEAST = 0.1
+# Errors saved beyond which a point stands at the edge (percent)
+EDGE = 100
 
 
 def to_png(figure):
@@ -51,27 +70,73 @@ def learning_curves(curves, title):
     Returns
     -------
     matplotlib.figure.Figure
-        Two panels.
+        Two panels. A letter at the end of each curve leads to its name.
     """
-    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
-    for index, (name, (epochs, seconds, wers)) in enumerate(curves.items()):
-        style = _style(index)
+    names = [
+        f"{string.ascii_uppercase[index]}  {name}"
+        for index, name in enumerate(curves)
+    ]
+    figure = Figure(
+        figsize=(WIDTH, 5.4 + 0.18 * sum(map(_lines_of, names))),
+        layout="constrained",
+    )
+    panels = figure.subplots(2, 1, sharey=True)
+    for index, (epochs, seconds, wers) in enumerate(curves.values()):
         for panel, x in zip(panels, (epochs, seconds), strict=True):
             # Few markers, so that the line can be seen.
             panel.plot(
-                x, wers, label=name, markevery=max(1, len(x) // 8), **style
+                x,
+                wers,
+                label=names[index],
+                markevery=max(1, len(x) // 8),
+                **_style(index),
             )
     panels[0].set(xlabel="epochs, all stages", ylabel="dev WER (%)")
-    panels[1].set(xlabel="seconds of the student's training")
+    panels[1].set(
+        xlabel="seconds of the student's training", ylabel="dev WER (%)"
+    )
     panels[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    # What has converged differs by little, of much that all have in common.
+    least = min(min(wers) for _, _, wers in curves.values())
+    bottom = min(50.0, max(LEAST, 0.7 * least))
     for panel in panels:
-        panel.set_ylim(0, 105)
-        panel.set_xlim(left=0)
+        panel.set_yscale("log")
+        panel.set_ylim(bottom, 110)
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.yaxis.set_minor_locator(NullLocator())
+        panel.set_xlim(left=0, right=1.06 * panel.dataLim.xmax)
         panel.grid(color="0.85", linewidth=0.6)
-    figure.suptitle(title)
+        _letter_ends(panel)
+    figure.suptitle(title, fontsize="medium")
     _name_lines(figure, panels[0])
     return figure
+
+
+def _letter_ends(panel):
+    """The letter of each curve beside its end, none on another."""
+    to_axes = panel.transData + panel.transAxes.inverted()
+    placed = []
+    ends = [
+        (*to_axes.transform(line.get_xydata()[-1]), line)
+        for line in panel.lines
+    ]
+    for x, y, line in sorted(ends, key=lambda end: end[1]):
+        y = max(y, 0.03)
+        for other_x, other_y in placed:
+            if abs(x - other_x) < 0.04 and y - other_y < 0.075:
+                y = other_y + 0.075
+        placed.append((x, y))
+        panel.text(
+            x + 0.015,
+            y,
+            line.get_label()[0],
+            transform=panel.transAxes,
+            color=line.get_color(),
+            va="center",
+            fontsize="small",
+            fontweight="bold",
+        )
 
 
 def gains(gains, title):
@@ -89,39 +154,73 @@ def gains(gains, title):
     Returns
     -------
     matplotlib.figure.Figure
-        A panel for each split. Intervals end at 100 % more errors; where all
-        of an interval lies on one side of none, its point is filled.
+        A panel for each split. Intervals end at 100 % more errors, where a
+        point beyond it stands as an arrow with its value; where all of an
+        interval lies on one side of none, its point is filled.
     """
     names = list(dict.fromkeys(name for own in gains.values() for name in own))
-    height = 1.2 + 0.2 * len(names)
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    panels = figure.subplots(1, len(gains), sharey=True, squeeze=False)[0]
+    rows = sum(map(len, gains.values()))
+    lines = 1 + (max(map(len, names)) > COLUMNS)
+    figure = Figure(
+        figsize=(WIDTH, 0.7 * len(gains) + (0.3 + 0.15 * lines) * rows),
+        layout="constrained",
+    )
+    panels = figure.subplots(
+        len(gains),
+        1,
+        squeeze=False,
+        height_ratios=[len(own) + 0.8 for own in gains.values()],
+    )[:, 0]
     for panel, (split, own) in zip(panels, gains.items(), strict=True):
-        for row, name in enumerate(names):
-            # Every second row is shaded, to lead the eye to its name.
-            if row % 2:
-                panel.axhspan(row - 0.5, row + 0.5, color="0.94", linewidth=0)
-            if name not in own:
-                continue
-            saved, low, high = own[name]
-            panel.plot((low, high), (row, row), color="black", linewidth=1.2)
-            panel.plot(
-                saved,
-                row,
-                marker="o",
-                markersize=5,
-                color="black",
-                markerfacecolor="black" if low > 0 or high < 0 else "white",
-            )
-        panel.axvline(0, color="0.4", linewidth=1)
-        panel.set(xlim=(-105, 105), xlabel="fewer errors (%)")
+        shown = [name for name in names if name in own]
+        for row, name in enumerate(shown):
+            _draw_gain(panel, row, name, *own[name])
+        panel.axvline(0, color="0.4", linewidth=1, zorder=0)
+        panel.set(xlim=(-EDGE - 5, EDGE + 5), ylim=(len(shown) - 0.4, -0.6))
+        panel.set_yticks(())
         panel.set_title(f"{title}, {split}", fontsize="medium")
         panel.set_xticks((-100, -50, 0, 50, 100))
         panel.tick_params(axis="x", labelsize="small")
-        panel.grid(axis="x", color="0.8", linewidth=0.6)
-    panels[0].set_yticks(range(len(names)), names, fontsize="small")
-    panels[0].set_ylim(len(names) - 0.5, -0.5)
+        panel.grid(axis="x", color="0.85", linewidth=0.6)
+    panels[-1].set_xlabel("fewer errors (%)")
     return figure
+
+
+def _draw_gain(panel, row, name, saved, low, high):
+    """A name, and below it an interval and its point."""
+    colour = COLOURS[1] if saved >= 0 else COLOURS[2]
+    if row % 2:
+        panel.axhspan(row - 0.55, row + 0.45, color="0.95", linewidth=0)
+    panel.text(
+        -EDGE - 3,
+        row - 0.48,
+        textwrap.fill(name, COLUMNS, max_lines=2, placeholder=" ..."),
+        fontsize="small",
+        va="top",
+    )
+    panel.plot((low, high), (row + 0.2,) * 2, color=colour, linewidth=1.4)
+    is_clear = low > 0 or high < 0
+    is_beyond = saved < -EDGE
+    panel.plot(
+        max(saved, -EDGE),
+        row + 0.2,
+        label=name,
+        marker="<" if is_beyond else "o",
+        markersize=7 if is_beyond else 5,
+        color=colour,
+        markerfacecolor=colour if is_clear else "white",
+    )
+    if is_beyond:
+        panel.annotate(
+            f"{saved:.0f} %".replace("-", "\N{MINUS SIGN}"),
+            (-EDGE, row + 0.2),
+            (7, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize="small",
+            color=colour,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+        )
 
 
 def pareto(points, title, rate="WER (%)"):
@@ -141,11 +240,14 @@ def pareto(points, title, rate="WER (%)"):
     matplotlib.figure.Figure
         Two panels; the points that no other beats in both are joined.
     """
-    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
-    panels = figure.subplots(1, 2, sharey=True)
+    figure = Figure(
+        figsize=(WIDTH, 4.8 + 0.18 * sum(map(_lines_of, points))),
+        layout="constrained",
+    )
+    panels = figure.subplots(2, 1, sharey=True)
     for panel, column in zip(panels, (0, 1), strict=True):
         for index, (name, point) in enumerate(points.items()):
-            style = _style(index) | {"linestyle": "none"}
+            style = _style(index) | {"linestyle": "none", "markersize": 7}
             panel.plot(point[column], point[2], label=name, **style)
         front = pareto_front([(p[column], p[2]) for p in points.values()])
         x, y = zip(*front, strict=True)
@@ -160,9 +262,12 @@ def pareto(points, title, rate="WER (%)"):
         )
         panel.grid(color="0.85", linewidth=0.6)
         panel.margins(0.12)
-    panels[0].set(xlabel="real-time factor", ylabel=rate)
-    panels[1].set(xlabel="size (MB, weights in float32)")
-    figure.suptitle(title)
+        # Few, so that none lies on another.
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+        panel.set_ylabel(rate)
+    panels[0].set_xlabel("real-time factor")
+    panels[1].set_xlabel("size (MB, weights in float32)")
+    figure.suptitle(title, fontsize="medium")
     _name_lines(figure, panels[0])
     return figure
 
@@ -207,7 +312,7 @@ def frame_weights(example, title):
     matplotlib.figure.Figure
         One panel for the spectrogram and the weights, one for the symbols.
     """
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     panel, text = figure.subplots(
         2, 1, sharex=True, height_ratios=(12, 1), squeeze=True
     )
@@ -223,7 +328,8 @@ def frame_weights(example, title):
         vmax=features.max() + 0.6 * np.ptp(features),
         extent=(0, end, 0, features.shape[1]),
     )
-    panel.set(ylabel="mel band", title=title)
+    panel.set_ylabel("mel band")
+    panel.set_title(title, fontsize="medium")
     over = panel.twinx()
     for index, (name, weights) in enumerate(example.weights.items()):
         weights = np.asarray(weights)
@@ -231,9 +337,9 @@ def frame_weights(example, title):
             np.arange(len(weights)) * example.period,
             weights * len(weights),
             label=name,
-            color="black",
+            color=COLOURS[index],
             linestyle=LINES[(index + 2) % 3],
-            linewidth=(1.2, 1.8, 1.0)[index % 3],
+            linewidth=1.5,
         )
     over.set(ylabel="weight, 1 on average", ylim=(0, None), xlim=(0, end))
     _write_symbols(text, example.symbols, end)
@@ -295,8 +401,10 @@ def posterior_spikes(example, title):
             ],
             end,
         )
-        panel.set(ylim=(0, 1.22), yticks=(0, 0.5, 1), ylabel=_folded(name))
-    panels[0].set_title(title)
+        panel.set(
+            ylim=(0, 1.22), yticks=(0, 0.5, 1), ylabel=textwrap.fill(name, 18)
+        )
+    panels[0].set_title(title, fontsize="medium")
     _write_symbols(text, example.symbols, end)
     _name_lines(figure, panels[0])
     return figure
@@ -325,23 +433,34 @@ def _write_in_a_row(panel, height, symbols, end):
     earliest = 0.0
     for time, symbol in symbols:
         time = max(time, earliest)
-        earliest = time + 0.011 * end
-        panel.text(time, height, _sign(symbol), ha="center", va="center")
+        earliest = time + 0.022 * end
+        panel.text(
+            time,
+            height,
+            _sign(symbol),
+            ha="center",
+            va="center",
+            fontsize="small",
+        )
 
 
 def _name_lines(figure, panel):
     """A legend below, where it hides nothing."""
     lines, names = panel.get_legend_handles_labels()
-    longest = max(map(len, names))
     figure.legend(
         lines,
-        names,
+        [textwrap.fill(name, COLUMNS - 4) for name in names],
         loc="outside lower center",
-        ncols=1 if longest > 40 else 2 if longest > 16 else 3,
-        handlelength=4,
+        ncols=1 if max(map(len, names)) > 18 else 3,
+        handlelength=3.5,
         frameon=False,
         fontsize="small",
     )
+
+
+def _lines_of(name):
+    """How many lines a name takes in a legend."""
+    return len(textwrap.wrap(name, COLUMNS - 4))
 
 
 def _sign(piece):
@@ -353,19 +472,8 @@ def _style(index):
     return {
         "linestyle": LINES[index % len(LINES)],
         "marker": MARKERS[index % len(MARKERS)],
-        "color": GREYS[index // len(LINES) % len(GREYS)],
-        "markersize": 5,
-        "linewidth": 1.3,
+        "color": COLOURS[index % len(COLOURS)],
+        "markersize": 4.5,
+        "linewidth": 1.4,
         "markerfacecolor": "white" if index % 2 else None,
     }
-
-
-def _folded(name, width=18):
-    """A long name on several lines."""
-    lines, line = [], ""
-    for part in name.replace("_", "_ ").split(" "):
-        if line and len(line) + len(part) > width:
-            lines.append(line)
-            line = ""
-        line += part
-    return "\n".join([*lines, line])

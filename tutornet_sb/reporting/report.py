@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import datetime
 import itertools
 import re
 import shlex
@@ -25,9 +26,23 @@ from tutornet_sb.reporting.diagnostics import (
     read_log,
 )
 from tutornet_sb.reporting.jobs import COMMAND
+from tutornet_sb.reporting.labels import (
+    BASELINE,
+    method_name,
+    set_labels,
+    teacher_name,
+)
 from tutornet_sb.reporting.plan import total_seconds
-from tutornet_sb.reporting.statistics import difference, interval
+from tutornet_sb.reporting.scores import read_alignments
+from tutornet_sb.reporting.statistics import (
+    SEEDS_FOR_A_CLAIM,
+    difference,
+    holm,
+    interval,
+)
 
+# Options that say where the data lay
+PLACES = "--data_folder", "--train_csv", "--valid_csv", "--test_csv"
 # Small files of a run, by which a report can be made again, without pictures of
 # what models hear
 SMALL = (
@@ -38,31 +53,40 @@ SMALL = (
 )
 # Columns of errors.json
 RATES = {"wer": 0, "cer": 2}
-# Curves that can be told apart in one picture
+# Curves that can be told apart in one picture, and rows that fit on a page
 CURVES = 8
+ROWS = 10
 # Each reference and its columns in results.csv
 EQUAL_EPOCHS, EQUAL_COST, FIRST = "at equal epochs", "at equal cost", "first"
 REFERENCES = {EQUAL_EPOCHS: "", EQUAL_COST: "at_cost_", FIRST: "first_"}
 CAPTIONS = {
-    EQUAL_EPOCHS: EQUAL_EPOCHS,
-    EQUAL_COST: EQUAL_COST,
+    EQUAL_EPOCHS: "against the CTC baseline at equal epochs",
+    EQUAL_COST: "against the compute-matched CTC baseline",
     FIRST: "each against the first with the same method, teacher and epochs",
 }
 HOW_TO_READ = (
     "WER and CER are in percent, after greedy decoding, means over the seeds. "
-    "In brackets stands the 95 % interval by the bootstrap over utterances "
-    "(Bisani and Ney 2004), after ± the standard deviation over the seeds. The "
-    "interval says how much other utterances might change the figure, the "
-    "deviation how much other seeds might.",
-    "A student is compared with the same network trained by CTC alone, on the "
-    "same utterances: at equal epochs, and at equal cost where a plan asks for "
-    "CTC alone with as many epochs as the taught student and its teacher took "
-    "in seconds. Runs of one method that differ in other options are compared "
-    "with the first of them. The intervals of the differences are by the "
-    "paired bootstrap, the p-value by approximate randomisation (Noreen 1989): "
-    "errors of an utterance change places between the two at random. Of twenty "
-    "tests of equals, one is below 0.05. 'Seeds better' counts the seeds with "
-    "fewer errors than the same seed of the others.",
+    "In brackets stands the 95 % interval of a bootstrap over seeds and "
+    "utterances (Bisani and Ney 2004, Owen 2007): trainings of each model, and "
+    "one test set for all, are drawn anew. After ± stands the standard "
+    "deviation over the seeds. With one seed the interval is over utterances "
+    "alone and holds for that training; such a row is marked (1 seed) and "
+    "never compared with a mean over several.",
+    "A distilled student is compared with its baseline, the same network "
+    "trained by CTC alone and scored on the same utterances: at equal epochs, "
+    "and compute-matched where a plan asks for a baseline with as many epochs "
+    "as the student and its teacher took in seconds. Runs of one method and "
+    "one teacher that differ in other options are compared with the first of "
+    "them. Students of different teachers are not compared with each other, "
+    "and all students of a teacher of one name were taught by the same "
+    "weights (teacher_sha256 in results.csv).",
+    "The p-value is two-sided, of the same bootstrap, paired by utterances. "
+    "Holm's correction (1979) makes up for the number of tests in this report: "
+    "where the corrected one is below 0.05, the chance of any false finding "
+    "among all tests is. A comparison of fewer than "
+    f"{SEEDS_FOR_A_CLAIM} seeds on either side is not sufficient for a claim. "
+    "'Seeds better' counts the seeds with fewer errors than the same seed of "
+    "the others.",
     "Cost is that of one student: its optimizer steps and seconds of training, "
     "and the seconds of its teacher's training. Size is that of the weights in "
     "float32. The real-time factor is seconds of computation for a second of "
@@ -89,9 +113,11 @@ class Group:
         self.corpus, self.network = first["corpus"], first["name"]
         self.method, self.epochs = first["method"], first["epochs"]
         self.parameters, self.teacher = first["parameters"], first["teacher"]
+        self.label = self.name
         self.splits = list(first["splits"])
         self.seeds = [run["seed"] for run in summaries]
         self.results = [runs.read_results(folder) for folder in self.folders]
+        self.taught_by = teacher_name(self.results[0]["teacher"])
         self.stages = [
             [(name, folder / runs.STAGES / name) for name in results["stages"]]
             for folder, results in zip(self.folders, self.results, strict=True)
@@ -112,9 +138,9 @@ class Group:
         return None if None in scores else [score[rate] for score in scores]
 
     def errors(self, split, rate):
-        """Errors of each utterance, means over the seeds, and its units.
+        """Errors ``(seeds, utterances)``, units and ids of the utterances.
 
-        None if a seed has not kept them, or has heard others.
+        None if a seed has not kept them, or was scored on others.
         """
         found = []
         for stages in self.stages:
@@ -127,7 +153,7 @@ class Group:
         ids, column = sorted(found[0]), RATES[rate]
         errors = [[seed[key][column] for key in ids] for seed in found]
         units = [found[0][key][column + 1] for key in ids]
-        return np.mean(errors, axis=0), np.array(units), ids
+        return np.array(errors), np.array(units), ids
 
     def steps(self):
         """Steps of the optimizer, all stages; None where not kept."""
@@ -178,6 +204,15 @@ class Group:
                 if name == "rkd" and epochs:
                     yield epochs[0]["valid loss"], epochs[-1]["valid loss"]
 
+    def texts(self, split):
+        """Reference and hypothesis of each utterance, of the first seed.
+
+        None if they were not kept.
+        """
+        _, last = self.stages[0][-1]
+        path = last / f"wer_{split}.txt"
+        return read_alignments(path) if path.is_file() else None
+
 
 class Section(NamedTuple):
     """A part of a report.
@@ -222,13 +257,18 @@ def write_report(folders, to, title, told=print):
     FileNotFoundError
         If a folder holds no result file.
     ValueError
-        If a result file lacks a figure.
+        If a result file lacks a figure, or runs that name the same teacher were
+        taught by different weights.
     """
     groups = [Group(summaries) for summaries in group(folders)]
+    check_teachers(groups)
     _name_apart(groups)
+    set_labels(groups)
     missing, ears = {}, Ears()
     told("comparing what the runs have kept")
-    rows = [row for found in groups for row in _rows(found, groups, missing)]
+    rows = [*_teacher_rows(groups)]
+    rows += [row for found in groups for row in _rows(found, groups, missing)]
+    tests = _correct(rows)
     told("comparing spikes, and drawing")
     for found in groups:
         figures = _diagnose(found, groups, ears, missing)
@@ -236,13 +276,15 @@ def write_report(folders, to, title, told=print):
             if (row["corpus"], row["run"]) == (found.corpus, found.name):
                 row.update(figures)
     sections = [
+        _summary(groups, rows, tests),
         _gains(rows),
-        _against("Against CTC alone", rows, (EQUAL_EPOCHS, EQUAL_COST)),
+        _against("Against the baseline", rows, (EQUAL_EPOCHS, EQUAL_COST)),
         _against("Choices within a method", rows, (FIRST,)),
         _error_rates(rows),
         _costs(rows),
         _curves(groups, rows),
-        _pareto(groups),
+        _pareto(rows),
+        _transcripts(groups, missing),
         *_pictures(groups, ears, missing, _earlier(Path(to))),
         _diagnostics(rows),
         Section("How to read this", HOW_TO_READ),
@@ -282,6 +324,41 @@ def _name_apart(groups):
                 found.name = "/".join(parts)
 
 
+def check_teachers(groups):
+    """Refuse runs whose teachers of one name are not the same.
+
+    Students on one corpus are compared as if one teacher had taught all that
+    name it, so what differs must not be the teacher.
+
+    Arguments
+    ---------
+    groups : list of Group
+        All of a report.
+
+    Raises
+    ------
+    ValueError
+        If two runs name the same teacher and were taught by other weights.
+    """
+    seen = {}
+    for found in groups:
+        for folder, results in zip(found.folders, found.results, strict=True):
+            teacher = results["teacher"] or {}
+            digest = teacher.get("weights_sha256")
+            if digest is None:
+                continue
+            key = found.corpus, found.taught_by
+            other, theirs = seen.setdefault(key, (folder, digest))
+            if theirs != digest:
+                raise ValueError(
+                    f"{other} and {folder} were taught by different teachers "
+                    f"of the same name, {found.taught_by} (SHA-256 of the "
+                    f"weights {theirs[:12]} and {digest[:12]}): train both "
+                    "from one teacher, give one of the teachers another name, "
+                    "or report on them apart"
+                )
+
+
 # ------------------------------------------------------------------ the figures
 
 
@@ -303,8 +380,9 @@ def find_references(found, groups):
         those whose name says most of the same options and no others, else the
         first. By ``first`` the first of those that have the method, the teacher
         and the epochs in common too, so that they differ in other options. What
-        there is none of is left out. Runs at the cost of others are compared
-        with none, whatever epochs they came to.
+        there is none of is left out. A run of one seed is compared with such
+        runs alone, and a mean over seeds with means. Compute-matched runs are
+        compared with none, whatever epochs they came to.
     """
     if found.is_teacher or _is_bought(found):
         return {}
@@ -314,12 +392,13 @@ def find_references(found, groups):
         if not other.is_teacher
         and (other.corpus, other.network, other.parameters)
         == (found.corpus, found.network, found.parameters)
+        and (len(other.seeds) > 1) == (len(found.seeds) > 1)
     ]
     first = next(
         other
         for other in alike
-        if (other.method, other.teacher, other.epochs)
-        == (found.method, found.teacher, found.epochs)
+        if (other.method, other.taught_by, other.epochs)
+        == (found.method, found.taught_by, found.epochs)
         and not _is_bought(other)
     )
     references = {} if first is found else {FIRST: first}
@@ -373,9 +452,13 @@ def _rows(found, groups, missing):
     shared = {
         "corpus": found.corpus,
         "run": found.name,
+        "label": found.label + " (1 seed)" * (len(found.seeds) == 1),
         "network": found.network,
         "method": found.method,
-        "teacher": found.teacher,
+        "teacher": found.taught_by,
+        "teacher_sha256": (found.results[0]["teacher"] or {}).get(
+            "weights_sha256"
+        ),
         "epochs": found.epochs,
         "seeds": " ".join(map(str, found.seeds)),
         "parameters": found.parameters,
@@ -394,7 +477,11 @@ def _rows(found, groups, missing):
         _miss(missing, "steps of the optimizer", found)
     references = find_references(found, groups)
     if found.method != "ctc" and EQUAL_EPOCHS not in references:
-        _miss(missing, "runs of CTC alone with as many epochs", found)
+        what = "CTC baseline with as many epochs"
+        what += " and seeds (one, or several)"
+        _miss(missing, what, found)
+    if found.taught_by and shared["teacher_sha256"] is None:
+        _miss(missing, "SHA-256 of the teacher's weights", found)
     for split in found.splits:
         row = dict(shared, split=split)
         for rate in RATES:
@@ -404,6 +491,46 @@ def _rows(found, groups, missing):
             prefix = REFERENCES[kind]
             row |= {f"{prefix}{key}": value for key, value in against.items()}
         yield row
+
+
+def _teacher_rows(groups):
+    """Lines for teachers whose runs are not among those of the report."""
+    known = {
+        (found.corpus, folder.parts[-2:])
+        for found in groups
+        for folder in found.folders
+    }
+    for found in groups:
+        teacher = found.results[0]["teacher"]
+        if teacher is None:
+            continue
+        key = found.corpus, Path(teacher["folder"]).parts[-2:]
+        if key in known:
+            continue
+        known.add(key)
+        is_run = "method" in teacher
+        yield from (
+            {
+                "corpus": found.corpus,
+                "run": "/".join(key[1]) if is_run else found.taught_by,
+                "label": f"teacher {found.taught_by}" + " (1 seed)" * is_run,
+                "network": teacher["name"],
+                "method": teacher.get("method"),
+                "teacher": None,
+                "epochs": teacher.get("epochs"),
+                "seeds": str(teacher.get("seed", "")),
+                "parameters": teacher["parameters"],
+                "mb": 4 * teacher["parameters"] / 1e6,
+                "real_time_factor": teacher.get("real_time_factor"),
+                "steps": None,
+                "seconds": teacher.get("train_seconds"),
+                "total_seconds": teacher.get("train_seconds"),
+                "split": split,
+                **{rate: scores.get(rate) for rate in RATES},
+            }
+            # Of a model that is no run nothing is known but its size.
+            for split, scores in teacher.get("splits", {"": {}}).items()
+        )
 
 
 def _rate(found, split, rate, missing):
@@ -427,7 +554,13 @@ def _rate(found, split, rate, missing):
 def _gain(found, reference, split):
     """What runs gain over others on the same utterances."""
     ours, theirs = found.rates(split, "wer"), reference.rates(split, "wer")
-    row = {"reference": reference.name}
+    seeds = min(len(found.seeds), len(reference.seeds))
+    row = {
+        "reference": reference.name,
+        "reference_label": reference.label,
+        "seeds_compared": seeds,
+        "is_sufficient": seeds >= SEEDS_FOR_A_CLAIM,
+    }
     if ours is None or theirs is None:
         return row
     made = statistics.mean(theirs)
@@ -454,6 +587,18 @@ def _gain(found, reference, split):
         }
     row["epochs_to_reach_it"] = _epochs_to_reach(found, reference)
     return row
+
+
+def _correct(rows):
+    """Correct all p-values of a report together; gives their number."""
+    keys = [f"{prefix}p_value" for prefix in REFERENCES.values()]
+    tests = [
+        (row, key) for row in rows for key in keys if row.get(key) is not None
+    ]
+    corrected = holm([row[key] for row, key in tests])
+    for (row, key), value in zip(tests, corrected, strict=True):
+        row[f"{key}_holm"] = value
+    return len(tests)
 
 
 def _epochs_to_reach(found, reference):
@@ -504,7 +649,7 @@ def _teacher_of(found, groups):
 
 
 def _miss(missing, what, found):
-    missing.setdefault(what, {})[f"{found.corpus}/{found.name}"] = None
+    missing.setdefault(what, {})[f"{found.label} on {found.corpus}"] = None
 
 
 def _anonymous(reason, folder):
@@ -524,6 +669,112 @@ def _by_corpus(rows):
         yield corpus, [row for row in rows if row["corpus"] == corpus]
 
 
+def _summary(groups, rows, tests):
+    """What was found, in a sentence for each network, and where and when."""
+    verdicts = [
+        _verdict(corpus, network, own, rows)
+        for (corpus, network), own in _by_network(groups)
+    ]
+    if not any(verdicts):
+        verdicts = [
+            "No distilled student has a baseline to be compared with here "
+            "(same network, corpus and epochs, one seed each or several each)."
+        ]
+    text = f"Report of {datetime.date.today():%Y-%m-%d}. "
+    if tests:
+        text += (
+            f"{tests} tests were made, for whose number Holm's correction of "
+            "the p-values makes up. "
+        )
+    text += f"A claim needs at least {SEEDS_FOR_A_CLAIM} seeds of each side."
+    results = [run for found in groups for run in found.results]
+    made = [
+        _distinct("Machine", results, "machine", _machine),
+        _distinct("Versions", results, "versions", _versions),
+    ]
+    return Section("Summary", (*filter(None, verdicts), text, *made))
+
+
+def _verdict(corpus, network, own, rows):
+    """Whether the students of a network are better than their baseline.
+
+    It is told of the method that does best on the development set, by the
+    first test set.
+    """
+    names = {found.name for found in own}
+    compared = [
+        row
+        for row in rows
+        if row["corpus"] == corpus
+        and row["run"] in names
+        and row["method"] != "ctc"
+        and "wer_reduction" in row
+    ]
+    if not compared:
+        return None
+    dev, test = _kinds_of(row["split"] for row in compared)
+    best = min(
+        (row for row in compared if row["split"] == (dev or test)[0]),
+        key=lambda row: row["wer"],
+    )
+    row = next(
+        row
+        for row in compared
+        if row["run"] == best["run"] and row["split"] == test[0]
+    )
+    saved, theirs = row["wer_reduction"], row["wer"] - row["wer_difference"]
+    low, high = (row.get(f"wer_reduction_{end}") for end in ("low", "high"))
+    seeds = row["seeds_compared"]
+    text = (
+        f"On {row['split']} of {corpus}, {network} distilled by "
+        f"{method_name(row['method'])} from {row['teacher']} makes "
+        f"{abs(saved):.1f} % {'fewer' if saved >= 0 else 'more'} word errors "
+        "than its baseline, the same network by CTC alone with as many epochs "
+        f"(WER {row['wer']:.1f} against {theirs:.1f} %"
+    )
+    if low is not None:
+        text += f"; 95 % interval of the errors saved {low:.1f} to {high:.1f} %"
+    if row.get("p_value") is not None:
+        text += f"; p {_p_value(row['p_value'], '= ')}"
+        text += f", corrected {_p_value(row['p_value_holm'])}"
+    text += "). "
+    if low is None:
+        text += "Whether that is by chance is not known."
+    elif low <= 0 <= high or row.get("p_value_holm", 0) >= 0.05:
+        text += "That may be by chance: no difference is shown."
+    elif row["is_sufficient"]:
+        text += f"That is more than chance, by {seeds} seeds of each."
+    else:
+        text += "That is more than chance on these utterances."
+    if not row["is_sufficient"]:
+        count = "one seed" if seeds == 1 else f"{seeds} seeds"
+        text += f" With {count} of each it is not sufficient for a claim."
+    return text
+
+
+def _kinds_of(splits):
+    """Development and test splits, these the former if there are no others."""
+    splits = list(dict.fromkeys(split for split in splits if split))
+    dev = [split for split in splits if split.startswith("dev")]
+    return dev, [split for split in splits if split not in dev] or dev
+
+
+def _distinct(title, results, key, written):
+    """What runs were made on or with, each once."""
+    found = dict.fromkeys(written(r[key]) for r in results if r.get(key))
+    return f"{title} of the runs: {'; '.join(found) or 'not recorded'}."
+
+
+def _machine(machine):
+    text = f"{machine['cpu']}, {machine['cores']} cores, of which PyTorch "
+    text += f"used {machine['threads']}"
+    return text + (f", {machine['gpu']}" if "gpu" in machine else "")
+
+
+def _versions(versions):
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
+
+
 def _gains(rows):
     """Pictures of what runs gain over each kind of reference."""
     pictures = []
@@ -531,26 +782,31 @@ def _gains(rows):
         REFERENCES.items(), _by_corpus(rows)
     ):
         saved = f"{prefix}wer_reduction"
-        gains = {}
-        for row in own:
-            if f"{saved}_low" in row:
-                seeds = len(row["seeds"].split())
-                name = f"{row['run']} ({seeds} seed{'s' * (seeds > 1)})"
-                gains.setdefault(row["split"], {})[name] = [
-                    row[f"{saved}{end}"] for end in ("", "_low", "_high")
-                ]
-        if gains:
-            against = CAPTIONS[kind]
-            if kind != FIRST:
-                against = f"against the same network by CTC alone, {against}"
+        own = [row for row in own if f"{saved}_low" in row]
+        names = list(dict.fromkeys(row["run"] for row in own))
+        for number, some in _parts(names, ROWS):
+            gains = {}
+            for row in own:
+                if row["run"] in some:
+                    gains.setdefault(row["split"], {})[row["label"]] = [
+                        row[f"{saved}{end}"] for end in ("", "_low", "_high")
+                    ]
             text = (
-                f"Errors that runs on {corpus} save, {against}, with the 95 % "
-                "interval over utterances. Filled where all of it lies on one "
-                "side of none; cut at 100 % more errors."
+                f"Errors that runs on {corpus} save, {CAPTIONS[kind]}, with "
+                "the 95 % interval. Filled where all of it lies on one side of "
+                "none. A point beyond 100 % more errors stands at the edge as "
+                "an arrow, with its value."
             )
             figure = plots.gains(gains, corpus)
-            pictures.append((f"{prefix}gains_{corpus}", figure, text))
+            pictures.append((f"{prefix}gains_{corpus}{number}", figure, text))
     return Section("At a glance", (), [], _drawn(pictures))
+
+
+def _parts(names, size):
+    """Names in parts, each with what tells it apart in the name of a file."""
+    for begin in range(0, len(names), size):
+        number = f"_{begin // size + 1}" if len(names) > size else ""
+        yield number, names[begin : begin + size]
 
 
 def _against(title, rows, kinds):
@@ -560,22 +816,25 @@ def _against(title, rows, kinds):
         for corpus, own in _by_corpus(rows):
             body = [
                 [
-                    row["run"],
+                    row["label"],
+                    row[f"{prefix}reference_label"],
                     row["split"],
                     _figure(row, f"{prefix}wer_reduction", 1, signed=True),
                     _figure(row, f"{prefix}wer_difference", 1, signed=True),
                     _p_value(row.get(f"{prefix}p_value")),
+                    _p_value(row.get(f"{prefix}p_value_holm")),
+                    "yes" if row[f"{prefix}is_sufficient"] else "no",
                     row.get(f"{prefix}seeds_better", "-"),
                     _number(row.get(f"{prefix}epochs_to_reach_it"), 1),
-                    row[f"{prefix}reference"],
                 ]
                 for row in own
                 if row.get(f"{prefix}reference")
             ]
             if body:
-                head = ["run", "split", "fewer errors (%)"]
-                head += ["WER difference (points)", "p", "seeds better"]
-                head += ["epochs to its best dev WER", "against"]
+                head = ["run", "against", "split", "fewer errors (%)"]
+                head += ["WER difference (points)", "p", "p, corrected"]
+                head += ["sufficient for a claim", "seeds better"]
+                head += ["epochs to its best dev WER"]
                 caption = f"{corpus}, {CAPTIONS[kind]}"
                 tables.append((caption, [head, *body]))
     return Section(title, (), tables)
@@ -584,7 +843,9 @@ def _against(title, rows, kinds):
 def _error_rates(rows):
     tables = []
     for (corpus, own), rate in itertools.product(_by_corpus(rows), RATES):
-        splits = list(dict.fromkeys(row["split"] for row in own))
+        splits = list(
+            dict.fromkeys(row["split"] for row in own if row["split"])
+        )
         body = []
         for name in dict.fromkeys(row["run"] for row in own):
             found = {row["split"]: row for row in own if row["run"] == name}
@@ -593,8 +854,9 @@ def _error_rates(rows):
                 _figure(found.get(split, {}), rate, 1, spread=True)
                 for split in splits
             ]
-            seeds = str(len(first["seeds"].split()))
-            body.append([name, str(first["epochs"]), seeds, *figures])
+            seeds = str(len(first["seeds"].split()) or "-")
+            epochs = _number(first["epochs"], 0)
+            body.append([first["label"], epochs, seeds, *figures])
         head = ["run", "epochs", "seeds", *splits]
         tables.append((f"{corpus}, {rate.upper()} (%)", [head, *body]))
     return Section("Error rates", (), tables)
@@ -609,22 +871,19 @@ def _first_rows(rows):
 
 
 def _costs(rows):
-    head = ["run", "network", "method", "teacher", "parameters (M)", "MB"]
-    head += ["real-time factor", "steps", "seconds", "teacher's", "in all"]
+    head = ["run", "parameters (M)", "MB", "real-time factor", "steps"]
+    head += ["seconds", "teacher's", "in all"]
     tables = []
     for corpus, own in _by_corpus(_first_rows(rows)):
         body = [
             [
-                row["run"],
-                row["network"],
-                row["method"],
-                row["teacher"] or "-",
+                row["label"],
                 f"{row['parameters'] / 1e6:.2f}",
                 f"{row['mb']:.2f}",
-                f"{row['real_time_factor']:.4f}",
+                _number(row["real_time_factor"], 4),
                 _number(row["steps"], 0),
                 _number(row["seconds"], 0),
-                _number(row["total_seconds"] - row["seconds"], 0),
+                _number((row["total_seconds"] or 0) - (row["seconds"] or 0), 0),
                 _number(row["total_seconds"], 0),
             ]
             for row in own
@@ -641,7 +900,7 @@ def _diagnostics(rows):
     tables = []
     for corpus, own in _by_corpus(_first_rows(rows)):
         body = [
-            [row["run"], *(_number(row.get(k), n) for k, n in keys.items())]
+            [row["label"], *(_number(row.get(k), n) for k, n in keys.items())]
             for row in own
             if any(row.get(key) is not None for key in keys)
         ]
@@ -650,7 +909,7 @@ def _diagnostics(rows):
     text = (
         "How many of the student's symbols the teacher writes too, at the same "
         "frame and at most one frame off; how many frames are blank. Some "
-        "utterances of the development set. CTC alone is compared with the "
+        "utterances of the development set. A baseline is compared with the "
         "teacher of the others. The RKD error is that of the development set, "
         "per hidden unit and frame.",
     )
@@ -670,7 +929,7 @@ def _curves(groups, rows):
             if last is not None:
                 figures = (before, last, before - last)
                 body.append(
-                    [row["run"], str(row["epochs"])]
+                    [row["label"], str(row["epochs"])]
                     + [_number(figure, 1) for figure in figures]
                 )
         if body:
@@ -682,11 +941,10 @@ def _curves(groups, rows):
             if not seeds or len({len(curve) for curve in seeds}) > 1:
                 continue
             mean = np.mean(seeds, axis=0)
-            curves[found.name] = tuple(mean.T)
-        names = list(curves)
-        for part in range(0, len(names), CURVES):
-            number = f"_{part // CURVES + 1}" if len(names) > CURVES else ""
-            some = {n: curves[n] for n in names[part : part + CURVES]}
+            name = found.label.removeprefix(f"{network}: ")
+            curves[name] = tuple(mean.T)
+        for number, part in _parts(list(curves), CURVES):
+            some = {name: curves[name] for name in part}
             title = f"{network} on {corpus}"
             pictures.append(
                 (
@@ -697,40 +955,35 @@ def _curves(groups, rows):
                 )
             )
     text = (
-        "Dev WER after each epoch (percent). CTC alone that still gains in the "
-        "last quarter of its epochs has not converged, and more epochs would "
-        "leave a teacher less to add.",
+        "Dev WER after each epoch (percent, logarithmic). A baseline that "
+        "still gains in the last quarter of its epochs has not converged, and "
+        "more epochs would leave a teacher less to add.",
     )
     return Section(
         "Learning curves", text if tables else (), tables, _drawn(pictures)
     )
 
 
-def _pareto(groups):
+def _pareto(rows):
+    """Errors against speed and size, and the teachers among the students."""
     pictures = []
-    for corpus in dict.fromkeys(found.corpus for found in groups):
-        own = [found for found in groups if found.corpus == corpus]
-        splits = [split for found in own for split in found.splits]
-        dev = [split for split in splits if split.startswith("dev")]
-        test = [split for split in splits if split not in dev] or dev
+    for corpus, own in _by_corpus(rows):
+        dev, test = _kinds_of(row["split"] for row in own)
         best = {}
-        for found in own:
-            chosen = found.rates((dev or test)[0], "wer")
-            shown = found.rates(test[0], "wer")
+        for name in dict.fromkeys(row["run"] for row in own):
+            found = {row["split"]: row for row in own if row["run"] == name}
+            first = next(iter(found.values()))
+            chosen, shown = (
+                found.get(kind[0], {}).get("wer")
+                for kind in (dev or test, test)
+            )
             if chosen is None or shown is None:
                 continue
-            key = f"{found.network}, {found.method}"
-            if found.is_teacher:
-                key = f"{found.network}, teacher"
-            point = (
-                statistics.mean(
-                    run["real_time_factor"] for run in found.results
-                ),
-                4 * found.parameters / 1e6,
-                statistics.mean(shown),
-            )
-            worst = statistics.mean(chosen), point
-            best[key] = min(best.get(key, worst), worst)
+            key = f"{first['network']}: {method_name(first['method'])}"
+            if first["label"].startswith("teacher "):
+                key = f"teacher {first['network']}"
+            point = first["real_time_factor"], first["mb"], shown
+            best[key] = min(best.get(key, (chosen, point)), (chosen, point))
         if len(best) > 1:
             points = {key: point for key, (_, point) in best.items()}
             figure = plots.pareto(points, corpus, f"{test[0]} WER (%)")
@@ -740,6 +993,72 @@ def _pareto(groups):
             )
             pictures.append((f"pareto_{corpus}", figure, text))
     return Section("Speed and size", (), [], _drawn(pictures))
+
+
+def _transcripts(groups, missing):
+    """Two utterances as the teacher, a baseline and its student write them.
+
+    Those in the middle and at three quarters of all, by the baseline's errors.
+    """
+    tables = []
+    for (corpus, network), own in _by_network(groups):
+        pairs = [(one, find_references(one, groups)) for one in own]
+        pairs = [
+            (one, found[EQUAL_EPOCHS])
+            for one, found in pairs
+            if EQUAL_EPOCHS in found
+        ]
+        if not pairs:
+            continue
+        _, test = _kinds_of(pairs[0][0].splits)
+        student, baseline = min(
+            pairs,
+            key=lambda pair: statistics.mean(pair[0].rates(test[0], "wer")),
+        )
+        written = {
+            f"teacher {student.taught_by}": _texts_of_teacher(
+                student, groups, test[0]
+            ),
+            BASELINE: baseline.texts(test[0]),
+            method_name(student.method): student.texts(test[0]),
+        }
+        kept = baseline.errors(test[0], "wer")
+        if None in list(written.values())[1:] or kept is None:
+            _miss(missing, f"transcripts (wer_{test[0]}.txt)", student)
+            continue
+        errors, _, ids = kept
+        order = np.argsort(errors[0], kind="stable")
+        for place in (len(ids) // 2, 3 * len(ids) // 4):
+            key = ids[order[place]]
+            body = [["reference", written[BASELINE][key][0]]]
+            body += [
+                [name, texts[key][1] or "(nothing)"]
+                for name, texts in written.items()
+                if texts and key in texts
+            ]
+            caption = f"{network} on {corpus}, {test[0]}, utterance {key}"
+            tables.append((caption, [["", "transcript"], *body]))
+    text = (
+        "The two utterances at which half and three quarters of all have no "
+        "more errors by the baseline; first seeds.",
+    )
+    return Section("Transcripts", text if tables else (), tables)
+
+
+def _texts_of_teacher(student, groups, split):
+    """What a teacher wrote, if it is a run that kept it."""
+    for found in groups:
+        if found.corpus == student.corpus and any(
+            folder.parts[-2:]
+            == Path(student.results[0]["teacher"]["folder"]).parts[-2:]
+            for folder in found.folders
+        ):
+            return found.texts(split)
+    folder = find_teacher(student.folders[0])
+    if folder is None:
+        return None
+    (teacher,) = group([folder])
+    return Group(teacher).texts(split)
 
 
 def _earlier(to):
@@ -774,16 +1093,16 @@ def _pictures(groups, ears, missing, earlier):
             if kept is None:
                 continue
             spikes.append(kept)
-            name = _picture(f"weights_{corpus}_{taught[0].teacher}")
+            name = _picture(f"weights_{corpus}_{taught[0].taught_by}")
             if name in earlier:
                 weights.setdefault(name, earlier[name])
             continue
-        name = f"weights_{corpus}_{found.teacher}"
+        name = f"weights_{corpus}_{found.taught_by}"
         if _picture(name) not in weights:
             weights[_picture(name)] = _draw(
                 name,
-                plots.frame_weights(example, f"{found.teacher} on {corpus}"),
-                "Which frames the teacher points at: the frame weights of "
+                plots.frame_weights(example, f"{found.taught_by} on {corpus}"),
+                "Which frames count, by the teacher: the frame weights of "
                 f"'{example.text}'.",
             )
         both = len(shown) > 1
@@ -791,9 +1110,9 @@ def _pictures(groups, ears, missing, earlier):
             _draw(
                 f"spikes_{corpus}_{network}",
                 plots.posterior_spikes(example, f"{network} on {corpus}"),
-                f"Posteriors of the teacher{', the student alone' * both} and "
-                f"the taught {'one' if both else 'student'} ({found.name}), "
-                f"first seed: '{example.text}'.",
+                f"Posteriors of the teacher{', the baseline' * both} and the "
+                f"distilled student ({found.label}), first seed: "
+                f"'{example.text}'.",
             )
         )
     return (
@@ -813,7 +1132,10 @@ def _heard(taught, groups, ears):
         alone = find_references(found, groups).get(EQUAL_EPOCHS)
         teacher = _teacher_of(found, groups)
         for shown in ([alone, found], [found])[alone is None :]:
-            runs = {one.name: one.folders[0] for one in shown}
+            runs = {
+                one.label.removeprefix(f"{one.network}: "): one.folders[0]
+                for one in shown
+            }
             try:
                 return found, shown, ears.example(runs, teacher)
             except NotThere as reason:
@@ -825,7 +1147,7 @@ def _missing(missing):
     """Say what the report lacks."""
     text = []
     for what, names in missing.items():
-        some = ", ".join(list(names)[:5])
+        some = "; ".join(list(names)[:5])
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
         text.append(f"No {what}: {some}{more}.")
     return Section("What is missing", tuple(text))
@@ -838,7 +1160,7 @@ def _command_of(folder):
         return "-"
     words = shlex.split(path.read_text(encoding="utf-8"))
     for index, word in enumerate(words[:-1]):
-        if word == "--data_folder":
+        if word in PLACES:
             words[index + 1] = "DATA"
     return shlex.join(words)
 
@@ -852,7 +1174,7 @@ def _commands(groups):
         where = found.folders[0] if one else found.folders[0].parent / seeds
         if where.is_relative_to(Path.cwd()):
             where = where.relative_to(Path.cwd())
-        body.append([found.corpus, found.name, str(where), line])
+        body.append([found.corpus, found.label, str(where), line])
     text = "Command lines are those of the first seed, in the recipe's folder."
     return Section("Runs", (text,), [("", [head, *body])])
 
@@ -957,7 +1279,7 @@ def _figure(row, key, digits, signed=False, spread=False):
     return text
 
 
-def _p_value(value):
+def _p_value(value, equal=""):
     if value is None:
         return "-"
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    return "< 0.001" if value < 0.001 else f"{equal}{value:.3f}"

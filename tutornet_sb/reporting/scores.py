@@ -119,6 +119,30 @@ def write_alignments(path, references, hypotheses):
     Path(path).write_text(text, encoding="utf-8")
 
 
+def read_alignments(path):
+    """Read the transcripts of a file by :func:`write_alignments`.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        The file.
+
+    Returns
+    -------
+    dict
+        Reference and hypothesis of each utterance by id.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    found = re.findall(
+        r"^=== (.+) ===\n\nREF:(.*)\nHYP:(.*)$", text, re.MULTILINE
+    )
+    # Stars stand where a word was left out or put in.
+    return {
+        key: tuple(" ".join(re.sub(r"\*+", "", t).split()) for t in both)
+        for key, *both in found
+    }
+
+
 def _compare(references, hypotheses):
     if references.keys() != hypotheses.keys():
         odd = sorted(references.keys() ^ hypotheses.keys())

@@ -8,13 +8,18 @@ To run::
 import argparse
 import logging
 
+from tutornet_sb.environment import check_torchaudio
+from tutornet_sb.errors import failing_in_one_line
+
+with failing_in_one_line("librispeech_prepare.py"):
+    check_torchaudio()
+
 from tutornet_sb import stopping
 from tutornet_sb.corpora.librispeech import (
     CorpusError,
     find_librispeech,
     prepare_librispeech,
 )
-from tutornet_sb.errors import failing_in_one_line
 
 __all__ = ["CorpusError", "find_librispeech", "prepare_librispeech"]
 
@@ -48,7 +53,7 @@ def parse_arguments():
         "--sample_rate",
         type=int,
         default=16000,
-        help="in Hz; default: %(default)s",
+        help="in Hz, what audio will be converted to; default: %(default)s",
     )
     parser.add_argument(
         "--max_skipped",

@@ -21,6 +21,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from contextlib import ExitStack, redirect_stderr
 from importlib import import_module
 from importlib.metadata import version
@@ -28,16 +29,26 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from tutornet_sb.environment import check_torchaudio
+from tutornet_sb.errors import (
+    InputError,
+    SettingError,
+    failing_in_one_line,
+)
+
+# Before SpeechBrain loads it
+with failing_in_one_line("train.py", "--debug" in sys.argv):
+    check_torchaudio()
+
 import speechbrain as sb
 import torch
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
-from speechbrain.augment.time_domain import SpeedPerturb
+from speechbrain.augment.time_domain import Resample
 from speechbrain.dataio.dataloader import make_dataloader
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import CTCBeamSearcher
-from speechbrain.utils.checkpoints import average_checkpoints
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
@@ -48,11 +59,12 @@ from tutornet_sb.brains.ctc import CTCBrain
 from tutornet_sb.brains.rkd import RKDBrain
 from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.corpora import minilibri
+from tutornet_sb.corpora.audio import read_utterance
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
-    read_utterance,
 )
+from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
 from tutornet_sb.distillation.encodings import QUANTISERS
 from tutornet_sb.distillation.extraction import (
@@ -60,7 +72,10 @@ from tutornet_sb.distillation.extraction import (
     default_folder,
     describe,
     fill_store,
+    measure_hidden,
+    weights_hash,
 )
+from tutornet_sb.distillation.frame_weighting import name_weighting
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.intermediate import IntermediateHeads
 from tutornet_sb.distillation.pairs import (
@@ -74,6 +89,7 @@ from tutornet_sb.distillation.pseudo_labels import (
     write_pseudo_labels,
 )
 from tutornet_sb.distillation.sources import load_teacher
+from tutornet_sb.distillation.standardisation import Standardiser
 from tutornet_sb.distillation.store import flatten
 from tutornet_sb.distillation.taps import find_taps, select_taps, trying_out
 from tutornet_sb.distillation.teacher import Teacher, load_model_weights
@@ -81,11 +97,6 @@ from tutornet_sb.distillation.vocabulary import (
     VocabularyError,
     VocabularyMap,
     match_vocabulary,
-)
-from tutornet_sb.errors import (
-    InputError,
-    SettingError,
-    failing_in_one_line,
 )
 from tutornet_sb.files import (
     locked,
@@ -100,6 +111,7 @@ from tutornet_sb.options import Options, read_options
 from tutornet_sb.processes import main_first, own_share, run_on_main
 from tutornet_sb.reporting.compare import short_table, summarize
 from tutornet_sb.reporting.latency import emission_latency, word_ends
+from tutornet_sb.reporting.machine import describe_machine
 from tutornet_sb.reporting.scores import (
     count_errors,
     real_time_factor,
@@ -127,6 +139,7 @@ Exit codes: 0 done, 1 unexpected error, 2 bad input or command line, 75 stopped
 by a signal (the same command goes on)."""
 RECIPE_FOLDER = Path(__file__).resolve().parent
 STAGE_SUMMARY = "stage.json"
+STATISTICS = "hidden_statistics.json"
 CORPUS = "corpus.json"
 LOCK = "run.lock"
 # Options of SpeechBrain's short trial runs. They would leave stages behind that
@@ -162,6 +175,9 @@ CHANGEABLE = {
     "recipe_folder",
     "rtf_utterances",
     "store_folder",
+    "test_csv",
+    "train_csv",
+    "valid_csv",
 }
 
 
@@ -173,6 +189,8 @@ def prepare_corpus(hparams):
     those to be heard without their transcripts.
     """
     corpus, folder = hparams["corpus"], hparams["data_folder"]
+    if any(hparams[f"{kind}_csv"] for kind in KINDS):
+        return prepare_own(hparams)
     if folder is None and corpus["minilibri"] is None:
         raise SettingError(
             f"the corpus '{corpus['name']}' is not embedded: say where it lies "
@@ -182,8 +200,7 @@ def prepare_corpus(hparams):
         folder = minilibri.find_folder(corpus)
         values = {**corpus["minilibri"], "folder": folder}
         run_on_main(minilibri.make_minilibri, [], values)
-    kinds = {"train": "train", "valid": "dev", "test": "test"}
-    splits = {kind: corpus[f"{kind}_splits"] for kind in kinds}
+    splits = {kind: corpus[f"{kind}_splits"] for kind in KINDS}
     named = None
     if None not in splits.values():
         named = list(dict.fromkeys(sum(map(list, splits.values()), [])))
@@ -194,13 +211,14 @@ def prepare_corpus(hparams):
         [folder, save_folder],
         {
             "splits": named,
+            "sample_rate": sample_rate(hparams),
             "untranscribed": untranscribed,
             "max_skipped": hparams["max_skipped"],
             "max_seconds": hparams["max_seconds"],
         },
     )
     data_root = find_librispeech(folder)
-    for kind, prefix in kinds.items():
+    for kind, prefix in KINDS.items():
         if splits[kind] is None:
             splits[kind] = [
                 name
@@ -221,10 +239,47 @@ def prepare_corpus(hparams):
     return data_root, manifests, splits | {"untranscribed": untranscribed}
 
 
+def prepare_own(hparams):
+    """Prepare a corpus in tables, as ``prepare_corpus`` does a folder."""
+    tables = {
+        kind: name_tables(kind, hparams[f"{kind}_csv"], RECIPE_FOLDER)
+        for kind in KINDS
+    }
+    missing = [f"--{kind}_csv FILE" for kind in KINDS if not tables[kind]]
+    if missing:
+        raise SettingError(
+            "a corpus in tables has one for training, one to select by and one "
+            f"to test on: say {' and '.join(missing)} too"
+        )
+    embedded = hparams["corpus"]["minilibri"] is not None
+    if embedded or hparams["data_folder"] is not None:
+        raise SettingError(
+            "--train_csv and a folder of recordings are two corpora: leave out "
+            "--data_folder, and say --corpus_yaml hparams/corpora/own.yaml"
+        )
+    every = tables["train"] | tables["valid"] | tables["test"]
+    root, manifests = run_on_main(
+        prepare_tables,
+        [every, Path(hparams["corpus_folder"]) / "manifests"],
+        {
+            "sample_rate": sample_rate(hparams),
+            "max_skipped": hparams["max_skipped"],
+            "max_seconds": hparams["max_seconds"],
+        },
+    )
+    splits = {kind: list(named) for kind, named in tables.items()}
+    return root, manifests, splits | {"untranscribed": []}
+
+
+def sample_rate(hparams):
+    """Sample rate of the student's input (Hz)."""
+    return hparams["student"]["model"].features.sample_rate
+
+
 def tokenizer_file(hparams):
     """Where the tokenizer of the corpus lies."""
-    corpus = hparams["corpus"]
-    name = f"{corpus['tokenizer_type']}_{corpus['vocab_size']}.model"
+    kind = hparams["corpus"]["tokenizer_type"]
+    name = f"{kind}_{hparams['symbols']['count']}.model"
     return Path(hparams["corpus_folder"]) / name
 
 
@@ -243,8 +298,9 @@ class Data(NamedTuple):
 
 def read_data(hparams, data_root, manifests, splits):
     """Read the manifests; each scored split is a set of its own."""
+    speeds = hparams["speed_perturb"] or [100]
 
-    def items(names):
+    def items(names, speeds=(100,)):
         found = {}
         for split in names:
             part = DynamicItemDataset.from_csv(
@@ -258,10 +314,15 @@ def read_data(hparams, data_root, manifests, splits):
                         f"in {split}: utterances that are heard together need "
                         "names of their own"
                     )
-                found[key] = item | {"split": split, "transcribed": True}
+                found[key] = item | {
+                    "split": split,
+                    "transcribed": True,
+                    "speeds": speeds,
+                }
         return found
 
-    train, silent = items(splits["train"]), items(splits["untranscribed"])
+    train = items(splits["train"], speeds)
+    silent = items(splits["untranscribed"], speeds)
     silent |= keep_share(train, hparams["transcribed_share"])
     for key in silent:
         silent[key] |= {"transcribed": False}
@@ -315,8 +376,9 @@ def check_letters(data, hparams):
                 f"{name}: {len(foreign)} of {len(items)} transcripts have "
                 f"letters that the tokenizer lacks ({' '.join(found[:20])}), "
                 f"the first is that of {next(iter(foreign))}. Write them in "
-                "its letters (upper case, numbers in words), or raise "
-                "max_skipped: such letters are left out"
+                "its letters (of the same case, numbers in words), raise "
+                "max_skipped, and such letters are left out, or train on an "
+                "alphabet of the corpus' own (docs/own_corpus.md)"
             )
 
 
@@ -336,27 +398,27 @@ def store_key(key, split, speed):
     return f"{split}/{key}" + ("" if speed == 100 else f"@{speed:g}")
 
 
-def make_dataset(items, hparams, speeds=None, stored=None, epochs=None):
+def make_dataset(items, hparams, stored=None, epochs=None):
     """Waveform, tokens and transcript of each item, made when asked for.
 
-    With a stored teacher, what it says about the item too. The speed of an
-    item changes from epoch to epoch, which the counter `epochs` tells.
+    With a stored teacher, what it says about the item too. One of the speeds of
+    an item is drawn in each epoch, which the counter `epochs` tells.
     """
-    resample = {speed: SpeedPerturb(16000, [speed]) for speed in speeds or ()}
-    tokenizer = hparams["tokenizer"]
+    rate, tokenizer = sample_rate(hparams), hparams["tokenizer"]
+    speeds = {speed for item in items.values() for speed in item["speeds"]}
+    # As SpeechBrain's SpeedPerturb, which draws from torch's generator.
+    perturb = {speed: Resample(speed, 100) for speed in speeds}
 
-    @sb.utils.data_pipeline.takes("id", "wav", "duration")
+    @sb.utils.data_pipeline.takes("id", "wav", "duration", "speeds")
     @sb.utils.data_pipeline.provides("sig", "speed")
-    def audio(key, wav, duration):
-        sig = read_utterance(key, wav, float(duration))
-        if not speeds:
-            return sig, 100
+    def audio(key, wav, duration, speeds):
+        sig = read_utterance(key, wav, float(duration), rate)
         # Whichever process asks, and after whatever stop, it is the same.
         epoch = epochs.current if epochs else 0
         drawn = random.Random(f"{hparams['seed']} {epoch} {key}")
         speed = drawn.choice(speeds)
         # Before teacher and student part: both hear the same speech.
-        return resample[speed](sig.unsqueeze(0)).squeeze(0), speed
+        return perturb[speed](sig.unsqueeze(0)).squeeze(0), speed
 
     @sb.utils.data_pipeline.takes("id", "split", "sig", "speed")
     @sb.utils.data_pipeline.provides("targets")
@@ -379,38 +441,61 @@ def make_dataset(items, hparams, speeds=None, stored=None, epochs=None):
     )
 
 
-def count_frames(seconds, student):
-    """Frames that a student has for so many seconds, at the least."""
-    period, probe = student.frame_period, 100
-    samples = round(probe * period * student.features.sample_rate)
+def count_frames(samples, student):
+    """Frames that a student has for so many samples, at the least."""
+    rate, probe = student.features.sample_rate, 100
+    hop = round(student.frame_period * rate)
     with trying_out(student) as device:
-        wavs = torch.zeros(1, samples, device=device)
+        wavs = torch.zeros(1, probe * hop, device=device)
         found = student(wavs, torch.ones(1, device=device)).lengths.item()
-    return [int(duration / period) + found - probe for duration in seconds]
+    return [count // hop + found - probe for count in samples]
 
 
 def fit_for_ctc(items, hparams, student):
-    """Leave out utterances that have too few frames for their transcript."""
-    tokenizer, short, unknown = hparams["tokenizer"], [], []
-    seconds = [float(item["duration"]) for item in items.values()]
-    frames = dict(zip(items, count_frames(seconds, student), strict=True))
+    """Leave out what has too few frames for its transcript.
+
+    That is an utterance, or it at some of its speeds.
+    """
+    tokenizer, fitting, short, unknown = hparams["tokenizer"], {}, {}, []
+    rate = student.features.sample_rate
+    spoken = [
+        (key, speed) for key, item in items.items() for speed in item["speeds"]
+    ]
+    # As many as the resampler makes of them
+    samples = [
+        math.ceil(100 * round(float(items[key]["duration"]) * rate) / speed)
+        for key, speed in spoken
+    ]
+    frames = dict(zip(spoken, count_frames(samples, student), strict=True))
     for key, item in items.items():
         ids = tokenizer.encode(item["wrd"])
         symbols = symbols_of(ids, tokenizer)
         if len(symbols) < len(ids):
             unknown.append(key)
         # CTC needs a frame for every symbol and one between equal neighbours.
-        repeats = sum(a == b for a, b in pairwise(symbols))
-        if len(symbols) + repeats > frames[key]:
-            short.append(key)
+        needed = len(symbols) + sum(a == b for a, b in pairwise(symbols))
+        speeds = [s for s in item["speeds"] if frames[key, s] >= needed]
+        if len(speeds) < len(item["speeds"]):
+            short[key] = [s for s in item["speeds"] if s not in speeds]
+        if speeds:
+            fitting[key] = item | {"speeds": speeds}
     if short:
+        lines = [
+            key
+            if key not in fitting
+            else f"{key} at {', '.join(map(str, speeds))} % of its speed"
+            for key, speeds in short.items()
+        ]
         listing = Path(hparams["output_folder"]) / "too_short_for_ctc.txt"
-        run_on_main(listing.write_text, ["\n".join(short) + "\n"])
+        run_on_main(listing.write_text, ["\n".join(lines) + "\n"])
         logger.warning(
             "%d of %d training utterances have fewer frames than their "
-            "transcript needs and are left out: see %s",
-            len(short),
+            "transcript needs and are left out, and %d at some of their "
+            "speeds: %s; see %s",
+            len(items) - len(fitting),
             len(items),
+            len(short) - len(items) + len(fitting),
+            "; ".join(lines[:5]) + ("; ..." if lines[5:] else ""),
             listing,
         )
     if unknown:
@@ -420,14 +505,14 @@ def fit_for_ctc(items, hparams, student):
             len(unknown),
             unknown[0],
         )
-    left_out = set(short)
-    return {key: item for key, item in items.items() if key not in left_out}
+    return fitting
 
 
 def pseudo_label(items, source, hparams):
     """Let the teacher transcribe, and keep what it is sure of."""
     letters = letters_of(pieces(hparams["tokenizer"]), hparams["blank_index"])
-    data = make_dataset(items, hparams)
+    spoken = {key: item | {"speeds": [100]} for key, item in items.items()}
+    data = make_dataset(spoken, hparams)
     path = Path(hparams["output_folder"]) / "pseudo_labels.csv"
     run_on_main(
         write_pseudo_labels,
@@ -476,8 +561,7 @@ def training_set(name, data, source, student, hparams, epochs=None):
             "has the audio the length of its transcripts?"
         )
     seconds = sum(float(item["duration"]) for item in items.values())
-    speeds = hparams["speed_perturb"]
-    return make_dataset(items, hparams, speeds, epochs=epochs), seconds
+    return make_dataset(items, hparams, epochs=epochs), seconds
 
 
 def batches(hparams, data, shuffle):
@@ -510,6 +594,9 @@ def read_own_teacher(hparams):
         "corpus_yaml",
         "corpus_overrides",
         "data_folder",
+        "train_csv",
+        "valid_csv",
+        "test_csv",
         "max_seconds",
         "max_skipped",
         "results_folder",
@@ -687,7 +774,6 @@ def match_symbols(source, transcribed, hparams):
         ours,
         source.blank_index,
         hparams["blank_index"],
-        extra=hparams["teacher_extra_symbols"],
         unused=unused,
         teacher_name=f"teacher {source.name}",
         student_name=f"corpus {hparams['corpus']['name']}",
@@ -777,8 +863,7 @@ def encodings_of(hparams):
 def fill_targets(source, heard, hparams, run_opts):
     """Let the teacher fill the target store with what it lacks.
 
-    `heard` are sets and the speeds at which the student hears them. Returns the
-    store.
+    `heard` are sets, at whose speeds the student hears them. Returns the store.
     """
     taps = teacher_taps(hparams["pairs"])
     teacher = Teacher(source.model, taps, hparams["vocabulary"])
@@ -791,17 +876,19 @@ def fill_targets(source, heard, hparams, run_opts):
     folder = hparams["store_folder"]
     if folder is None:
         folder = default_folder(hparams["corpus_folder"], what)
-    for items, speeds in heard:
-        for speed in speeds or [100]:
+    for items in heard:
+        speeds = [s for item in items.values() for s in item["speeds"]]
+        for speed in dict.fromkeys(speeds):
             variants = {
-                store_key(key, item["split"], speed): item
+                store_key(key, item["split"], speed): item | {"speeds": [speed]}
                 for key, item in items.items()
+                if speed in item["speeds"]
             }
             store = fill_store(
                 folder,
                 what,
                 teacher,
-                make_dataset(variants, hparams, [speed] if speeds else None),
+                make_dataset(variants, hparams),
                 batch_seconds=hparams["batch_seconds"],
                 num_workers=hparams["num_workers"],
                 precision=run_opts.get("precision", "fp32"),
@@ -809,6 +896,22 @@ def fill_targets(source, heard, hparams, run_opts):
                 progressbar=not run_opts.get("noprogressbar", False),
             )
     return store
+
+
+def hidden_statistics(path, teacher, train, hparams):
+    """Measure an online teacher's hidden states, once for a stage.
+
+    Returns the statistics and the seconds that they took.
+    """
+    if not path.is_file():
+        started = time.monotonic()
+        statistics = measure_hidden(
+            teacher, train, hparams["batch_seconds"], hparams["num_workers"]
+        )
+        seconds = time.monotonic() - started
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"seconds": seconds, "statistics": statistics})
+    return read_json(path)
 
 
 def prepare_head(student, teacher, train, hparams):
@@ -850,20 +953,28 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
     counter = EpochCounter(epochs)
     train, seconds = training_set(name, data, source, student, hparams, counter)
     valid = data.valid
-    modules = {"student": student}
+    modules, extraction = {"student": student}, {}
     if name in TAUGHT:
         taps = teacher_taps(hparams["pairs"]) if name == "rkd" else ()
         if hparams["targets"] == "online":
             teacher = Teacher(source.model, taps, hparams["vocabulary"])
+            if name == "rkd":
+                extraction = run_on_main(
+                    hidden_statistics,
+                    [folder / STATISTICS, teacher, train, hparams],
+                )
+                teacher.standardise = Standardiser(
+                    extraction["statistics"], teacher.taps
+                )
         else:
-            speeds = hparams["speed_perturb"]
-            heard = [(train.data, speeds)]
+            heard = [train.data]
             # RKD has no other figure to select by than its loss.
             if name == "rkd":
-                heard.append((valid.data, None))
+                heard.append(valid.data)
             store = fill_targets(source, heard, hparams, run_opts)
+            extraction = store.made
             teacher = StoredTeacher(store, taps)
-            train = make_dataset(train.data, hparams, speeds, teacher, counter)
+            train = make_dataset(train.data, hparams, teacher, counter)
             if name == "rkd":
                 valid = make_dataset(valid.data, hparams, stored=teacher)
         modules["teacher"] = teacher
@@ -913,11 +1024,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
             "generator": torch.Generator(),
         },
     )
-    best = checkpointer.find_checkpoints(
-        min_key=brain.selected_by,
-        max_num_checkpoints=hparams["avg_checkpoints"],
-    )
-    student.load_state_dict(average_checkpoints(best, "student"))
+    best = brain.load_best(valid_loader)
     if name == "rkd":
         prepare_head(student, modules["teacher"], train, hparams)
     figures = {
@@ -925,15 +1032,16 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         "steps": brain.steps_per_epoch * epochs,
         "train_audio_seconds": seconds,
         "train_seconds": brain.watch.seconds,
-        "selected_by": brain.selected_by,
-        "best": float(best[0].meta[brain.selected_by]),
-        "best_epoch": best[0].meta["epoch"],
+        **best,
         "processes": processes.count(),
     }
+    if extraction:
+        figures["extraction_seconds"] = extraction["seconds"]
     if name == "rkd":
         figures["pairs"] = [pair._asdict() for pair in hparams["pairs"]]
-        usual = "nonblank" if modules["teacher"].symbols else "energy"
-        figures["frame_weighting"] = hparams["frame_weighting"] or usual
+        figures["frame_weighting"] = name_weighting(
+            hparams["representation_loss"].weighting, modules["teacher"].symbols
+        )
     state = student.state_dict()
     run_on_main(write_atomically, [weights, lambda p: torch.save(state, p)])
     # The head was fitted in one process.
@@ -1052,13 +1160,14 @@ def refuse_other(there, now, folder, hparams):
     """Keep a folder from mixing the results of two experiments.
 
     `there` and `now` are what the folder holds and what it would hold. Before
-    a checkpoint is saved in it, it may hold anything.
+    a checkpoint is saved in it, it may hold anything. Returns whether that is
+    something else.
     """
     stages = Path(folder) / runs.STAGES
     trained = *stages.glob("*/save/CKPT*"), *stages.glob(f"*/{runs.WEIGHTS}")
     other = differences(there, now)
     if not trained or not other:
-        return
+        return bool(other)
     if not hparams["continue_anyway"]:
         raise ValueError(
             f"{folder} holds another experiment: {other}. Give this one its "
@@ -1066,6 +1175,7 @@ def refuse_other(there, now, folder, hparams):
             "--continue_anyway True"
         )
     logger.warning("%s held another experiment: %s", folder, other)
+    return False
 
 
 def differences(there, now):
@@ -1110,7 +1220,9 @@ def compared(resolved, folder):
 def save_yaml(text, overrides, folder, hparams):
     """Save the experiment, and its network alone, with all values filled in."""
     resolved = resolve_references(text, overrides).read()
-    refuse_other(*compared(resolved, folder), folder, hparams)
+    if refuse_other(*compared(resolved, folder), folder, hparams):
+        # What an experiment has left that came to no checkpoint
+        shutil.rmtree(folder / runs.STAGES, ignore_errors=True)
     yaml, path = YAML(), folder / runs.HYPERPARAMS
     write_atomically(path, lambda file: file.write_text(resolved, "utf-8"))
     network = yaml.load(resolved)["student"]
@@ -1129,8 +1241,8 @@ def save_corpus(manifests, splits, folder, hparams):
             "sha256": hashlib.sha256(content).hexdigest(),
         }
     path = folder / CORPUS
-    if path.is_file():
-        refuse_other(read_json(path), now, folder, hparams)
+    if path.is_file() and refuse_other(read_json(path), now, folder, hparams):
+        shutil.rmtree(folder / runs.STAGES, ignore_errors=True)
     write_json(path, now)
 
 
@@ -1155,7 +1267,7 @@ def check_together(hparams):
             f"{hparams['student_yaml']} has no AcousticModel under the key "
             "'model'"
         )
-    symbols = hparams["corpus"]["vocab_size"]
+    symbols = hparams["symbols"]["count"]
     if hparams["blank_index"] >= symbols:
         raise SettingError(
             f"blank_index: must be one of {symbols} symbols, 0 to "
@@ -1241,7 +1353,8 @@ def find_data(hparams):
             [manifests[split] for split in splits["train"]],
             tokenizer_file(hparams),
             corpus["tokenizer_type"],
-            corpus["vocab_size"],
+            hparams["symbols"]["count"],
+            hparams["symbols"]["letters"],
         ],
     )
     data = read_data(hparams, data_root, manifests, splits)
@@ -1267,10 +1380,9 @@ def fill(hparams_file, run_opts, overrides):
         train_teacher(hparams, run_opts)
         source = find_teacher(hparams, run_opts)
     match_or_do_without(source, data, hparams)
-    items = data.transcribed | data.untranscribed
-    heard = [(items, hparams["speed_perturb"])]
+    heard = [data.transcribed | data.untranscribed]
     if "rkd" in stages:
-        heard.append((data.valid.data, None))
+        heard.append(data.valid.data)
     return fill_targets(source, heard, hparams, run_opts)
 
 
@@ -1363,10 +1475,15 @@ def run_alone(text, run_opts, overrides, hparams):
         "student": hparams["student"]["name"],
         "seed": hparams["seed"],
         "parameters": sum(p.numel() for p in student.parameters()),
+        "weights_sha256": weights_hash(student),
         "epochs": hparams["epochs"],
         "train_audio_seconds": last["train_audio_seconds"],
+        # All stages read the same targets.
         "train_seconds": sum(
             stage["train_seconds"] for stage in stages.values()
+        )
+        + max(
+            stage.get("extraction_seconds", 0.0) for stage in stages.values()
         ),
         "real_time_factor": run_on_main(
             measure_speed, [student, data.scored[splits["test"][0]], hparams]
@@ -1379,13 +1496,14 @@ def run_alone(text, run_opts, overrides, hparams):
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
+        "machine": describe_machine(next(student.parameters()).device),
     }
     if taught:
         results["teacher"] = (
             summarize(source.name)
             if source.kind == "run"
             else describe_source(source)
-        )
+        ) | {"weights_sha256": weights_hash(source.model)}
     run_on_main(write_json, [output_folder / runs.RESULTS, results])
 
 

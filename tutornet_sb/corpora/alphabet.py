@@ -1,0 +1,80 @@
+"""The symbols of a corpus: as many as it says, or those it is written in."""
+
+from tutornet_sb.corpora.librispeech import read_texts
+from tutornet_sb.corpora.tables import name_tables, read_table
+from tutornet_sb.errors import SettingError
+
+
+def choose_symbols(
+    tokenizer_type, vocab_size, train_csv, data_folder, splits, folder
+):
+    """Count the symbols of a corpus before its tokenizer is there.
+
+    Used as ``symbols: !applyref:tutornet_sb.corpora.alphabet.choose_symbols``,
+    for networks are made before their corpus is prepared.
+
+    Arguments
+    ---------
+    tokenizer_type : str
+        ``char``, ``bpe`` or ``unigram``.
+    vocab_size : int or None
+        Symbols, the blank included. None: of a character tokenizer, the letters
+        of the training transcripts, in the case that they have there, the
+        space and the blank.
+    train_csv : str or list of str or None
+        Tables of training utterances, relative to the working folder or to
+        ``folder``.
+    data_folder : str or None
+        Otherwise a folder in LibriSpeech's layout.
+    splits : list of str or None
+        Its training splits.
+    folder : str
+        That of the recipe.
+
+    Returns
+    -------
+    dict
+        ``count``, and ``letters`` in one text, None with a ``vocab_size``.
+
+    Raises
+    ------
+    SettingError
+        If the corpus has neither a ``vocab_size`` nor transcripts.
+
+    Example
+    -------
+    >>> choose_symbols("bpe", 500, None, None, None, ".")
+    {'count': 500, 'letters': None}
+    """
+    if vocab_size is not None:
+        return {"count": vocab_size, "letters": None}
+    if tokenizer_type != "char":
+        raise SettingError(
+            f"corpus.vocab_size: a {tokenizer_type} tokenizer needs a number "
+            'of symbols, as in --corpus_overrides "{tokenizer_type: bpe, '
+            'vocab_size: 500}"'
+        )
+    if train_csv:
+        tables = name_tables("train", train_csv, folder).values()
+        texts = [
+            row.text
+            for path in tables
+            for row in read_table(path)
+            if row.fault is None
+        ]
+    elif data_folder:
+        texts = read_texts(data_folder, splits)
+    else:
+        raise SettingError(
+            "the corpus gives no vocab_size, so its symbols are the letters of "
+            "its training transcripts: say where they lie by --train_csv FILE "
+            "or --data_folder FOLDER"
+        )
+    # A tokenizer cannot hold a NUL, and separates words by U+2581.
+    letters = sorted(set().union(*texts) - {" ", "\u2581", "\0"})
+    if not letters:
+        raise SettingError(
+            f"{train_csv or data_folder} has no training transcript that can "
+            "be used"
+        )
+    return {"count": len(letters) + 2, "letters": "".join(letters)}

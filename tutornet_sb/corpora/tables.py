@@ -1,0 +1,315 @@
+"""A corpus in tables: each row names an audio file and its transcript.
+
+Tables are CSV, TSV or JSON lines, as the ending of their name says, with
+columns or keys ``path`` (or ``wav``) and ``text``, and ``id`` if there is one;
+others are ignored. Paths are relative to the table. Rows that cannot be used
+are skipped, counted and written down, as in a corpus of LibriSpeech's layout.
+"""
+
+import collections
+import concurrent.futures
+import csv
+import functools
+import io
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from tutornet_sb.corpora.audio import read_header
+from tutornet_sb.corpora.librispeech import (
+    CorpusError,
+    Skip,
+    Source,
+    fault_of,
+    make_manifests,
+    tidy_text,
+)
+
+# What the names of the splits of each kind begin with
+KINDS = {"train": "train", "valid": "dev", "test": "test"}
+ENDINGS = ".csv", ".tsv", ".jsonl", ".json"
+
+
+class Row(NamedTuple):
+    """A row of a table.
+
+    Attributes
+    ----------
+    line : int
+        Where it begins, from 1.
+    id : str
+        That of the utterance: by default its path without the ending.
+    wav : str
+        Its audio file, as written.
+    text : str
+        Its transcript.
+    fault : str or None
+        Why it cannot be used.
+    """
+
+    line: int
+    id: str
+    wav: str
+    text: str
+    fault: str | None = None
+
+
+def name_tables(kind, paths, folder="."):
+    """Name the split that each table is.
+
+    Arguments
+    ---------
+    kind : str
+        ``train``, ``valid`` or ``test``.
+    paths : str or list of str or None
+        Tables, relative to the working folder or to ``folder``.
+    folder : str or pathlib.Path
+        That of the recipe.
+
+    Returns
+    -------
+    dict of str to pathlib.Path
+        Tables by the names of their splits, which begin with ``train``,
+        ``dev`` or ``test`` and end with the names of the files.
+
+    Raises
+    ------
+    CorpusError
+        If two of them have the same name.
+
+    Example
+    -------
+    >>> list(name_tables("test", ["test.csv", "de/Noisy.tsv"]))
+    ['test', 'test-Noisy']
+    """
+    prefix, named = KINDS[kind], {}
+    for path in [paths] if isinstance(paths, str) else paths or []:
+        path = Path(path).expanduser()
+        stem = path.stem
+        split = stem if stem.startswith(prefix) else f"{prefix}-{stem}"
+        if split in named:
+            raise CorpusError(
+                f"{named[split]} and {path} have the same name: rename one, or "
+                "join them"
+            )
+        named[split] = path
+        if not path.is_file() and (Path(folder) / path).is_file():
+            named[split] = Path(folder) / path
+    return named
+
+
+def prepare_tables(
+    tables, save_folder, sample_rate=16000, max_skipped=0.01, max_seconds=120.0
+):
+    """Write one manifest a table, as `librispeech.prepare_librispeech` does.
+
+    ``skipped_SPLIT.csv`` holds the rows that are left out, with the table and
+    the line: rows of another number of columns, with a line break in a field
+    or no JSON; ids that stand twice; audio that is missing, and the faults of
+    audio and transcripts that a corpus of LibriSpeech's layout may have.
+
+    Arguments
+    ---------
+    tables : dict of str to pathlib.Path
+        By the names of the splits.
+    save_folder : str or pathlib.Path
+        Where the manifests go.
+    sample_rate : int
+        Sample rate that audio will be converted to (Hz).
+    max_skipped : float
+        The greatest part of a table that may be skipped, 0 to 1.
+    max_seconds : float
+        The longest utterance.
+
+    Returns
+    -------
+    root : pathlib.Path
+        What ``$data_root`` stands for in the manifests; absolute.
+    manifests : dict of str to pathlib.Path
+        The manifest of each split.
+
+    Raises
+    ------
+    CorpusError
+        If a table is missing or none, or damaged beyond `max_skipped`.
+    """
+    folders = {split: path.resolve().parent for split, path in tables.items()}
+    root = Path(os.path.commonpath(folders.values()))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+
+        def sources():
+            for split, path in tables.items():
+                rows = read_table(path)
+                place = functools.partial(os.path.join, folders[split])
+                files = [place(row.wav) for row in rows]
+                stamps = list(pool.map(_stamp, files))
+                headers = functools.partial(
+                    _read_headers, pool, files, stamps, sample_rate, max_seconds
+                )
+                folder = folders[split].relative_to(root)
+                yield Source(
+                    split,
+                    split,
+                    [sample_rate, max_seconds, str(folder), rows, stamps],
+                    functools.partial(_scan, path, folder, rows, headers),
+                )
+
+        manifests = make_manifests(
+            root, sources(), save_folder, sample_rate, max_skipped
+        )
+    return root, manifests
+
+
+def read_table(path):
+    """Read the rows of a table.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        CSV, TSV (in which quotes are letters), JSON lines or a JSON list.
+
+    Returns
+    -------
+    list of Row
+        In their order, those at fault too.
+
+    Raises
+    ------
+    CorpusError
+        If there is no such file, it ends otherwise, or its first line does not
+        name the columns.
+    """
+    ending = path.suffix.lower()
+    if ending not in ENDINGS:
+        raise CorpusError(
+            f"{path}: the name of a table must end in {', '.join(ENDINGS)}"
+        )
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise CorpusError(f"{path}: {error.strerror}") from None
+    text = content.decode("utf-8-sig", errors="replace")
+    read = _read_json if ending.startswith(".json") else _read_csv
+    rows = list(read(path, text))
+    counts = collections.Counter(row.id for row in rows)
+    # Which of two transcripts is right cannot be known.
+    return [
+        row._replace(fault="duplicate id")
+        if counts[row.id] > 1 and row.fault is None
+        else row
+        for row in rows
+    ]
+
+
+def _read_csv(path, text):
+    """Yield the rows of a CSV or TSV."""
+    if path.suffix.lower() == ".tsv":
+        options = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+    else:
+        options = {"skipinitialspace": True, "strict": True}
+    reader = csv.reader(io.StringIO(text, newline=""), **options)
+    header = None
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader)
+        except StopIteration:
+            break
+        except csv.Error as error:
+            yield Row(line, f"line {line}", "", "", f"no CSV: {error}")
+            continue
+        if header is None:
+            header = [name.strip().lower() for name in fields]
+            if "text" not in header or not {"path", "wav"} & {*header}:
+                raise CorpusError(
+                    f"{path}: its first line must name the columns path (or "
+                    f"wav) and text, got {', '.join(fields)!r}"
+                )
+        elif not fields:
+            continue
+        elif len(fields) != len(header):
+            fault = f"{len(fields)} columns instead of {len(header)}"
+            yield Row(line, f"line {line}", "", "", fault)
+        # Of a quote that is not closed
+        elif any("\n" in field or "\r" in field for field in fields):
+            yield Row(line, f"line {line}", "", "", "line break in a field")
+        else:
+            yield _make_row(line, dict(zip(header, fields, strict=True)))
+
+
+def _read_json(path, text):
+    """Yield the rows of JSON lines, or of a list."""
+    if text.lstrip().startswith("["):
+        try:
+            contents = enumerate(json.loads(text), 1)
+        except ValueError as error:
+            raise CorpusError(f"{path} is no JSON: {error}") from None
+    else:
+        contents = (
+            (number, _parse(line))
+            for number, line in enumerate(text.split("\n"), 1)
+            if line.strip()
+        )
+    for line, content in contents:
+        if not isinstance(content, dict) or not (
+            isinstance(content.get("text"), str)
+            and isinstance(content.get("path", content.get("wav")), str)
+        ):
+            fault = "no JSON with texts under the keys path (or wav) and text"
+            yield Row(line, f"line {line}", "", "", fault)
+        else:
+            yield _make_row(line, content)
+
+
+def _parse(line):
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _make_row(line, values):
+    """Make a row of its fields by name."""
+    wav = values.get("path", values.get("wav")).strip()
+    text = tidy_text(values["text"])
+    name = str(values.get("id") or os.path.splitext(wav)[0]).strip()
+    fault = fault_of(name + wav, text) if wav else "no audio file is named"
+    return Row(line, name or f"line {line}", wav, text, fault)
+
+
+def _stamp(file):
+    """Size (bytes) and time of a file, None if there is none."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_headers(pool, files, stamps, sample_rate, max_seconds):
+    """Duration, conversion and fault of each audio file."""
+
+    def read(file, stamp):
+        if stamp is None:
+            return None, "", "no such audio file"
+        return read_header(file, stamp[0], sample_rate, max_seconds)
+
+    return pool.map(read, files, stamps)
+
+
+def _scan(path, folder, rows, headers):
+    """Rows of the manifest, skips, and how often each conversion is needed."""
+    found, skips, conversions = [], [], collections.Counter()
+    for row, header in zip(rows, headers(), strict=True):
+        seconds, conversion, reason = header
+        reason = row.fault or reason
+        if reason:
+            skips.append(Skip(row.id, f"{path.name}:{row.line}", reason))
+            continue
+        wav = folder / row.wav
+        wav = str(wav) if wav.is_absolute() else f"$data_root/{wav}"
+        found.append((row.id, seconds, wav, "", row.text))
+        if conversion:
+            conversions[conversion] += 1
+    return sorted(found), sorted(skips), conversions

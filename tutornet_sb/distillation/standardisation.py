@@ -1,0 +1,77 @@
+"""Teacher's hidden states with zero mean and unit variance by dimension.
+
+Some dimensions of large networks are hundreds of times as large as the others.
+Standardised by statistics of the corpus, all have the same part in the loss of
+representation-level distillation and in codebooks, and a student that says
+nothing of a frame costs 1.
+"""
+
+import torch
+
+# A deviation below this part of the mean is rounding of float32.
+CONSTANT = 1e-6
+
+
+def measure(states, taps):
+    """Measure mean and deviation of each dimension.
+
+    Arguments
+    ---------
+    states : torch.Tensor
+        Hidden states of a sample of frames, ``(frames, dim)``.
+    taps : dict
+        Dimension of each layer by its path, in the order of ``states``.
+
+    Returns
+    -------
+    dict
+        ``mean`` and ``deviation`` (lists of floats) by path. The deviation of
+        a dimension that is constant is 0.
+
+    Example
+    -------
+    >>> measure(torch.tensor([[1.0, 7.0], [3.0, 7.0]]), {"encoder": 2})
+    {'encoder': {'mean': [2.0, 7.0], 'deviation': [1.0, 0.0]}}
+    """
+    deviation, mean = torch.std_mean(states.double(), dim=0, correction=0)
+    deviation = deviation.where(deviation > CONSTANT * mean.abs(), 0.0)
+    parts = [x.float().split(list(taps.values())) for x in (mean, deviation)]
+    return {
+        path: {"mean": mean.tolist(), "deviation": deviation.tolist()}
+        for path, mean, deviation in zip(taps, *parts, strict=True)
+    }
+
+
+class Standardiser(torch.nn.Module):
+    """Standardise hidden states; a dimension that is constant becomes 0.
+
+    Arguments
+    ---------
+    statistics : dict
+        From :func:`measure`.
+    taps : iterable of str
+        Paths of the layers, in the order of the hidden states.
+
+    Example
+    -------
+    >>> states = torch.tensor([[1.0, 7.0], [3.0, 7.0]])
+    >>> statistics = measure(states, {"encoder": 2})
+    >>> Standardiser(statistics, ["encoder"])(states)
+    tensor([[-1.,  0.],
+            [ 1.,  0.]])
+    """
+
+    def __init__(self, statistics, taps):
+        super().__init__()
+        mean, deviation = (
+            torch.tensor(sum((statistics[path][name] for path in taps), []))
+            for name in ("mean", "deviation")
+        )
+        # Kept beside the targets or the stage, and so in no checkpoint.
+        self.register_buffer("mean", mean, persistent=False)
+        scale = torch.where(deviation > 0, 1 / deviation, 0.0)
+        self.register_buffer("scale", scale, persistent=False)
+
+    def forward(self, hidden):
+        """Standardise ``(..., dim)``."""
+        return (hidden - self.mean) * self.scale

@@ -1,0 +1,157 @@
+"""Sums over monotone alignments of two CTC models within some frames."""
+
+import torch
+
+
+def around(x, tolerance):
+    """Give each frame its neighbours, and itself between them.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        ``(batch, frames, ...)``.
+    tolerance : int
+        Frames before and after.
+
+    Returns
+    -------
+    torch.Tensor
+        Frame ``t - tolerance + i`` at ``t`` and ``i``, zero where there is no
+        such frame, ``(batch, frames, 2 * tolerance + 1, ...)``.
+
+    Example
+    -------
+    >>> around(torch.tensor([[1, 2]]), 1)
+    tensor([[[0, 1, 2],
+             [1, 2, 0]]])
+    """
+    margins = [0, 0] * (x.dim() - 2) + [tolerance, tolerance]
+    x = torch.nn.functional.pad(x, margins)
+    return x.unfold(1, 2 * tolerance + 1, 1).movedim(-1, 2)
+
+
+def changes(p, mask, blank_index=0):
+    """Find the frames after which CTC reads another symbol than before.
+
+    Arguments
+    ---------
+    p : torch.Tensor
+        Posteriors, ``(batch, frames, symbols)``.
+    mask : torch.Tensor
+        Valid frames, ``(batch, frames)``.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    torch.Tensor
+        Boolean, ``(batch, frames)``: true if the last symbol up to the frame
+        and the next one after it are not the same.
+
+    Example
+    -------
+    >>> p = torch.eye(3)[[1, 0, 1, 1, 0, 2]].unsqueeze(0)
+    >>> changes(p, torch.ones(1, 6, dtype=torch.bool)).int().tolist()
+    [[0, 0, 0, 1, 1, 1]]
+    """
+    best = p.argmax(-1)
+    spikes = (best != blank_index) & mask
+    frames = best.shape[1]
+    # A frame before all others and one after them, without a symbol
+    best = torch.nn.functional.pad(best, (1, 1), value=-1)
+    index = torch.arange(1, frames + 1, device=p.device)
+    last = torch.where(spikes, index, 0).cummax(1).values
+    following = torch.where(spikes, index, frames + 1)
+    following = following.flip(1).cummin(1).values.flip(1)
+    following = torch.nn.functional.pad(
+        following[:, 1:], (0, 1), value=frames + 1
+    )
+    return best.gather(1, last) != best.gather(1, following)
+
+
+def _min_plus(a, b):
+    """Product of matrices whose sums are minima and whose products are sums."""
+    return (a.unsqueeze(-1) + b.unsqueeze(-3)).amin(-2)
+
+
+def _chain(costs):
+    """Costs of going from each place in the band to each later one."""
+    band = costs.shape[-1]
+    pad = torch.nn.functional.pad
+    rows = [
+        pad(
+            pad(costs[..., i + 1 :].cumsum(-1), (1, 0)), (i, 0), value=torch.inf
+        )
+        for i in range(band)
+    ]
+    return torch.stack(rows, dim=-2)
+
+
+def warped_sum(costs, inserted, dropped, mask):
+    """Add up costs along the cheapest monotone alignment within a band.
+
+    Dynamic time warping in the band of Sakoe and Chiba (1978): an alignment
+    begins at both first frames and ends at both last ones, and from one pair to
+    the next it goes one frame on in the teacher, in the student or in both, so
+    every frame of either is compared with some frame of the other, in order.
+    As CTC does, it takes blanks between different symbols as optional: frames
+    of the student may be inserted after a teacher frame, and teacher frames may
+    be dropped, each at a cost of its own.
+
+    So a spike costs nothing if it is early or late by no more than the band.
+    If it is missing, inserted, or merged with a spike of the same symbol, a
+    frame is compared with one of another symbol, whatever the band.
+
+    Steps from frame to frame are matrices of the min-plus semiring, multiplied
+    pairwise, so that the depth is logarithmic in the frames.
+
+    Arguments
+    ---------
+    costs : torch.Tensor
+        Of the teacher's frame ``t`` and the student's frame
+        ``t - tolerance + i``, infinite where there is none,
+        ``(batch, frames, 2 * tolerance + 1)``.
+    inserted : torch.Tensor
+        Of the same student frame if it is inserted after the teacher's frame
+        ``t``, infinite where it may not be, of the same shape.
+    dropped : torch.Tensor
+        Of the teacher's frame ``t`` if it is dropped, infinite where it may not
+        be, ``(batch, frames)``.
+    mask : torch.Tensor
+        Valid frames, ``(batch, frames)``.
+
+    Returns
+    -------
+    torch.Tensor
+        ``(batch,)``.
+
+    Example
+    -------
+    >>> none = torch.inf
+    >>> costs = torch.tensor([[[none, 0.0, 2.0], [3.0, 4.0, none]]])
+    >>> mask = torch.ones(1, 2, dtype=torch.bool)
+    >>> never = torch.full_like(costs, none)
+    >>> warped_sum(costs, never, never[..., 0], mask)
+    tensor([4.])
+    >>> inserted = torch.tensor([[[none, 0.5, 0.5], [none, none, none]]])
+    >>> warped_sum(costs, inserted, torch.tensor([[none, 0.25]]), mask)
+    tensor([0.7500])
+    """
+    chain = _chain(costs)
+    # Both go on, which keeps the place in the band, or the teacher alone, which
+    # loses one. Then the student goes on alone.
+    both = costs.unsqueeze(-1) + chain
+    alone = torch.minimum(costs, dropped.unsqueeze(-1))
+    alone = alone.masked_fill(costs.isinf(), torch.inf).unsqueeze(-1) + chain
+    alone = torch.nn.functional.pad(
+        alone[..., :-1, :], (0, 0, 1, 0), value=torch.inf
+    )
+    steps = _min_plus(torch.minimum(both, alone), _chain(inserted))
+    stay = torch.full_like(steps[0, 0], torch.inf).fill_diagonal_(0.0)
+    steps = torch.where(mask[..., None, None], steps, stay)
+    while steps.shape[1] > 1:
+        even = steps.shape[1] // 2 * 2
+        pairs = _min_plus(steps[:, 0:even:2], steps[:, 1:even:2])
+        steps = torch.cat([pairs, steps[:, even:]], dim=1)
+    middle = costs.shape[-1] // 2
+    return steps[:, 0, middle, middle]

@@ -1,0 +1,49 @@
+"""The machine that figures were measured on."""
+
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def describe_machine(device="cpu"):
+    """Describe this machine, as far as it decides how fast something is.
+
+    Arguments
+    ---------
+    device : str or torch.device
+        What computes.
+
+    Returns
+    -------
+    dict
+        ``cpu`` (its model), ``cores``, ``threads`` (of
+        PyTorch), and ``gpu`` (its model) if that computes.
+
+    Example
+    -------
+    >>> sorted(describe_machine())
+    ['cores', 'cpu', 'threads']
+    """
+    machine = {
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    device = torch.device(device)
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine
+
+
+def _cpu_model():
+    text = CPUINFO.read_text("utf-8") if CPUINFO.is_file() else ""
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        # Of other processors than Intel's and AMD's the name may be missing.
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
