@@ -462,7 +462,7 @@ def test_progress_is_shown_in_a_terminal_alone(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     fill(tmp_path / "s", teacher, make_data(), SMALL, progressbar=True)
     error = capsys.readouterr().err
-    for words in ("codebooks: ", "hours of audio", "audio hours per hour"):
+    for words in ("sample: ", "hours of audio", "audio hours per hour"):
         assert (words in error) == is_terminal
 
 

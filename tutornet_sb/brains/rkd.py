@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 
 from tutornet_sb.brains.stage import StageBrain
+from tutornet_sb.distillation.frame_weighting import name_weighting
 from tutornet_sb.distillation.taps import encode_with_taps
 from tutornet_sb.networks.acoustic_model import Encoding
 
@@ -131,7 +132,9 @@ class RKDBrain(StageBrain):
             constant = (square - mean.square()).mean().item()
             figures[f"{name}_relative"] = figures[name] / constant
             if pair.teacher in errors:
-                weighting = self.hparams.representation_loss.weighting
-                found = errors[pair.teacher][weighting.__name__]
-                figures[f"{name}_codes"] = found
+                weighting = name_weighting(
+                    self.hparams.representation_loss.weighting,
+                    self.modules.teacher.symbols,
+                )
+                figures[f"{name}_codes"] = errors[pair.teacher][weighting]
         return figures

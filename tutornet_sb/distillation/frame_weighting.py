@@ -125,8 +125,33 @@ FRAME_WEIGHTINGS = {
 
 
 def _default(targets, blank_index=0):
-    has_head = targets.posteriors.shape[-1] > 0
-    return (nonblank if has_head else energy)(targets, blank_index)
+    name = name_weighting(_default, targets.posteriors.shape[-1])
+    return FRAME_WEIGHTINGS[name](targets, blank_index)
+
+
+def name_weighting(weighting, symbols):
+    """Name a frame weighting as it is for a teacher.
+
+    Arguments
+    ---------
+    weighting : callable
+        From :func:`get_frame_weighting`.
+    symbols : int
+        Of the teacher's targets, 0 without a CTC head.
+
+    Returns
+    -------
+    str
+        One of ``FRAME_WEIGHTINGS``.
+
+    Example
+    -------
+    >>> name_weighting(get_frame_weighting(None), 29)
+    'nonblank'
+    """
+    if weighting is _default:
+        return "nonblank" if symbols else "energy"
+    return weighting.__name__
 
 
 def get_frame_weighting(name):

@@ -75,6 +75,7 @@ from tutornet_sb.distillation.extraction import (
     measure_hidden,
     weights_hash,
 )
+from tutornet_sb.distillation.frame_weighting import name_weighting
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.intermediate import IntermediateHeads
 from tutornet_sb.distillation.pairs import (
@@ -1038,8 +1039,9 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         figures["extraction_seconds"] = extraction["seconds"]
     if name == "rkd":
         figures["pairs"] = [pair._asdict() for pair in hparams["pairs"]]
-        usual = "nonblank" if modules["teacher"].symbols else "energy"
-        figures["frame_weighting"] = hparams["frame_weighting"] or usual
+        figures["frame_weighting"] = name_weighting(
+            hparams["representation_loss"].weighting, modules["teacher"].symbols
+        )
     state = student.state_dict()
     run_on_main(write_atomically, [weights, lambda p: torch.save(state, p)])
     # The head was fitted in one process.
@@ -1158,13 +1160,14 @@ def refuse_other(there, now, folder, hparams):
     """Keep a folder from mixing the results of two experiments.
 
     `there` and `now` are what the folder holds and what it would hold. Before
-    a checkpoint is saved in it, it may hold anything.
+    a checkpoint is saved in it, it may hold anything. Returns whether that is
+    something else.
     """
     stages = Path(folder) / runs.STAGES
     trained = *stages.glob("*/save/CKPT*"), *stages.glob(f"*/{runs.WEIGHTS}")
     other = differences(there, now)
     if not trained or not other:
-        return
+        return bool(other)
     if not hparams["continue_anyway"]:
         raise ValueError(
             f"{folder} holds another experiment: {other}. Give this one its "
@@ -1172,6 +1175,7 @@ def refuse_other(there, now, folder, hparams):
             "--continue_anyway True"
         )
     logger.warning("%s held another experiment: %s", folder, other)
+    return False
 
 
 def differences(there, now):
@@ -1216,7 +1220,9 @@ def compared(resolved, folder):
 def save_yaml(text, overrides, folder, hparams):
     """Save the experiment, and its network alone, with all values filled in."""
     resolved = resolve_references(text, overrides).read()
-    refuse_other(*compared(resolved, folder), folder, hparams)
+    if refuse_other(*compared(resolved, folder), folder, hparams):
+        # What an experiment has left that came to no checkpoint
+        shutil.rmtree(folder / runs.STAGES, ignore_errors=True)
     yaml, path = YAML(), folder / runs.HYPERPARAMS
     write_atomically(path, lambda file: file.write_text(resolved, "utf-8"))
     network = yaml.load(resolved)["student"]
@@ -1235,8 +1241,8 @@ def save_corpus(manifests, splits, folder, hparams):
             "sha256": hashlib.sha256(content).hexdigest(),
         }
     path = folder / CORPUS
-    if path.is_file():
-        refuse_other(read_json(path), now, folder, hparams)
+    if path.is_file() and refuse_other(read_json(path), now, folder, hparams):
+        shutil.rmtree(folder / runs.STAGES, ignore_errors=True)
     write_json(path, now)
 
 
