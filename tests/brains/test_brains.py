@@ -699,7 +699,7 @@ def test_a_delay_moves_the_teacher_back(run, data):
 
 @pytest.mark.parametrize("delay", [0.0, 0.1])
 def test_symbols_without_an_skd_term_are_logged(run, data, delay):
-    """All those of the last 0.1 s, and none that another utterance hides."""
+    """Those that a delay moves into the last frames or beyond the end."""
     its = run("skd", delay=delay)
     found, items = loss_of(its.brain, data, sb.Stage.TRAIN)
     figures = its.brain.figures(found)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from speechbrain.dataio.batch import PaddedBatch
 
+from tutornet_sb.distillation.alignment import align
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.networks.acoustic_model import (
@@ -123,9 +124,26 @@ def test_frames_of_another_rate_and_a_delay(batches):
     """The student of 40 ms meets the teacher of 20 ms two frames later."""
     teacher = Teacher(make_model(1), ())
     student = make_model(0, stride=4)
-    prompt = fit_head(student, teacher, batches)
-    late = fit_head(student, teacher, batches, delay=0.04)
-    assert 0 < prompt != late > 0
+    fits = []
+    for delay in (0.0, 0.04):
+        found = fit_head(student, teacher, batches, delay=delay)
+        total, frames, left_out = 0.0, 0, 0
+        for batch in batches:
+            encoding = student.eval()(*batch.sig)
+            targets = align(
+                teacher(*batch.sig), encoding.lengths, 0.04, delay=delay
+            )
+            mask = frame_mask(encoding.lengths, encoding.logits.shape[1])
+            valid = int(mask.sum())
+            mask &= targets.posterior_mask
+            left_out += valid - int(mask.sum())
+            log_q = encoding.logits.log_softmax(-1)[mask].detach()
+            total -= (targets.posteriors[mask] * log_q).sum().item()
+            frames += int(mask.sum())
+        assert left_out > 0
+        assert found == pytest.approx(total / frames, rel=1e-4)
+        fits.append(found)
+    assert 0 < fits[0] != fits[1] > 0
 
 
 def test_hidden_states_that_are_not_finite_are_an_error(batches):

@@ -1,7 +1,5 @@
 """Softmax-level distillation combined with the original task."""
 
-from functools import partial
-
 import speechbrain as sb
 import torch
 
@@ -99,8 +97,9 @@ class SKDBrain(CTCBrain):
         """
         if targets.posterior_mask is None:
             return
-        count = partial(count_symbols, blank_index=self.hparams.blank_index)
-        left = 100 * (1 - count(targets) / count(given).clamp(min=1))
+        blank = self.hparams.blank_index
+        known, in_all = (count_symbols(t, blank) for t in (targets, given))
+        left = 100 * (1 - known / in_all.clamp(min=1))
         self.terms.add("skd_left_out", left, self.size)
 
     @property
