@@ -357,7 +357,10 @@ def test_the_summary_gives_the_verdict_and_where_and_when(report, rows):
         "On test-clean of mini, lstm distilled by RKD then SKD from jasper_dr "
         f"makes {gain:.1f} % fewer word errors than its baseline"
     ) in summary
-    assert f"(WER {ours:.1f} against {theirs:.1f} %; 95 % interval" in summary
+    assert (
+        f"(WER {ours:.1f} against {theirs:.1f} %, the teacher's 9.8 %; 95 % "
+        "interval"
+    ) in summary
     assert "With 2 seeds of each it is not sufficient for a claim." in summary
     assert "2 tests were made" in summary
     assert f"Report of {datetime.date.today()}." in summary
@@ -516,7 +519,7 @@ def test_pictures_are_of_students_that_have_their_weights(
     ]
     shown = []
 
-    def example(self, students, teacher, seconds=3.0):
+    def example(self, students, teacher, seconds=1.5):
         if not there >= students.keys():
             raise NotThere("the run holds no weights")
         shown.append(list(students))
@@ -534,7 +537,7 @@ def test_pictures_are_of_students_that_have_their_weights(
 def test_without_weights_no_run_is_named_by_its_place(
     runs_made, tmp_path, monkeypatch
 ):
-    def example(self, students, teacher, seconds=3.0):
+    def example(self, students, teacher, seconds=1.5):
         raise NotThere(f"{next(iter(students.values()))} holds no weights")
 
     monkeypatch.setattr(Ears, "example", example)
@@ -548,7 +551,7 @@ def test_pictures_outlive_the_weights_they_were_drawn_of(
 ):
     to = tmp_path / "to"
 
-    def example(self, students, teacher, seconds=3.0):
+    def example(self, students, teacher, seconds=1.5):
         return heard_by(students)
 
     def gone(self, students, teacher, seconds=3.0):

@@ -3,7 +3,7 @@
 A store is a folder::
 
     header.json         what the targets are, and whose
-    codebooks.bin       centroids of quantised hidden states
+    codebooks.bin       centroids of quantised hidden states, in fp16
     shards/NAME.shard   targets of many utterances
 
 Shards are written once and get their name when they are complete. Each is a
@@ -412,7 +412,7 @@ def create_store(folder, what, made=None, codebooks=None):
             )
     make_codec(what, codebooks)
     content = b"".join(
-        numpy.ascontiguousarray(codebooks[path].cpu().numpy(), "<f4").tobytes()
+        numpy.ascontiguousarray(codebooks[path].cpu().numpy(), "<f2").tobytes()
         for path in codebook_shapes(what)
     )
     checksum = None
@@ -450,7 +450,7 @@ def _read_codebooks(folder, header):
     if not shapes:
         return {}
     path = folder / CODEBOOKS
-    wanted = sum(4 * math.prod(shape) for shape in shapes.values())
+    wanted = sum(2 * math.prod(shape) for shape in shapes.values())
     found = path.stat().st_size if path.is_file() else 0
     content = path.read_bytes() if found == wanted else b""
     if hashlib.sha256(content).hexdigest() != header["made"]["codebooks"]:
@@ -458,7 +458,7 @@ def _read_codebooks(folder, header):
             f"{path} is missing or damaged, and without it no hidden state can "
             "be read: delete the folder and fill it anew"
         )
-    values = torch.frombuffer(bytearray(content), dtype=torch.float32)
+    values = torch.frombuffer(bytearray(content), dtype=torch.float16).float()
     parts = values.split([math.prod(shape) for shape in shapes.values()])
     return {
         path: part.view(shape).clone()

@@ -238,7 +238,7 @@ class Ears:
         write_json(kept, figures)
         return figures
 
-    def example(self, students, teacher, seconds=3.0):
+    def example(self, students, teacher, seconds=1.5):
         """Let models and their teacher hear one utterance.
 
         Arguments

@@ -102,7 +102,8 @@ def learning_curves(curves, title):
     for panel in panels:
         panel.set_yscale("log")
         panel.set_ylim(bottom, 110)
-        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        subs = (1, 2, 5) if bottom < 10 else (1, 2, 3, 4, 6, 8)
+        panel.yaxis.set_major_locator(LogLocator(subs=subs))
         panel.yaxis.set_major_formatter("{x:g}")
         panel.yaxis.set_minor_locator(NullLocator())
         panel.set_xlim(left=0, right=1.06 * panel.dataLim.xmax)
@@ -451,7 +452,7 @@ def _name_lines(figure, panel):
         lines,
         [textwrap.fill(name, COLUMNS - 4) for name in names],
         loc="outside lower center",
-        ncols=1 if max(map(len, names)) > 18 else 3,
+        ncols=1 if max(map(len, names)) > 12 else 3,
         handlelength=3.5,
         frameon=False,
         fontsize="small",

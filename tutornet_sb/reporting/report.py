@@ -732,6 +732,9 @@ def _verdict(corpus, network, own, rows):
         "than its baseline, the same network by CTC alone with as many epochs "
         f"(WER {row['wer']:.1f} against {theirs:.1f} %"
     )
+    taught = _wer_of_teacher(row, own)
+    if taught is not None:
+        text += f", the teacher's {taught:.1f} %"
     if low is not None:
         text += f"; 95 % interval of the errors saved {low:.1f} to {high:.1f} %"
     if row.get("p_value") is not None:
@@ -750,6 +753,13 @@ def _verdict(corpus, network, own, rows):
         count = "one seed" if seeds == 1 else f"{seeds} seeds"
         text += f" With {count} of each it is not sufficient for a claim."
     return text
+
+
+def _wer_of_teacher(row, own):
+    """What the teacher of a student had on the same split."""
+    (found,) = [found for found in own if found.name == row["run"]]
+    teacher = found.results[0]["teacher"]
+    return teacher.get("splits", {}).get(row["split"], {}).get("wer")
 
 
 def _kinds_of(splits):
