@@ -64,6 +64,8 @@ HEADS = ("lm_head.", "quantizer.", "project_hid.", "project_q.")
 # The vector that replaces masked frames in training. A checkpoint may lack it
 # (that of facebook/wav2vec2-base-960h does) or have it without use.
 MASK_VECTOR = "masked_spec_embed"
+# Numbers that are added up one after the other; see _sum
+_BLOCK = 1024
 
 
 def load_published(auto_class, source, revision=None, heads=()):
@@ -296,9 +298,8 @@ class Waveform(torch.nn.Module):
         wavs, lengths, padded = _cut(wavs, wav_lens)
         if self.normalize:
             count = lengths.clamp(min=1).unsqueeze(1)
-            mean = wavs.sum(1, keepdim=True) / count
-            wavs = (wavs - mean).masked_fill(padded, 0.0)
-            variance = wavs.square().sum(1, keepdim=True) / count
+            wavs = (wavs - _sum(wavs) / count).masked_fill(padded, 0.0)
+            variance = _sum(wavs.square()) / count
             wavs = wavs / torch.sqrt(variance + 1e-7)
         return wavs, lengths
 
@@ -307,6 +308,16 @@ def _cut(wavs, wav_lens):
     lengths = (wav_lens * wavs.shape[1]).round().long()
     padded = ~frame_mask(lengths, wavs.shape[1])
     return wavs.masked_fill(padded, 0.0), lengths, padded
+
+
+def _sum(x):
+    """Sum over the last axis and keep it.
+
+    In blocks: onnxruntime adds one number after the other, and of millions of
+    them single precision would leave four digits.
+    """
+    x = torch.nn.functional.pad(x, (0, -x.shape[-1] % _BLOCK))
+    return x.unflatten(-1, (-1, _BLOCK)).sum(-1).sum(-1, keepdim=True)
 
 
 class _ValidGroupNorm(torch.nn.GroupNorm):
@@ -322,9 +333,9 @@ class _ValidGroupNorm(torch.nn.GroupNorm):
         valid = frame_mask(self.lengths, x.shape[-1])[:, None, None]
         grouped = x.unflatten(1, (self.num_groups, -1))
         count = self.lengths.clamp(min=1).view(-1, 1, 1, 1) * grouped.shape[2]
-        mean = (grouped * valid).sum((2, 3), keepdim=True) / count
+        mean = _sum(grouped * valid).sum(2, keepdim=True) / count
         centred = (grouped - mean) * valid
-        variance = centred.square().sum((2, 3), keepdim=True) / count
+        variance = _sum(centred.square()).sum(2, keepdim=True) / count
         y = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
         y = y * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
         return y * valid.squeeze(1)

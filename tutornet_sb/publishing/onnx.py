@@ -32,6 +32,9 @@ TRIALS = ((0.5,), (1.0, 0.6), (2.3, 0.07, 1.1))
 TOLERANCE = 1e-3
 # In the names of nodes that make features from the waveform
 _FEATURES = "/features/"
+# What infinity becomes: attention scores and levels (dB) do not come near it,
+# and the quantiser computes with it.
+_INFINITE = 1e9
 _LAYERS = "Conv", "MatMul", "Gemm"
 _RECURRENT = "LSTM", "GRU", "RNN"
 
@@ -217,11 +220,44 @@ def write_graph(module, inputs, path, names, axes, metadata):
 def _finish(path, metadata, int8=False):
     """Make a graph smaller, and write into it what it is."""
     model = onnx.load(path)
+    for tensor in find_constants(model.graph):
+        _make_finite(tensor)
     _compute_bases(model.graph)
     if int8:
         _shrink_weights(model.graph)
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
+
+
+def find_constants(graph):
+    """Find all numbers that a graph holds.
+
+    Arguments
+    ---------
+    graph : onnx.GraphProto
+        The graph.
+
+    Yields
+    ------
+    onnx.TensorProto
+        Initialisers, and constants of nodes, those within conditions and loops
+        included.
+    """
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("g"):
+                yield from find_constants(attribute.g)
+
+
+def _make_finite(tensor):
+    """Replace infinities, which stand for masked scores and for no limit."""
+    array = onnx.numpy_helper.to_array(tensor)
+    if array.dtype.kind == "f" and np.isinf(array).any():
+        finite = np.clip(array, -_INFINITE, _INFINITE)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(finite, tensor.name))
 
 
 def _compute_bases(graph):
@@ -451,6 +487,7 @@ def quantize(path, to, wavs):
                 str(to),
                 _Speech(wavs),
                 quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=_LAYERS,
                 nodes_to_quantize=inner,
                 per_channel=True,
                 activation_type=QuantType.QInt8,
