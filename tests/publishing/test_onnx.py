@@ -1,6 +1,7 @@
 """Models as ONNX graphs, in int8 too, and what runs them without torch."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -33,12 +34,13 @@ from tutornet_sb import files, runs, transcription
 from tutornet_sb.cli import app
 from tutornet_sb.composition import include
 from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.publishing import forms, runner
 from tutornet_sb.publishing import onnx as graphs
-from tutornet_sb.publishing import runner
 from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.loading import load_recogniser
 from tutornet_sb.publishing.onnx import (
     ConvolutionSTFT,
+    NoInt8Error,
     compare,
     find_constants,
     quantize,
@@ -326,7 +328,12 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, corpus, tmp_path_factory):
     to = tmp_path_factory.mktemp("exports") / "to"
-    return to, export(run, to, int8=True, data=corpus)
+    with pytest.MonkeyPatch.context() as patch:
+        # So small a network gains nothing by int8, and an untrained one may
+        # lose anything.
+        patch.setattr(forms, "time_ratio", lambda *models: 0.5)
+        patch.setattr(forms, "MOST_LOSS", 100.0)
+        return to, export(run, to, int8=True, data=corpus)
 
 
 def read_split(corpus, split):
@@ -343,7 +350,15 @@ def test_the_export_says_how_its_graphs_do(exported, run, corpus):
     to, config = exported
     known = config["onnx"]
     assert known["model"] == "onnx/model.onnx"
-    assert known["int8"] == {"model": "onnx/model.int8.onnx"}
+    sizes = [
+        (to / "onnx" / name).stat().st_size
+        for name in ("model.int8.onnx", "model.onnx")
+    ]
+    assert known["int8"] == {
+        "model": "onnx/model.int8.onnx",
+        "size_ratio": sizes[0] / sizes[1],
+        "time_ratio": 0.5,
+    }
     assert known["checked_on"] == {"split": "test-clean", "utterances": 11}
     assert 0 < known["max_difference"] < 1e-4
     assert files.read_json(to / "config.json")["onnx"] == known
@@ -538,11 +553,19 @@ def test_int8_keeps_the_features_and_the_symbols(exported):
         for kind in (np.float32, np.int8)
     }
     # The transform's window stays, its basis is computed from it; the weights
-    # of convolution, LSTM and head are in int8.
+    # of convolution, LSTM (by input and state) and head are in int8.
     assert (1, 320) in shapes[np.float32]
     assert (514, 1, 320) not in shapes[np.float32]
-    assert {(6, 20, 11), (1, 28, 7), (14, 29)} <= shapes[np.int8]
-    assert not {(6, 20, 11), (1, 28, 7), (14, 29)} & shapes[np.float32]
+    matrices = {(6, 20, 11), (1, 6, 28), (1, 7, 28), (14, 29)}
+    assert matrices <= shapes[np.int8]
+    assert not {(6, 20, 11), (1, 28, 6), (1, 28, 7), (14, 29)} & (
+        shapes[np.float32] | shapes[np.int8] - matrices
+    )
+    # A scale for each gate of each cell
+    assert (1, 28) in shapes[np.float32]
+    kinds = [node.op_type for node in graph.graph.node]
+    assert kinds.count("DynamicQuantizeLSTM") == 4 and "LSTM" not in kinds
+    assert "DequantizeLinear" not in kinds
 
 
 def test_int8_of_convolutions_is_near(tmp_path):
@@ -560,7 +583,62 @@ def test_int8_of_convolutions_is_near(tmp_path):
     assert sizes[1] < sizes[0] - 0.7 * 3 * 390_000
 
 
-@pytest.mark.parametrize("name", ["gru", "jasper_mini", "wavlm"])
+@pytest.mark.parametrize("name", ["crdnn", "lstm_streaming"])
+def test_int8_of_recurrent_layers_is_near(name, tmp_path):
+    written = write_onnx(make_network(name), tmp_path / "m.onnx", ABOUT)
+    speech = [make_speech(seed, 0.8) for seed in range(4)]
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", iter(speech[1:]))
+    small = OnnxModel(tmp_path / "q.onnx")
+    wavs, lengths = batch_of(1.2, 0.8)
+    ours, _ = written.encode(wavs.numpy(), lengths.numpy())
+    theirs, _ = small.encode(wavs.numpy(), lengths.numpy())
+    # Beside how much a symbol varies from frame to frame
+    error = np.square(ours - theirs)[0].mean() ** 0.5
+    assert 0 < error < 0.15 * ours[0].std(axis=0).mean()
+    sizes = [(tmp_path / f"{n}.onnx").stat().st_size for n in "qm"]
+    assert sizes[0] < 0.4 * sizes[1]
+
+
+@pytest.mark.parametrize("name", ["gru", "deepspeech2"])
+def test_networks_that_int8_would_slow_down_have_none(name, tmp_path):
+    write_onnx(make_network(name), tmp_path / "m.onnx", ABOUT)
+    with pytest.raises(NoInt8Error, match="no int8 kernel for GRU layers"):
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", [])
+
+
+@pytest.mark.slow
+def test_int8_of_the_lstm_is_faster(tmp_path):
+    content = include(MODELS / "lstm.yaml", ".", "full")
+    text = StringIO()
+    YAML().dump(content, text)
+    model = load_hyperpyyaml(text.getvalue())["model"].eval()
+    paths = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    write_onnx(model, paths[0], ABOUT)
+    wav = make_speech(1, 4)
+    quantize(*paths, [wav])
+    both = [OnnxModel(path, threads=1) for path in paths]
+    assert forms.time_ratio(*both, [wav.numpy()]) < 0.8
+    assert paths[1].stat().st_size < 0.3 * paths[0].stat().st_size
+
+
+def test_time_is_the_least_of_the_turns_of_each_utterance(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(forms.time, "process_time", lambda: clock[0])
+
+    class Model:
+        def __init__(self, *seconds):
+            self.seconds = iter(seconds)
+
+        def transcribe(self, wav):
+            clock[0] += next(self.seconds)
+
+    first, second = Model(2, 3, 5, 9), Model(8, 1, 1, 7)
+    # 2 + 5 against 1 + 1
+    ratio = forms.time_ratio(first, second, ["a", "b"], turns=2)
+    assert ratio == pytest.approx(2 / 7)
+
+
+@pytest.mark.parametrize("name", ["jasper_mini", "lstm", "wavlm"])
 def test_quantising_warns_of_nothing(name, tmp_path):
     model = make_network(name)
     write_onnx(model, tmp_path / "m.onnx", ABOUT)
@@ -585,6 +663,34 @@ def test_the_command_says_how_they_do(run, corpus, tmp_path):
     assert "WER on test-clean: pytorch" in result.stdout
     assert "the same transcript in 11: onnx 11" in result.stdout
     assert not (tmp_path / "to" / "onnx" / "model.int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "loss", "reason"),
+    [
+        (0.97, 100.0, "it would take 0.97 of the time of single precision"),
+        (
+            0.5,
+            -1e9,
+            r"its WER on test-clean would be -?\d+\.\d\d points higher",
+        ),
+    ],
+)
+def test_int8_that_does_not_pay_is_not_written(
+    run, corpus, tmp_path, monkeypatch, ratio, loss, reason
+):
+    monkeypatch.setattr(forms, "time_ratio", lambda *models: ratio)
+    monkeypatch.setattr(forms, "MOST_LOSS", loss)
+    result = invoke(run, tmp_path / "to", "--int8", "--data", corpus.parent)
+    assert result.exit_code == 0, result.stderr
+    (line,) = re.findall("    no int8 graph: (.*)", result.stdout)
+    assert re.fullmatch(reason, line)
+    known = files.read_json(tmp_path / "to" / "config.json")["onnx"]
+    assert known["int8"] == {"model": None, "reason": line}
+    assert "int8" not in known["scores"]["test-clean"]["wer"]
+    assert not (tmp_path / "to" / "onnx" / "model.int8.onnx").exists()
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert f"There is none in 8 bits: {line}." in card
 
 
 def test_without_its_corpus_a_graph_is_compared_on_noise(
