@@ -414,6 +414,13 @@ def _say_form(form, known):
     yield f"{known['model']}, for {known.get('recognizer', 'onnxruntime')}"
     if "max_difference" in known and known["checked_on"] is None:
         yield "    compared on noise alone: the run's corpus is not there"
+    if int8 := known.get("int8"):
+        yield (
+            f"{int8['model']}: {int8['size_ratio']:.2f} of the size, "
+            f"{int8['time_ratio']:.2f} of the time"
+            if int8["model"]
+            else f"    no int8 graph: {int8['reason']}"
+        )
     for split, scores in known["scores"].items():
         rates = ", ".join(
             f"{name} {wer:.2f} %" for name, wer in scores["wer"].items()

@@ -25,10 +25,10 @@ MODELS = (
 )
 # Published sizes (full) and those of the mini corpus (small).
 PARAMETERS = {
-    "lstm": (29_792_285, 445_085),
-    "gru": (22_442_013, 352_157),
-    "lstm_streaming": (10_882_589, 219_581),
-    "gru_streaming": (8_256_029, 182_333),
+    "lstm": (7_556_125, 445_085),
+    "gru": (5_715_997, 352_157),
+    "lstm_streaming": (2_819_869, 219_581),
+    "gru_streaming": (2_161_949, 182_333),
     "deepspeech2": (58_971_133, 468_885),
     "deepspeech2_small": (11_566_333, 287_637),
     "jasper_dr": (332_632_349, 1_070_429),
@@ -274,6 +274,23 @@ def test_parameters(name):
     with torch.device("meta"):
         assert count(load(name)["model"]) == full
         assert count(load(name, small=True)["model"]) == small
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("lstm", 29_792_285),
+        ("gru", 22_442_013),
+        ("lstm_streaming", 10_882_589),
+        ("gru_streaming", 8_256_029),
+    ],
+)
+def test_parameters_of_the_large_students(name, parameters):
+    content = include(f"{name}.yaml", MODELS, "large", output_size=29)
+    text = StringIO()
+    YAML().dump(content, text)
+    with torch.device("meta"):
+        assert count(load_hyperpyyaml(text.getvalue())["model"]) == parameters
 
 
 def test_parameters_of_the_teacher_of_20_hours():

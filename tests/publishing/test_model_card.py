@@ -422,6 +422,9 @@ def test_other_runtimes_are_shown(config, tmp_path):
         "585",
     ] in table
     assert ["test-clean", "30.09", "30.60", "55", "56", "585"] in table
+    config["onnx"]["int8"] = {"model": None, "reason": "it would be slow"}
+    text = model_card(config, folder, "me/model")
+    assert "There is none in 8 bits: it would be slow." in text
     # As the exporter may leave them out
     config["onnx"] |= {"int8": None, "scores": {}}
     del config["sherpa"]

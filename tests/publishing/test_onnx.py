@@ -1,9 +1,11 @@
 """Models as ONNX graphs, in int8 too, and what runs them without torch."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 from io import StringIO
 
 import jiwer
@@ -18,6 +20,7 @@ from small_runs import (
     MODELS,
     RATE,
     RECURRENT,
+    WAV2VEC2,
     add_dev_clean,
     make_speech,
     write_corpus,
@@ -27,20 +30,25 @@ from speechbrain.decoders.ctc import ctc_greedy_decode
 from speechbrain.processing.features import STFT
 from typer.testing import CliRunner
 
-from tutornet_sb import files, runs
+from tutornet_sb import files, runs, transcription
 from tutornet_sb.cli import app
 from tutornet_sb.composition import include
 from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.publishing import forms, runner
 from tutornet_sb.publishing import onnx as graphs
-from tutornet_sb.publishing import runner
 from tutornet_sb.publishing.export import export
+from tutornet_sb.publishing.loading import load_recogniser
 from tutornet_sb.publishing.onnx import (
     ConvolutionSTFT,
+    NoInt8Error,
     compare,
+    find_constants,
     quantize,
     write_onnx,
 )
 from tutornet_sb.publishing.runner import OnnxModel
+from tutornet_sb.publishing.sherpa import write_sherpa
+from tutornet_sb.transcription import find_pause
 
 NETWORKS = sorted(
     path.stem
@@ -71,8 +79,15 @@ sys.meta_path.insert(0, Blocked())
 sys.path.insert(0, sys.argv[1])
 import transcribe
 
-transcribe.main(sys.argv[2:])
+sys.exit(transcribe.main(sys.argv[2:]))
 """
+# The same, and the most memory that it took (KiB)
+MEASURED = USER.replace("sys.exit(", "import resource\ncode = ").replace(
+    "[2:]))",
+    """[2:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)
+sys.exit(code)""",
+)
 
 
 def make_network(name, **values):
@@ -91,6 +106,14 @@ def batch_of(*seconds):
     speech = [make_speech(seed, s) for seed, s in enumerate(seconds)]
     lengths = torch.tensor([len(wav) for wav in speech])
     return torch.nn.utils.rnn.pad_sequence(speech, batch_first=True), lengths
+
+
+def assert_finite(path):
+    """See that a graph holds numbers, and no other."""
+    found = list(find_constants(onnx.load(path).graph))
+    assert len(found) > 10
+    for tensor in found:
+        assert np.isfinite(onnx.numpy_helper.to_array(tensor)).all(), tensor
 
 
 # ------------------------------------------------------------------ the graph
@@ -134,6 +157,7 @@ def test_other_transforms_are_refused(options):
 def test_every_network_as_a_graph(name, tmp_path):
     model = make_network(name)
     written = write_onnx(model, tmp_path / "model.onnx", ABOUT)
+    assert_finite(tmp_path / "model.onnx")
     # Other batches and lengths than it was tried on
     for seconds in ((0.31,), (1.7, 0.4, 0.9, 0.08, 1.2)):
         wavs, lengths = batch_of(*seconds)
@@ -150,6 +174,43 @@ def test_every_network_as_a_graph(name, tmp_path):
             torch.testing.assert_close(
                 graph.double(), row[:count], atol=1e-3, rtol=0
             )
+
+
+@pytest.mark.parametrize("name", ["lstm_streaming", "transformer"])
+def test_graphs_for_sherpa_are_finite(name, tmp_path):
+    write_sherpa(make_network(name), tmp_path / "model.onnx")
+    assert_finite(tmp_path / "model.onnx")
+
+
+def test_constants_within_conditions_are_found():
+    def constant(value):
+        tensor = onnx.numpy_helper.from_array(np.array([value], np.float32))
+        node = onnx.helper.make_node("Constant", [], ["y"], value=tensor)
+        y = onnx.helper.make_tensor_value_info("y", tensor.data_type, [1])
+        return onnx.helper.make_graph([node], "g", [], [y])
+
+    node = onnx.helper.make_node(
+        "If",
+        ["x"],
+        ["y"],
+        then_branch=constant(1),
+        else_branch=constant(-np.inf),
+    )
+    graph = onnx.helper.make_graph([node], "g", [], [])
+    found = list(find_constants(graph))
+    for tensor in found:
+        graphs._make_finite(tensor)
+    values = [float(onnx.numpy_helper.to_array(x)[0]) for x in found]
+    assert sorted(values) == [-1e9, 1]
+
+
+def test_a_graph_is_as_exact_of_two_minutes(tmp_path):
+    values = WAV2VEC2 | {"source": None, "num_attention_heads": 1}
+    model = make_network("wav2vec2", **values)
+    written = write_onnx(model, tmp_path / "model.onnx", ABOUT)
+    # 384,000 frames of its group normalisation, 1,920,000 samples
+    difference, _, _ = compare(model, written, *batch_of(120))
+    assert difference < 5e-5
 
 
 def test_the_graph_says_what_it_is(tmp_path):
@@ -267,7 +328,12 @@ def run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(run, corpus, tmp_path_factory):
     to = tmp_path_factory.mktemp("exports") / "to"
-    return to, export(run, to, int8=True, data=corpus)
+    with pytest.MonkeyPatch.context() as patch:
+        # So small a network gains nothing by int8, and an untrained one may
+        # lose anything.
+        patch.setattr(forms, "time_ratio", lambda *models: 0.5)
+        patch.setattr(forms, "MOST_LOSS", 100.0)
+        return to, export(run, to, int8=True, data=corpus)
 
 
 def read_split(corpus, split):
@@ -284,7 +350,15 @@ def test_the_export_says_how_its_graphs_do(exported, run, corpus):
     to, config = exported
     known = config["onnx"]
     assert known["model"] == "onnx/model.onnx"
-    assert known["int8"] == {"model": "onnx/model.int8.onnx"}
+    sizes = [
+        (to / "onnx" / name).stat().st_size
+        for name in ("model.int8.onnx", "model.onnx")
+    ]
+    assert known["int8"] == {
+        "model": "onnx/model.int8.onnx",
+        "size_ratio": sizes[0] / sizes[1],
+        "time_ratio": 0.5,
+    }
     assert known["checked_on"] == {"split": "test-clean", "utterances": 11}
     assert 0 < known["max_difference"] < 1e-4
     assert files.read_json(to / "config.json")["onnx"] == known
@@ -333,21 +407,133 @@ def test_the_folder_of_the_graph_needs_no_torch(exported, run, corpus):
     assert done.stdout.splitlines() == expected
 
 
-def test_the_runner_names_what_it_cannot_read(exported, corpus, tmp_path):
+def run_script(script, *arguments):
+    return subprocess.run(
+        [sys.executable, *map(str, (*script, *arguments))],
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_script_tries_every_file(exported, corpus, tmp_path):
     to, _ = exported
     good = next(corpus.glob("test-clean/*/*/*.flac"))
-    bad = tmp_path / "bad.wav"
+    bad, empty, slow = (tmp_path / f"{n}.wav" for n in ("bad", "empty", "slow"))
     bad.write_bytes(b"noise")
-    slow = tmp_path / "slow.wav"
-    soundfile.write(slow, np.zeros((100, 2)), 8000)
-    user = [sys.executable, str(to / "onnx" / "transcribe.py")]
-    done = subprocess.run(
-        [*user, bad, slow, good], capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    first, second = done.stderr.splitlines()
-    assert "bad.wav" in first and "slow.wav: 100 samples at 8000 Hz" in second
-    assert done.stdout.startswith(f"{good}\t")
+    soundfile.write(empty, np.zeros(0), RATE)
+    soundfile.write(slow, make_speech(1, 2)[::2].numpy(), 8000)
+    user = "-c", USER, to / "onnx"
+    done = run_script(user, bad, tmp_path / "no", slow, empty, tmp_path, good)
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        f"{bad}: it cannot be read as audio: Format not recognised.",
+        f"{tmp_path / 'no'}: there is no such file",
+        f"{empty}: it holds no audio",
+        f"{tmp_path}: there is no such file",
+    ]
+    found = [line.split("\t") for line in done.stdout.splitlines()]
+    assert [path for path, _ in found] == [str(slow), str(good)]
+    assert run_script(user, good).returncode == 0
+
+
+def test_the_script_has_help(exported):
+    script = [exported[0] / "onnx" / "transcribe.py"]
+    done = run_script(script, "--help")
+    assert done.returncode == 0 and not done.stderr
+    assert "AUDIO" in done.stdout and "onnxruntime" in done.stdout
+    done = run_script(script)
+    assert done.returncode == 2 and "required: AUDIO" in done.stderr
+
+
+def test_without_its_model_the_script_says_so(tmp_path):
+    shutil.copyfile(runner.__file__, tmp_path / "transcribe.py")
+    done = run_script([tmp_path / "transcribe.py"], "a.wav")
+    assert done.returncode == 2
+    assert "model.onnx cannot be loaded" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 44100, 48000, 192000])
+def test_the_script_reads_what_tutornet_transcribe_reads(
+    rate, tmp_path, monkeypatch
+):
+    path = tmp_path / "a.wav"
+    generator = np.random.default_rng(rate)
+    wav = 0.1 * generator.standard_normal((rate + 7, 3))
+    soundfile.write(path, wav, rate, subtype="FLOAT")
+    # By torchaudio's filters
+    expected = torch.cat(list(transcription.read_audio(path, RATE))).numpy()
+    for block in (60, 1000, runner.BLOCK):
+        monkeypatch.setattr(runner, "BLOCK", block)
+        found = np.concatenate(list(runner.read_audio(path, RATE)))
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_samples_that_are_no_numbers_are_refused(tmp_path):
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.array([0, np.nan]), RATE, subtype="FLOAT")
+    with pytest.raises(ValueError, match="not finite"):
+        list(runner.read_audio(path, RATE))
+    with pytest.raises(ValueError, match="sample rate of 500 Hz"):
+        soundfile.write(path, np.zeros(9), 500)
+        list(runner.read_audio(path, RATE))
+
+
+@pytest.mark.parametrize("marks, cut", [([1, 1, 0], 1), ([0, 0, 0, 0], 2)])
+def test_audio_is_cut_in_a_pause(marks, cut):
+    assert runner.find_pause(np.array(marks) == 1) == cut
+    assert find_pause(torch.tensor(marks) == 1) == cut
+
+
+def test_long_audio_is_transcribed_as_by_tutornet_transcribe(
+    exported, tmp_path
+):
+    assert runner.WINDOW == transcription.WINDOW
+    path = exported[0] / "onnx" / "model.onnx"
+    long, exact = tmp_path / "long.wav", tmp_path / "exact.wav"
+    # Windows end within it, and where it does
+    soundfile.write(long, make_speech(3, 131.7).numpy(), RATE)
+    soundfile.write(exact, make_speech(4, 40).numpy(), RATE)
+    recogniser = load_recogniser(path)
+    done = run_script(("-c", USER, path.parent), long, exact)
+    assert done.returncode == 0, done.stderr
+    expected = list(transcription.transcribe(recogniser, [long, exact]))
+    assert len(expected[0].text) > 500
+    lines = [f"{one.file}\t{one.text}" for one in expected]
+    assert done.stdout.splitlines() == lines
+
+
+def test_a_transformer_transcribes_more_than_it_has_positions_for(tmp_path):
+    model = make_network("transformer")
+    written = write_onnx(model, tmp_path / "m.onnx", ABOUT)
+    wav = make_speech(5, 61).numpy()
+    with pytest.raises(Exception, match="Add|broadcast|shape"):
+        written.encode(wav[None], [len(wav)])
+    soundfile.write(tmp_path / "a.wav", wav, RATE, subtype="FLOAT")
+    recogniser = load_recogniser(tmp_path / "m.onnx")
+    (found,) = transcription.transcribe(recogniser, [tmp_path / "a.wav"])
+    assert written.transcribe(wav) == found.text != ""
+
+
+@pytest.mark.slow
+def test_an_hour_takes_no_more_memory_than_two_minutes(exported, tmp_path):
+    peaks = []
+    for minutes in (2, 60):
+        path = tmp_path / f"{minutes}.flac"
+        with soundfile.SoundFile(path, "w", 44100, 1) as file:
+            minute = make_speech(1, 60).numpy()
+            for _ in range(minutes):
+                file.write(
+                    np.interp(
+                        np.arange(60 * 44100) / 44100 * RATE,
+                        np.arange(60 * RATE),
+                        minute,
+                    )
+                )
+        done = run_script(("-c", MEASURED, exported[0] / "onnx"), path)
+        assert done.returncode == 0 and len(done.stdout) > 100 * minutes
+        peaks.append(int(done.stderr))
+    assert peaks[1] < peaks[0] + 50_000
 
 
 def test_int8_keeps_the_features_and_the_symbols(exported):
@@ -367,11 +553,19 @@ def test_int8_keeps_the_features_and_the_symbols(exported):
         for kind in (np.float32, np.int8)
     }
     # The transform's window stays, its basis is computed from it; the weights
-    # of convolution, LSTM and head are in int8.
+    # of convolution, LSTM (by input and state) and head are in int8.
     assert (1, 320) in shapes[np.float32]
     assert (514, 1, 320) not in shapes[np.float32]
-    assert {(6, 20, 11), (1, 28, 7), (14, 29)} <= shapes[np.int8]
-    assert not {(6, 20, 11), (1, 28, 7), (14, 29)} & shapes[np.float32]
+    matrices = {(6, 20, 11), (1, 6, 28), (1, 7, 28), (14, 29)}
+    assert matrices <= shapes[np.int8]
+    assert not {(6, 20, 11), (1, 28, 6), (1, 28, 7), (14, 29)} & (
+        shapes[np.float32] | shapes[np.int8] - matrices
+    )
+    # A scale for each gate of each cell
+    assert (1, 28) in shapes[np.float32]
+    kinds = [node.op_type for node in graph.graph.node]
+    assert kinds.count("DynamicQuantizeLSTM") == 4 and "LSTM" not in kinds
+    assert "DequantizeLinear" not in kinds
 
 
 def test_int8_of_convolutions_is_near(tmp_path):
@@ -389,6 +583,72 @@ def test_int8_of_convolutions_is_near(tmp_path):
     assert sizes[1] < sizes[0] - 0.7 * 3 * 390_000
 
 
+@pytest.mark.parametrize("name", ["crdnn", "lstm_streaming"])
+def test_int8_of_recurrent_layers_is_near(name, tmp_path):
+    written = write_onnx(make_network(name), tmp_path / "m.onnx", ABOUT)
+    speech = [make_speech(seed, 0.8) for seed in range(4)]
+    quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", iter(speech[1:]))
+    small = OnnxModel(tmp_path / "q.onnx")
+    wavs, lengths = batch_of(1.2, 0.8)
+    ours, _ = written.encode(wavs.numpy(), lengths.numpy())
+    theirs, _ = small.encode(wavs.numpy(), lengths.numpy())
+    # Beside how much a symbol varies from frame to frame
+    error = np.square(ours - theirs)[0].mean() ** 0.5
+    assert 0 < error < 0.15 * ours[0].std(axis=0).mean()
+    sizes = [(tmp_path / f"{n}.onnx").stat().st_size for n in "qm"]
+    assert sizes[0] < 0.4 * sizes[1]
+
+
+@pytest.mark.parametrize("name", ["gru", "deepspeech2"])
+def test_networks_that_int8_would_slow_down_have_none(name, tmp_path):
+    write_onnx(make_network(name), tmp_path / "m.onnx", ABOUT)
+    with pytest.raises(NoInt8Error, match="no int8 kernel for GRU layers"):
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", [])
+
+
+@pytest.mark.slow
+def test_int8_of_the_lstm_is_faster(tmp_path):
+    content = include(MODELS / "lstm.yaml", ".", "full")
+    text = StringIO()
+    YAML().dump(content, text)
+    model = load_hyperpyyaml(text.getvalue())["model"].eval()
+    paths = tmp_path / "m.onnx", tmp_path / "q.onnx"
+    write_onnx(model, paths[0], ABOUT)
+    wav = make_speech(1, 4)
+    quantize(*paths, [wav])
+    both = [OnnxModel(path, threads=1) for path in paths]
+    assert forms.time_ratio(*both, [wav.numpy()]) < 0.8
+    assert paths[1].stat().st_size < 0.3 * paths[0].stat().st_size
+
+
+def test_time_is_the_least_of_the_turns_of_each_utterance(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(forms.time, "process_time", lambda: clock[0])
+
+    class Model:
+        def __init__(self, *seconds):
+            self.seconds = iter(seconds)
+
+        def transcribe(self, wav):
+            clock[0] += next(self.seconds)
+
+    first, second = Model(2, 3, 5, 9), Model(8, 1, 1, 7)
+    # 2 + 5 against 1 + 1
+    ratio = forms.time_ratio(first, second, ["a", "b"], turns=2)
+    assert ratio == pytest.approx(2 / 7)
+
+
+@pytest.mark.parametrize("name", ["jasper_mini", "lstm", "wavlm"])
+def test_quantising_warns_of_nothing(name, tmp_path):
+    model = make_network(name)
+    write_onnx(model, tmp_path / "m.onnx", ABOUT)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        speech = iter([make_speech(1, 0.8)])
+        quantize(tmp_path / "m.onnx", tmp_path / "q.onnx", speech)
+    assert_finite(tmp_path / "q.onnx")
+
+
 # ---------------------------------------------------------------- the command
 
 
@@ -403,6 +663,34 @@ def test_the_command_says_how_they_do(run, corpus, tmp_path):
     assert "WER on test-clean: pytorch" in result.stdout
     assert "the same transcript in 11: onnx 11" in result.stdout
     assert not (tmp_path / "to" / "onnx" / "model.int8.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("ratio", "loss", "reason"),
+    [
+        (0.97, 100.0, "it would take 0.97 of the time of single precision"),
+        (
+            0.5,
+            -1e9,
+            r"its WER on test-clean would be -?\d+\.\d\d points higher",
+        ),
+    ],
+)
+def test_int8_that_does_not_pay_is_not_written(
+    run, corpus, tmp_path, monkeypatch, ratio, loss, reason
+):
+    monkeypatch.setattr(forms, "time_ratio", lambda *models: ratio)
+    monkeypatch.setattr(forms, "MOST_LOSS", loss)
+    result = invoke(run, tmp_path / "to", "--int8", "--data", corpus.parent)
+    assert result.exit_code == 0, result.stderr
+    (line,) = re.findall("    no int8 graph: (.*)", result.stdout)
+    assert re.fullmatch(reason, line)
+    known = files.read_json(tmp_path / "to" / "config.json")["onnx"]
+    assert known["int8"] == {"model": None, "reason": line}
+    assert "int8" not in known["scores"]["test-clean"]["wer"]
+    assert not (tmp_path / "to" / "onnx" / "model.int8.onnx").exists()
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert f"There is none in 8 bits: {line}." in card
 
 
 def test_without_its_corpus_a_graph_is_compared_on_noise(

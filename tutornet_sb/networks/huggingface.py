@@ -68,6 +68,8 @@ HEADS = ("lm_head.", "quantizer.", "project_hid.", "project_q.")
 MASK_VECTOR = "masked_spec_embed"
 # Median over utterances of LibriSpeech
 LOUDEST = 1.1
+# Numbers that are added up one after the other; see _sum
+_BLOCK = 1024
 
 
 def load_published(auto_class, source, revision=None, heads=()):
@@ -303,7 +305,7 @@ class Waveform(torch.nn.Module):
         if self.normalize:
             wavs = _centre(wavs, lengths, padded)
             count = lengths.clamp(min=1).unsqueeze(1)
-            variance = wavs.square().sum(1, keepdim=True) / count
+            variance = _sum(wavs.square()) / count
             wavs = wavs / torch.sqrt(variance + 1e-7)
         return wavs, lengths
 
@@ -316,8 +318,18 @@ def _cut(wavs, wav_lens):
 
 def _centre(wavs, lengths, padded):
     """Take the mean of the valid samples off each waveform."""
-    mean = wavs.sum(1, keepdim=True) / lengths.clamp(min=1).unsqueeze(1)
+    mean = _sum(wavs) / lengths.clamp(min=1).unsqueeze(1)
     return (wavs - mean).masked_fill(padded, 0.0)
+
+
+def _sum(x):
+    """Sum over the last axis and keep it.
+
+    In blocks: onnxruntime adds one number after the other, and of millions of
+    them single precision would leave four digits.
+    """
+    x = torch.nn.functional.pad(x, (0, -x.shape[-1] % _BLOCK))
+    return x.unflatten(-1, (-1, _BLOCK)).sum(-1).sum(-1, keepdim=True)
 
 
 class _ValidGroupNorm(torch.nn.GroupNorm):
@@ -333,9 +345,9 @@ class _ValidGroupNorm(torch.nn.GroupNorm):
         valid = frame_mask(self.lengths, x.shape[-1])[:, None, None]
         grouped = x.unflatten(1, (self.num_groups, -1))
         count = self.lengths.clamp(min=1).view(-1, 1, 1, 1) * grouped.shape[2]
-        mean = (grouped * valid).sum((2, 3), keepdim=True) / count
+        mean = _sum(grouped * valid).sum(2, keepdim=True) / count
         centred = (grouped - mean) * valid
-        variance = centred.square().sum((2, 3), keepdim=True) / count
+        variance = _sum(centred.square()).sum(2, keepdim=True) / count
         y = (centred * (variance + self.eps).rsqrt()).flatten(1, 2)
         y = y * self.weight.unsqueeze(1) + self.bias.unsqueeze(1)
         return y * valid.squeeze(1)

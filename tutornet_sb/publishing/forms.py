@@ -1,6 +1,7 @@
 """Other forms of an exported model, tried on the test set of its run."""
 
 import shutil
+import time
 
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
@@ -14,7 +15,12 @@ from tutornet_sb.publishing.model_card import (
     SHERPA,
     TOKENS,
 )
-from tutornet_sb.publishing.onnx import compare, quantize, write_onnx
+from tutornet_sb.publishing.onnx import (
+    NoInt8Error,
+    compare,
+    quantize,
+    write_onnx,
+)
 from tutornet_sb.publishing.runner import OnnxModel
 from tutornet_sb.publishing.sherpa import (
     load_sherpa,
@@ -25,6 +31,10 @@ from tutornet_sb.reporting.scores import score
 
 # Utterances of a padded batch
 BATCH = 8
+# Of int8 against single precision: points of WER that it may cost, and part of
+# the time that it may take. A gain of a few percent is within what times vary.
+MOST_LOSS = 0.2
+MOST_TIME = 0.95
 
 
 def add_onnx(to, model, tokenizer, config, speech, int8):
@@ -87,17 +97,76 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
         "utterances": len(speech.test),
     }
     if int8:
-        quantize(to / ONNX, to / INT8, (one.read() for one in speech.valid))
-        known["int8"] = {"model": INT8}
-        small = OnnxModel(to / INT8)
-        texts["int8"] = [
-            small.transcribe(one.read().numpy())
-            for one in tqdm(
-                speech.test, desc="int8", unit="utterance", disable=None
-            )
-        ]
+        said, known["int8"] = _add_int8(to, speech, texts["onnx"])
+        if said is not None:
+            texts["int8"] = said
     known["scores"] = {speech.split: _score_forms(texts, speech)}
     return known, texts["pytorch"]
+
+
+def _add_int8(to, speech, said):
+    """Write the quantised graph, if it is of use.
+
+    Returns its transcripts of the test set, None if there is no such graph, and
+    what ``config.json`` shall say of it.
+    """
+    small = to / INT8
+    try:
+        quantize(to / ONNX, small, (one.read() for one in speech.valid))
+        models = [OnnxModel(path, threads=1) for path in (to / ONNX, small)]
+        wavs = [one.read().numpy() for one in speech.test]
+        ratio = time_ratio(*models, wavs[:: len(wavs) // 20 + 1])
+        if ratio > MOST_TIME:
+            raise NoInt8Error(
+                f"it would take {ratio:.2f} of the time of single precision"
+            )
+        texts = [
+            models[1].transcribe(wav)
+            for wav in tqdm(wavs, desc="int8", unit="utterance", disable=None)
+        ]
+        loss = _error_rate(texts, speech) - _error_rate(said, speech)
+        if loss > MOST_LOSS:
+            raise NoInt8Error(
+                f"its WER on {speech.split} would be {loss:.2f} points higher"
+            )
+    except NoInt8Error as error:
+        small.unlink(missing_ok=True)
+        return None, {"model": None, "reason": str(error)}
+    sizes = [(to / name).stat().st_size for name in (INT8, ONNX)]
+    return texts, {
+        "model": INT8,
+        "size_ratio": sizes[0] / sizes[1],
+        "time_ratio": ratio,
+    }
+
+
+def time_ratio(first, second, wavs, turns=5):
+    """Compare the speed of two models on one thread.
+
+    Arguments
+    ---------
+    first, second : OnnxModel
+        The models, of one thread each.
+    wavs : list of numpy.ndarray
+        Utterances, ``(samples,)`` each, which both transcribe in turns.
+    turns : int
+        Of which the fastest counts.
+
+    Returns
+    -------
+    float
+        Processor time of the second over that of the first.
+    """
+    seconds = [0.0, 0.0]
+    for wav in wavs:
+        taken = [], []
+        for _ in range(turns):
+            for model, times in zip((first, second), taken, strict=True):
+                started = time.process_time()
+                model.transcribe(wav)
+                times.append(time.process_time() - started)
+        seconds = [s + min(t) for s, t in zip(seconds, taken, strict=True)]
+    return seconds[1] / seconds[0]
 
 
 def add_sherpa(to, model, tokenizer, config, speech, said=None):
@@ -178,6 +247,12 @@ def transcriber(model, tokenizer, blank):
 def _greedy(scores, tokenizer, blank):
     ids = ctc_greedy_decode(scores.unsqueeze(0), torch.ones(1), blank)[0]
     return " ".join(tokenizer.decode(ids).split())
+
+
+def _error_rate(texts, speech):
+    """Word error rate of transcripts of the test set (%)."""
+    references = dict(enumerate(one.text for one in speech.test))
+    return score(references, dict(enumerate(texts)))["wer"]
 
 
 def _score_forms(texts, speech):

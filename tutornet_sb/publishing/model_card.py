@@ -543,8 +543,12 @@ def _onnx(onnx, going_there):
             f"{_count(onnx['checked_on']['utterances'], 'utterance')} of "
             f"{onnx['checked_on']['split']}."
         )
-    if onnx.get("int8"):
-        text += f" `{onnx['int8']['model']}` has weights of 8 bits."
+    if int8 := onnx.get("int8"):
+        text += (
+            f" `{int8['model']}` has weights of 8 bits."
+            if int8["model"]
+            else f" There is none in 8 bits: {int8['reason']}."
+        )
     return text + _runtime_scores(onnx)
 
 

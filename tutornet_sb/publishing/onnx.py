@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import shutil
 import tempfile
 import warnings
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
     QuantType,
+    quantize_dynamic,
     quantize_static,
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -32,8 +32,16 @@ TRIALS = ((0.5,), (1.0, 0.6), (2.3, 0.07, 1.1))
 TOLERANCE = 1e-3
 # In the names of nodes that make features from the waveform
 _FEATURES = "/features/"
+# What infinity becomes: attention scores and levels (dB) do not come near it,
+# and the quantiser computes with it.
+_INFINITE = 1e9
 _LAYERS = "Conv", "MatMul", "Gemm"
-_RECURRENT = "LSTM", "GRU", "RNN"
+# Layers that onnxruntime has no int8 kernel for
+_WITHOUT_INT8 = "GRU", "RNN"
+
+
+class NoInt8Error(ValueError):
+    """A graph that int8 would not make faster."""
 
 
 class ConvolutionSTFT(torch.nn.Module):
@@ -217,11 +225,44 @@ def write_graph(module, inputs, path, names, axes, metadata):
 def _finish(path, metadata, int8=False):
     """Make a graph smaller, and write into it what it is."""
     model = onnx.load(path)
+    for tensor in find_constants(model.graph):
+        _make_finite(tensor)
     _compute_bases(model.graph)
     if int8:
         _shrink_weights(model.graph)
     onnx.helper.set_model_props(model, metadata)
     onnx.save(model, path)
+
+
+def find_constants(graph):
+    """Find all numbers that a graph holds.
+
+    Arguments
+    ---------
+    graph : onnx.GraphProto
+        The graph.
+
+    Yields
+    ------
+    onnx.TensorProto
+        Initialisers, and constants of nodes, those within conditions and loops
+        included.
+    """
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                yield attribute.t
+            if attribute.HasField("g"):
+                yield from find_constants(attribute.g)
+
+
+def _make_finite(tensor):
+    """Replace infinities, which stand for masked scores and for no limit."""
+    array = onnx.numpy_helper.to_array(tensor)
+    if array.dtype.kind == "f" and np.isinf(array).any():
+        finite = np.clip(array, -_INFINITE, _INFINITE)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(finite, tensor.name))
 
 
 def _compute_bases(graph):
@@ -416,14 +457,16 @@ class _Speech(CalibrationDataReader):
 
 
 def quantize(path, to, wavs):
-    """Quantise a graph to int8.
+    """Quantise a graph to int8, if that makes it faster.
 
     Convolutions and linear layers are computed in int8: weights by channel,
-    inputs by the range that they have on some speech. Where that costs
-    accuracy, only the weights are in int8: in the first layer, which hears the
-    features, in the head, and in recurrent layers (onnxruntime's own int8
-    layer, of LSTM alone, rounds the states from frame to frame). The features
-    stay as they are.
+    inputs by the range that they have on some speech. In the first layer, which
+    receives the features, and in the head that costs accuracy, and only the
+    weights are in int8. LSTM layers are onnxruntime's DynamicQuantizeLSTM:
+    weights by channel, inputs and states by the range of the moment. The
+    features stay as they are. onnxruntime has no int8 kernel for GRU layers:
+    their weights would be expanded again, which takes longer than in single
+    precision.
 
     Arguments
     ---------
@@ -433,7 +476,18 @@ def quantize(path, to, wavs):
         File to write.
     wavs : iterable of torch.Tensor
         Speech by which the ranges are found, ``(samples,)`` each.
+
+    Raises
+    ------
+    NoInt8Error
+        If the graph would be slower in int8.
     """
+    kinds = {node.op_type for node in onnx.load(path).graph.node}
+    if found := sorted(kinds.intersection(_WITHOUT_INT8)):
+        raise NoInt8Error(
+            f"onnxruntime has no int8 kernel for {found[0]} layers, which "
+            "would be slower than in single precision"
+        )
     with tempfile.TemporaryDirectory() as folder, _quiet():
         ready = Path(folder) / "ready.onnx"
         quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
@@ -443,19 +497,27 @@ def quantize(path, to, wavs):
             for node in nodes
             if node.op_type in _LAYERS and _FEATURES not in node.name
         ]
-        shutil.copyfile(ready, to)
         # To the quantiser, none would mean all.
         if inner := layers[1:-1]:
+            inner_ready, ready = ready, Path(folder) / "inner.onnx"
             quantize_static(
+                str(inner_ready),
                 str(ready),
-                str(to),
                 _Speech(wavs),
                 quant_format=QuantFormat.QDQ,
+                op_types_to_quantize=_LAYERS,
                 nodes_to_quantize=inner,
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
             )
+        quantize_dynamic(
+            str(ready),
+            str(to),
+            op_types_to_quantize=["LSTM"],
+            per_channel=True,
+            weight_type=QuantType.QInt8,
+        )
     # The quantiser forgets the metadata, and computes what can be computed
     # beforehand.
     told = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
@@ -463,46 +525,53 @@ def quantize(path, to, wavs):
 
 
 def _shrink_weights(graph):
-    """Keep in int8 what weights of layers are not so yet."""
+    """Keep in int8 what weights of layers are not so yet.
+
+    They are expanded by a product, which onnxruntime computes once, when it
+    loads the graph, and not by DequantizeLinear, which it would compute again
+    for each utterance.
+    """
     weights = {
         tensor.name: tensor
         for tensor in graph.initializer
         if tensor.data_type == onnx.TensorProto.FLOAT
     }
-    # By the axis of the channels: a recurrent layer has the weights of its
-    # input and of its state, (directions, gates * cells, inputs).
-    axes = {}
-    for node in graph.node:
-        if _FEATURES in node.name:
-            continue
-        if node.op_type in _RECURRENT:
-            axes |= dict.fromkeys(node.input[1:3], 1)
-        elif node.op_type in _LAYERS:
-            axes[node.input[1]] = 0 if node.op_type == "Conv" else 1
-    found = sorted(axes.keys() & weights.keys())
-    for number, name in enumerate(found):
-        array, axis = onnx.numpy_helper.to_array(weights[name]), axes[name]
-        rest = tuple(i for i in range(array.ndim) if i != axis)
+    # By the axis of the channels
+    axes = {
+        node.input[1]: 0 if node.op_type == "Conv" else 1
+        for node in graph.node
+        if node.op_type in _LAYERS and _FEATURES not in node.name
+    }
+    for name in sorted(axes.keys() & weights.keys()):
+        array = onnx.numpy_helper.to_array(weights[name])
+        rest = tuple(i for i in range(array.ndim) if i != axes[name])
         scale = np.abs(array).max(axis=rest, keepdims=True) / 127
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
         parts = {
             f"{name}_quantized": np.rint(array / scale).astype(np.int8),
-            f"{name}_scale": scale.flatten(),
+            f"{name}_scale": scale,
         }
         graph.initializer.remove(weights[name])
         graph.initializer.extend(
             onnx.numpy_helper.from_array(value, part)
             for part, value in parts.items()
         )
-        node = onnx.helper.make_node(
-            "DequantizeLinear",
-            list(parts),
-            [name],
-            name=f"{name}_dq",
-            axis=axis,
+        whole = f"{name}_whole"
+        expand = (
+            (
+                "Cast",
+                [f"{name}_quantized"],
+                whole,
+                {"to": onnx.TensorProto.FLOAT},
+            ),
+            ("Mul", [whole, f"{name}_scale"], name, {}),
         )
         # Before whatever reads it
-        graph.node.insert(number, node)
+        for place, (kind, inputs, output, attributes) in enumerate(expand):
+            node = onnx.helper.make_node(
+                kind, inputs, [output], f"{output}_node", **attributes
+            )
+            graph.node.insert(place, node)
 
 
 @contextmanager

@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
-"""Transcribe with an exported ONNX model: onnxruntime, numpy and soundfile.
+"""Transcribe audio files with the ONNX model that lies beside this script.
 
-> python transcribe.py AUDIO...
-
-``tutornet export --onnx`` puts a copy of this file beside the model.
+It needs onnxruntime, numpy and soundfile. Files may have any length, sample
+rate and number of channels.
 """
 
+# `tutornet export --onnx` puts a copy of this file beside the model.
+
+import argparse
 import json
+import math
 import sys
+from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +22,17 @@ import soundfile
 METADATA = "tutornet"
 FORMAT = "tutornet_sb onnx 1"
 ABOUT = "name", "sample_rate", "frame_period", "symbols", "blank_index"
+# Audio up to so long is encoded in one piece, longer audio in windows of this
+# length (seconds), of which the next one overlaps this part: as by
+# `tutornet transcribe`.
+WINDOW = 40.0
+OVERLAP = 0.25
+# Samples that are read at a time, over all channels
+BLOCK = 2**19
+# Sample rates of audio (Hz)
+RATES = 1000, 768_000
+# libsndfile reports more samples for "unknown".
+MOST_SAMPLES = 2**36
 
 
 class OnnxModel:
@@ -117,14 +133,17 @@ class OnnxModel:
         str
             The transcript.
         """
-        best = log_probs.argmax(-1)
+        return self._spell(log_probs.argmax(-1))
+
+    def _spell(self, best):
+        """Turn the best symbol of each frame into text."""
         starts = np.append(True, best[1:] != best[:-1])
         kept = best[starts & (best != self.blank_index)]
         text = "".join(self.symbols[i] for i in kept)
         return " ".join(text.replace("\u2581", " ").split())
 
     def transcribe(self, wav):
-        """Transcribe one waveform.
+        """Transcribe one waveform of any length.
 
         Arguments
         ---------
@@ -136,34 +155,249 @@ class OnnxModel:
         str
             The transcript.
         """
-        log_probs, frames = self.encode(wav[None], [len(wav)])
-        return self.decode(log_probs[0, : frames[0]])
+        return self.transcribe_blocks([wav])
+
+    def transcribe_blocks(self, blocks):
+        """Transcribe one waveform, of which little is kept in memory.
+
+        Beyond ``WINDOW`` seconds it is encoded in overlapping windows, which
+        are joined in a pause within the middle half of what they share.
+
+        Arguments
+        ---------
+        blocks : iterable of numpy.ndarray
+            Its samples, one block after the other, ``(samples,)`` each.
+
+        Returns
+        -------
+        str
+            The transcript.
+
+        Raises
+        ------
+        ValueError
+            If the model's output is not finite.
+        """
+        # Windows are whole frames long, so that frames of all of them stand
+        # where they would in the whole.
+        frames = math.floor(WINDOW / self.frame_period)
+        hop = frames - round(OVERLAP * frames)
+        size, hop_samples = (
+            round(count * self.frame_period * self.sample_rate)
+            for count in (frames, hop)
+        )
+        # Best symbols; the last window from `start` on is not among them yet.
+        done, pending, start = [], None, 0
+        for wav in _windows(blocks, size, hop_samples):
+            log_probs, count = self.encode(wav[None], [len(wav)])
+            log_probs = log_probs[0, : count[0]]
+            if not np.isfinite(log_probs).all():
+                raise ValueError("the model's output is not finite for it")
+            best, first = log_probs.argmax(-1), 0
+            if pending is not None:
+                shared = min(len(pending) - hop, len(best))
+                quarter = shared // 4
+                middle = slice(quarter, shared - quarter)
+                both = np.stack([best[middle], pending[hop:][middle]])
+                is_blank = (both == self.blank_index).all(0)
+                first = quarter + find_pause(is_blank)
+                done.append(pending[start : hop + first])
+            pending, start = best, first
+        return self._spell(np.concatenate([*done, pending[start:]]))
 
 
-def main(paths):
-    """Transcribe files with the model that lies beside this one."""
-    if not paths:
-        sys.exit(__doc__)
-    model = OnnxModel(Path(__file__).with_name("model.onnx"))
+def find_pause(is_blank):
+    """Find where frames are best cut: in the middle of the longest pause.
+
+    Arguments
+    ---------
+    is_blank : numpy.ndarray
+        True where a frame has no symbol, ``(frames,)``.
+
+    Returns
+    -------
+    int
+        The frame after the cut; in the middle if there is no pause.
+
+    Example
+    -------
+    >>> find_pause(np.array([1, 0, 1, 1, 1, 1, 0, 1, 0]) == 1)
+    4
+    """
+    edges = np.diff(is_blank.astype(int), prepend=0, append=0)
+    starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    if not len(starts):
+        return len(is_blank) // 2
+    longest = np.argmax(ends - starts)
+    return int(starts[longest] + ends[longest]) // 2
+
+
+def _windows(blocks, size, hop):
+    """Overlapping windows of a waveform."""
+    held = np.zeros(0, np.float32)
+    for block in blocks:
+        held = np.concatenate([held, block])
+        while len(held) > size:
+            yield held[:size]
+            held = held[hop:]
+    yield held
+
+
+def read_audio(path, sample_rate):
+    """Read an audio file block by block, its channels averaged.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        Any file that soundfile reads.
+    sample_rate : int
+        Sample rate of the result (Hz).
+
+    Yields
+    ------
+    numpy.ndarray
+        The next samples, ``(samples,)``.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read to its end, is empty or holds what is no number.
+    """
+    try:
+        if not Path(path).is_file():
+            raise ValueError("there is no such file")
+        with soundfile.SoundFile(path) as file:
+            lowest, highest = RATES
+            if not lowest <= file.samplerate <= highest:
+                raise ValueError(
+                    f"a sample rate of {file.samplerate} Hz is not one of "
+                    f"audio ({lowest} to {highest} Hz)"
+                )
+            ratio = Fraction(file.samplerate, sample_rate)
+            yield from resample(
+                _read_blocks(file), ratio.limit_denominator(640)
+            )
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"it cannot be read as audio: {error.error_string}"
+        ) from None
+    # TypeError: of files without a header
+    except (OSError, TypeError) as error:
+        raise ValueError(f"it cannot be read as audio: {error}") from None
+
+
+def _read_blocks(file):
+    count = 0
+    size = max(1, BLOCK // file.channels)
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
+        count += len(block)
+        block = block.mean(1)
+        if not np.isfinite(block).all():
+            raise ValueError("it holds samples that are not finite")
+        yield block
+    if not count:
+        raise ValueError("it holds no audio")
+    if count < file.frames < MOST_SAMPLES:
+        raise ValueError(
+            f"it is cut off: {count} of {file.frames} samples can be read"
+        )
+
+
+def resample(blocks, ratio, zeros=6, rolloff=0.99):
+    """Resample a waveform that comes in blocks.
+
+    By sinc functions under a Hann window, as
+    ``torchaudio.transforms.Resample``.
+
+    Arguments
+    ---------
+    blocks : iterable of numpy.ndarray
+        Its samples, ``(samples,)`` each.
+    ratio : fractions.Fraction
+        Sample rate that it has over the one that it shall have.
+    zeros : int
+        Zero crossings of the filters to each side.
+    rolloff : float
+        Cut-off frequency as a part of the lower Nyquist frequency.
+
+    Yields
+    ------
+    numpy.ndarray
+        The next samples, ``(samples,)``.
+    """
+    if ratio == 1:
+        yield from blocks
+        return
+    # So many samples become so many; the filters reach `width` beyond.
+    group, result = ratio.numerator, ratio.denominator
+    cut = min(group, result) * rolloff
+    width = math.ceil(zeros * group / cut)
+    times = np.arange(-width, width + group) / group
+    times = times[:, None] - np.arange(result) / result
+    times = np.clip(times * cut, -zeros, zeros)
+    filters = np.sinc(times) * np.cos(times * np.pi / zeros / 2) ** 2
+    filters = (filters * cut / group).astype(np.float32)
+
+    held = np.zeros(width, np.float32)
+    read = written = 0
+    # After the last one, zeros as before the first one
+    for block in chain(blocks, [None]):
+        if block is None:
+            held = np.append(held, np.zeros(width + group, np.float32))
+        else:
+            read += len(block)
+            held = np.append(held, block)
+        count = (len(held) - len(filters)) // group + 1
+        if count < 1:
+            continue
+        found = np.lib.stride_tricks.sliding_window_view(held, len(filters))
+        found = np.ascontiguousarray(found[::group]) @ filters
+        found = found.ravel()
+        held = held[count * group :]
+        if block is None:
+            found = found[: math.ceil(read / ratio) - written]
+        written += len(found)
+        yield found
+
+
+def main(arguments=None):
+    """Transcribe files with the model that lies beside this one.
+
+    Arguments
+    ---------
+    arguments : list of str, optional
+        Those of the command line by default.
+
+    Returns
+    -------
+    int
+        Exit code: 2 if a file could not be transcribed, else 0.
+    """
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Prints a line for each file: its name, a tab, the transcript. "
+        "The exit code is 2 if a file could not be transcribed.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("audio", nargs="+", metavar="AUDIO", help="audio file")
+    paths = parser.parse_args(arguments).audio
+    try:
+        model = OnnxModel(Path(__file__).with_name("model.onnx"))
+    except ValueError as error:
+        parser.error(str(error))
     failed = False
     for path in paths:
         try:
-            wav, rate = soundfile.read(path, dtype="float32", always_2d=True)
-        except (OSError, soundfile.LibsndfileError) as error:
-            print(f"{path}: {error}", file=sys.stderr)
+            blocks = read_audio(path, model.sample_rate)
+            print(f"{path}\t{model.transcribe_blocks(blocks)}", flush=True)
+        # onnxruntime has its own classes.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(f"{path}: {reason[:200]}", file=sys.stderr)
             failed = True
-            continue
-        if rate != model.sample_rate or not len(wav):
-            print(
-                f"{path}: {len(wav)} samples at {rate} Hz; the model hears "
-                f"{model.sample_rate} Hz: resample it first",
-                file=sys.stderr,
-            )
-            failed = True
-            continue
-        print(f"{path}\t{model.transcribe(wav.mean(1))}")
-    sys.exit(failed)
+    return 2 * failed
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())
