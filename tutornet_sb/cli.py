@@ -350,7 +350,7 @@ def export(
 ):
     """Write a run as a model that SpeechBrain loads without this package.
 
-    LSTM and GRU networks over log-mel features become stock parts, for
+    Offline LSTM and GRU networks over log-mel features become stock parts, for
     EncoderASR; other networks take their source with them, for foreign_class.
     """
     with _failing_in_one_line("export"):
