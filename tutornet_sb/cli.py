@@ -382,7 +382,7 @@ def export(
 ):
     """Write a run as a model that SpeechBrain loads without this package.
 
-    LSTM and GRU networks over log-mel features become stock parts, for
+    Offline LSTM and GRU networks over log-mel features become stock parts, for
     EncoderASR; other networks take their source with them, for foreign_class.
     """
     extras = ["export"] if onnx or int8 or sherpa else []

@@ -72,12 +72,12 @@ def waves():
 
 
 def normalised(frames, neper, level=None):
-    """Frames less a level, clipped 50 dB below it; in double precision."""
+    """Frames less a level, clipped 20 dB below it; in double precision."""
     frames = frames.double()
     means = frames.mean(-1)
     if level is None:
         level = ((means / neper).softmax(0) * means).sum()
-    return (frames - level).clamp(min=-5 * math.log(10) * neper)
+    return (frames - level).clamp(min=-2 * math.log(10) * neper)
 
 
 @pytest.mark.parametrize(

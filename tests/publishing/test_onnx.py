@@ -213,6 +213,24 @@ def test_a_graph_is_as_exact_of_two_minutes(tmp_path):
     assert difference < 5e-5
 
 
+@pytest.mark.parametrize("name", ["lstm", "lstm_streaming", "deepspeech2"])
+def test_a_graph_does_not_depend_on_gain_and_offset(name, tmp_path):
+    model = make_network(name)
+    written = write_onnx(model, tmp_path / "model.onnx", ABOUT)
+    wavs, lengths = batch_of(1.1, 0.6)
+    inside = torch.arange(wavs.shape[1]) < lengths[:, None]
+    with torch.no_grad():
+        encoding = model(wavs, lengths / wavs.shape[1])
+    expected = encoding.logits.log_softmax(-1).numpy()
+    for gain, offset in ((-30, 0), (6, 0), (0, 0.05)):
+        changed = wavs * 10 ** (gain / 20) + offset * inside
+        found, frames = written.encode(changed.numpy(), lengths.numpy())
+        for ours, theirs, count in zip(expected, found, frames, strict=True):
+            np.testing.assert_allclose(
+                theirs[:count], ours[:count], atol=1e-3, rtol=0
+            )
+
+
 def test_the_graph_says_what_it_is(tmp_path):
     write_onnx(make_network("gru", **RECURRENT), tmp_path / "m.onnx", ABOUT)
     model = OnnxModel(tmp_path / "m.onnx", threads=1)

@@ -9,7 +9,7 @@ from speechbrain.processing.features import STFT
 from speechbrain.utils.autocast import fwd_default_precision
 
 # Values this far below the level of the recording are clipped (dB).
-RANGE = 50.0
+RANGE = 20.0
 # Of the weight of a frame in a causal level (seconds)
 HALF_LIFE = 2.0
 # Least power of a spectrum, of digital silence, and something below its

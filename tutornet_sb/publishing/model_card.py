@@ -75,9 +75,7 @@ FILES = {
     TOKENS: "its symbols",
 }
 SHERPA_NOTES = {
-    "OfflineRecognizer.from_omnilingual_asr_ctc": " The recogniser takes the "
-    "mean off each utterance, which the model can only guess again.",
-    "OnlineRecognizer.from_t_one_ctc": " It gets the samples as if they were "
+    "OnlineRecognizer.from_t_one_ctc": " Give it the samples as if they were "
     "at 8000 Hz, whatever the model's rate, and three pieces of 2400 zeros at "
     "the end; times come out for that rate too.",
 }
