@@ -99,6 +99,14 @@ def explain(error):
     ('ZeroDivisionError: division by zero', 1)
     """
     text = one_line(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        extra = extra_of(package)
+        wanted = f"'tutornet-sb[{extra}]'" if extra else package
+        return (
+            f"the package {package} is needed and not installed: pip install "
+            + wanted.replace("_", "-")
+        ), BAD_INPUT
     if isinstance(error, InputError) or _is_deliberate(error):
         return text, BAD_INPUT
     if getattr(error, "errno", None) in FULL or (
@@ -119,14 +127,6 @@ def explain(error):
         ), BAD_INPUT
     if isinstance(error, YAMLError):
         return f"invalid YAML: {yaml_problem(error)}", BAD_INPUT
-    if isinstance(error, ModuleNotFoundError) and error.name:
-        package = error.name.partition(".")[0]
-        extra = extra_of(package)
-        wanted = f"'tutornet-sb[{extra}]'" if extra else package
-        return (
-            f"the package {package} is needed and not installed: pip install "
-            + wanted.replace("_", "-")
-        ), BAD_INPUT
     if isinstance(error, OSError) and error.strerror:
         return text, BAD_INPUT
     return f"{type(error).__name__}: {text}", UNEXPECTED

@@ -1123,7 +1123,7 @@ CASES = {
             Case(
                 f"{command[0]} without {package}",
                 [f"{package} .*: pip install 'tutornet-sb\\[{extra}\\]'"],
-                without(package),
+                spoil=without(package),
                 command=command,
                 is_early=True,
             )
