@@ -161,7 +161,8 @@ def runs_made(tmp_path_factory):
             },
         )
     (made[0] / "command.txt").write_text(
-        "train.py hparams/base.yaml --data_folder '/home/me/my data' --seed 1\n"
+        "train.py hparams/base.yaml --data_folder '/home/me/my data' --seed 1 "
+        "--train_csv '/home/me/my data/train.csv'\n"
     )
     return made
 
@@ -633,7 +634,7 @@ def test_a_report_can_be_made_again_of_the_small_files(
     # Where data lay is nobody's business.
     for path in (copies[0] / "command.txt", report / "report.md"):
         text = path.read_text()
-        assert "hparams/base.yaml --data_folder DATA --seed 1" in text
+        assert "base.yaml --data_folder DATA --seed 1 --train_csv DATA" in text
         assert "my data" not in text
 
 
