@@ -66,7 +66,8 @@ def align(
     -------
     TeacherTargets
         Targets with the student's frames, lengths and frame period, zero on
-        padding. Where nothing needs to change, the tensors that came in.
+        padding. Where nothing needs to change, the tensors that came in, and no
+        ``posterior_mask``.
 
     Raises
     ------
@@ -232,7 +233,11 @@ def _starts(best, blank_index):
 def _place_spikes(
     posteriors, blank_index, ticks, teacher, student, last, inside, final
 ):
-    """Posteriors on the student's frames, and the frames that are targets."""
+    """Posteriors on the student's frames, and the frames that are targets.
+
+    ``last`` is each utterance's last teacher frame; ``inside`` and ``final``
+    mark valid frames of the student and those that choose among all the rest.
+    """
     first, end = _windows(ticks, teacher, student, last, final)
     # Symbols as CTC reads them, numbered from 1, and their frames
     valid = torch.arange(posteriors.shape[1], device=last.device) <= last
