@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
 @pytest.fixture
 def student(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    return Path("results/own/rkd+skd_lstm/1234")
+    return Path("results/own/rkd+skd_lstm_by_jasper_mini/1234")
 
 
 def test_the_alphabet_is_that_of_the_corpus(student):
