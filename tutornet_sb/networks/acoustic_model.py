@@ -141,9 +141,6 @@ class SpectralFeatures(torch.nn.Module):
         self.normalize = torch.nn.BatchNorm1d(
             output_size, affine=False, momentum=None
         )
-        decay = torch.tensor([[0.5 ** (self.frame_period / HALF_LIFE)]])
-        self.register_buffer("decay", decay, persistent=False)
-        self.register_buffer("one", torch.ones(1, 1), persistent=False)
 
     def spectrum(self, wavs):
         """Compute the frames before normalisation.
@@ -196,21 +193,24 @@ class SpectralFeatures(torch.nn.Module):
             In the units of the spectrum, ``(batch, frames)``.
         sums : torch.Tensor
             Decaying sums of the weights and of weighted means,
-            ``(1, 2 * batch, 1)``.
+            ``(2 * batch, 1)``.
         """
-        # Of the least value that a spectrum can have it is above 0.
-        means = frames.mean(-1) / self.neper - LOWEST
-        weights = (means + LOWEST).exp()
-        x = torch.cat([weights, weights * means]).unsqueeze(-1)
-        if sums is None:
-            sums = torch.zeros_like(x[:, :1]).transpose(0, 1)
-        # A recurrent layer of one cell is the fastest leaky integrator, and
-        # ONNX has it.
-        x, sums = torch.rnn_relu(
-            x, sums, [self.one, self.decay], False, 1, 0.0, False, False, True
-        )
-        weights, weighted = x.squeeze(-1).chunk(2)
-        return (weighted / weights + LOWEST) * self.neper, sums
+        means = frames.mean(-1) / self.neper
+        weights = means.exp()
+        # Positive, so that the logarithms of the sums are a state too
+        x = torch.cat([weights, weights * (means - LOWEST)])
+        decay = 0.5 ** (self.frame_period / HALF_LIFE)
+        if sums is not None:
+            first = x[:, :1] + decay * sums
+            x = torch.cat([first, x[:, 1:]], dim=1)
+        # Sums of 2, 4, 8, ... frames, until nothing is left of a frame
+        frames_ago = 1
+        while decay**frames_ago > 1e-40:
+            before = torch.nn.functional.pad(x, (frames_ago, 0))
+            x = x + decay**frames_ago * before[:, : x.shape[1]]
+            frames_ago *= 2
+        weights, weighted = x.chunk(2)
+        return (weighted / weights + LOWEST) * self.neper, x[:, -1:].clone()
 
     def normalise(self, frames, level, mask=None):
         """Subtract the level and apply the statistics of the training data.

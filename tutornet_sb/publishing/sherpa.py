@@ -166,7 +166,7 @@ class OnlineGraph(torch.nn.Module):
         before = steps[:, steps.shape[1] - self.stft.before :]
         frames = features.spectrum(steps)
         # One below the other, as features keep them, and back
-        sums = sums.exp().masked_fill(is_new, 0.0).t().reshape(1, -1, 1)
+        sums = sums.exp().masked_fill(is_new, 0.0).t().reshape(-1, 1)
         level, sums = features.causal_level(frames, sums)
         sums = sums.reshape(2, -1).t().log()
         known = known.unflatten(1, (self.kernel - 1, features.output_size))
