@@ -342,7 +342,7 @@ def test_what_is_missing_is_said(report):
     text = (report / "report.md").read_text().partition("## What is missing")[2]
     reason = "No spikes: the run holds no weights: lstm: CTC baseline on mini."
     assert reason in text
-    assert "No pictures of what it hears: no teacher is there" in text
+    assert "No pictures of its posteriors: no teacher is there" in text
     # None of these lacks them.
     assert "errors.json" not in text and "steps" not in text
 
@@ -531,7 +531,7 @@ def test_pictures_are_of_students_that_have_their_weights(
     assert shown == [heard]
     text = (tmp_path / "to" / "report.md").read_text()
     assert told in text
-    assert "No pictures of what it hears" not in text
+    assert "No pictures of its posteriors" not in text
     assert (tmp_path / "to" / "pictures" / "spikes_mini_lstm.png").is_file()
 
 
@@ -544,7 +544,7 @@ def test_without_weights_no_run_is_named_by_its_place(
     monkeypatch.setattr(Ears, "example", example)
     write_report(runs_made, tmp_path / "to", "Seen", told=str)
     text = (tmp_path / "to" / "report.md").read_text()
-    assert "No pictures of what it hears: the run holds no weights: " in text
+    assert "No pictures of its posteriors: the run holds no weights: " in text
 
 
 def test_pictures_outlive_the_weights_they_were_drawn_of(
@@ -580,10 +580,9 @@ def test_pictures_outlive_the_weights_they_were_drawn_of(
         assert len(told) == 1 and told[0] in after.splitlines()
         assert path.read_bytes() == b"drawn before " + path.name.encode()
         assert base64.b64encode(path.read_bytes()).decode() in page
-    assert "No pictures of what it hears" not in after
-    told = (
-        "No new pictures of what it hears, those of the report before are shown"
-    )
+    assert "No pictures of its posteriors" not in after
+    told = "No new pictures of its posteriors, those of the report before are"
+    told += " shown"
     assert told not in before
     assert (
         f"{told}: the run holds no weights: lstm: RKD then SKD from " in after
@@ -591,7 +590,7 @@ def test_pictures_outlive_the_weights_they_were_drawn_of(
     # A report elsewhere has none, and says so.
     write_report(runs_made, tmp_path / "other", "Seen", told=str)
     text = (tmp_path / "other" / "report.md").read_text()
-    assert "No pictures of what it hears: the run holds no weights: " in text
+    assert "No pictures of its posteriors: the run holds no weights: " in text
     assert "pictures/spikes_" not in text
 
 

@@ -44,7 +44,7 @@ from tutornet_sb.reporting.statistics import (
 # Options that say where the data lay
 PLACES = "--data_folder", "--train_csv", "--valid_csv", "--test_csv"
 # Small files of a run, by which a report can be made again, without pictures of
-# what models hear
+# what models compute
 SMALL = (
     runs.RESULTS,
     DIAGNOSTICS,
@@ -244,8 +244,8 @@ def write_report(folders, to, title, told=print):
         Output folders of ``train.py``. The parts for which one of them lacks
         something are left out, and the report says what is missing.
     to : str or pathlib.Path
-        Folder to write into; other files there are left alone. Pictures of what
-        models hear that a report made there before, and that cannot be drawn
+        Folder to write into; other files there are left alone. Pictures of
+        posteriors that a report made there before, and that cannot be drawn
         again for want of weights or audio, are taken over.
     title : str
         Heading.
@@ -1084,7 +1084,7 @@ def _earlier(to):
 
 
 def _pictures(groups, ears, missing, earlier):
-    """What models hear: frame weights and spikes."""
+    """Frame weights, and spikes of posteriors."""
     # Frame weights by file: students of one teacher share them.
     weights, spikes = {}, []
     for (corpus, network), own in _by_network(groups):
@@ -1096,7 +1096,7 @@ def _pictures(groups, ears, missing, earlier):
             found, shown, example = _heard(taught, groups, ears)
         except NotThere as reason:
             kept = earlier.get(_picture(f"spikes_{corpus}_{network}"))
-            what = "pictures of what it hears"
+            what = "pictures of its posteriors"
             if kept is not None:
                 what = f"new {what}, those of the report before are shown"
             _miss(missing, f"{what}: {reason}", taught[0])
