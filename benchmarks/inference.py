@@ -24,7 +24,7 @@ import torch
 from tutornet_sb import runs
 from tutornet_sb.files import write_json
 from tutornet_sb.publishing.export import SAFETENSORS, export
-from tutornet_sb.publishing.forms import find_speech, transcriber
+from tutornet_sb.publishing.forms import transcriber
 from tutornet_sb.publishing.model_card import INT8, ONNX
 from tutornet_sb.publishing.runner import OnnxModel
 from tutornet_sb.reporting.compare import insert, markdown_table, summarize
@@ -75,7 +75,7 @@ def main():
             results.append(about | {"form": form, "bytes": path.stat().st_size})
     first = arguments.runs[0]
     model, _ = runs.load_run(first)
-    speech = find_speech(
+    speech = runs.find_speech(
         first, arguments.data, summarize(first), model, needed=True
     )
     utterances = [(one.read().numpy(), one.text) for one in speech.test]
