@@ -113,7 +113,8 @@ def main():
             name: f"{score(references, found)['wer']:.2f}"
             for name, found in texts.items()
         }
-        rows.append(row | {"version": commit, "command": shlex.join(sys.argv)})
+        command = shlex.join(["benchmarks/levels.py", *sys.argv[1:]])
+        rows.append(row | {"version": commit, "command": command})
         print(*row.values(), sep="  ", flush=True)
     arguments.to.parent.mkdir(parents=True, exist_ok=True)
     is_new = not arguments.to.exists()

@@ -10,7 +10,8 @@ test-clean          the training voices, other sentences
 test-other          other voices, other sentences, and noise
 ==================  =======================================================
 
-No sentence occurs twice in the corpus.
+No sentence occurs twice in the corpus. Utterances differ in level, as
+recordings do.
 """
 
 import collections

@@ -212,8 +212,8 @@ class SpectralFeatures(torch.nn.Module):
         weights, weighted = x.chunk(2)
         return (weighted / weights + LOWEST) * self.neper, x[:, -1:].clone()
 
-    def normalise(self, frames, level, mask=None):
-        """Subtract the level and apply the statistics of the training data.
+    def apply_statistics(self, frames, level, mask=None):
+        """Subtract the level, and normalise by the training data.
 
         Arguments
         ---------
@@ -270,7 +270,7 @@ class SpectralFeatures(torch.nn.Module):
             level, _ = self.causal_level(frames)
         else:
             level = self.level(frames, mask)
-        frames = self.normalise(frames, level, mask)
+        frames = self.apply_statistics(frames, level, mask)
         return frames.masked_fill(~mask.unsqueeze(-1), 0.0), lengths
 
 

@@ -206,7 +206,7 @@ class Stream:
         level, self._sums = features.causal_level(x, self._sums)
         # A copy, or a view would keep the whole piece in memory.
         self._samples = self._samples[:, count * hop :].clone()
-        return features.normalise(x, level)
+        return features.apply_statistics(x, level)
 
     def _encode(self, features):
         encoder, head = self.model.encoder, self.model.head

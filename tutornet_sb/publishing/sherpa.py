@@ -170,7 +170,9 @@ class OnlineGraph(torch.nn.Module):
         level, sums = features.causal_level(frames, sums)
         sums = sums.reshape(2, -1).t().log()
         known = known.unflatten(1, (self.kernel - 1, features.output_size))
-        known = torch.cat([known, features.normalise(frames, level)], dim=1)
+        known = torch.cat(
+            [known, features.apply_statistics(frames, level)], dim=1
+        )
 
         # The convolution everywhere; wanted is every stride-th from `start`.
         x = torch.nn.functional.conv1d(
