@@ -82,7 +82,7 @@ def test_the_page_works_as_it_stands(user, hub, tmp_path):
         )
         if "--dry-run" in command:
             assert not hub.repositories
-    export, test_set, int8, _, publish, fetched = commands
+    export, test_set, onnx, _, publish, fetched = commands
     assert "int8" in said[export] and "sherpa" in said[export]
     lines = said[test_set].splitlines()
     texts = [line.partition("\t")[2] for line in lines if ".flac\t" in line]
@@ -92,10 +92,10 @@ def test_the_page_works_as_it_stands(user, hub, tmp_path):
         line.partition(" ")[2] for line in listing.read_text().splitlines()
     ]
     assert f"{100 * jiwer.wer(references, texts):.2f}" in said[test_set]
-    assert '"words"' in said[int8] and '"text"' in said[int8]
+    assert '"words"' in said[onnx] and '"text"' in said[onnx]
     assert "me/lstm_mini holds now" in said[publish]
     sent = set(hub.files("me/lstm_mini"))
-    assert {"onnx/model.int8.onnx", "sherpa/tokens.txt"} <= sent
+    assert {"onnx/model.onnx", "sherpa/tokens.txt"} <= sent
     # The last utterance, by three ways
     last = fetched.split()[-1]
     assert said[fetched] == f"{last}\t{texts[-1]}\n"

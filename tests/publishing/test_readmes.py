@@ -173,7 +173,7 @@ def test_the_commands_of_both_pages(clone, hub, tmp_path):
     assert f"{100 * wer:.2f}" in printed[test_set]
     (by_json,) = [c for c in printed if "--json" in c]
     assert json.loads(printed[by_json])["file"] == "speech.wav"
-    assert {"onnx/model.int8.onnx", "sherpa/tokens.txt"} <= set(
+    assert {"onnx/model.onnx", "sherpa/tokens.txt"} <= set(
         hub.files("me/lstm_mini")
     )
     (fetched,) = [c for c in printed if "transcribe me/" in c]
