@@ -52,7 +52,10 @@ def make_model(seed=0, size=12, stride=2):
     encoder = RecurrentEncoder(16, 8, size, 1, stride=stride)
     head = torch.nn.Linear(encoder.output_size, len(PIECES))
     head.weight.data *= 15
-    return AcousticModel(LogMelFeatures(n_mels=16), encoder, head)
+    features = LogMelFeatures(n_mels=16)
+    # As after training, in dB
+    features.normalize.running_var.fill_(100.0)
+    return AcousticModel(features, encoder, head)
 
 
 def make_data(count=12, first=0):
@@ -61,6 +64,9 @@ def make_data(count=12, first=0):
     for index in range(count):
         samples = 3200 + 1111 * ((5 * index) % count)
         wave = 0.1 * torch.randn(samples, generator=generator)
+        # Loud and soft by turns, for frames that differ
+        loudness = torch.randn(samples // 800 + 1, generator=generator).exp()
+        wave *= loudness.repeat_interleave(800)[:samples]
         items[f"u{first + index}"] = {"sig": wave, "duration": samples / 16000}
     return DynamicItemDataset(items, output_keys=["id", "sig"])
 
@@ -136,11 +142,12 @@ def test_small_encodings_are_near(teacher, tmp_path):
     teacher = standardised(teacher, stored.store)
     batch = PaddedBatch([taught_data(data, stored)[i] for i in range(8)])
     ours, theirs = stored.teach(batch), teacher.teach(batch)
+    states = torch.cat(states_of(teacher, data))
+    assert states.square().mean() == pytest.approx(1, abs=0.01)
     for row, length in enumerate(theirs.lengths.tolist()):
         a, b = (t.hidden[row, :length, 8:] for t in (ours, theirs))
         cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1)
         assert cosine.mean() > 0.8
-        assert b.square().mean() == pytest.approx(1, abs=0.3)
         a, b = (t.posteriors[row, :length] for t in (ours, theirs))
         assert (a - b).abs().max() < 0.15
         assert (a - b).abs().mean() < 0.03
@@ -391,7 +398,7 @@ def test_the_error_of_the_codes_is_that_of_what_is_read(
         assert found.keys() == {"uniform", "energy", "nonblank"}
         for name, value in wanted[path].items():
             assert found[name] == pytest.approx(value, rel=0.02, abs=1e-6)
-        assert (found["uniform"] > 1e-3) == (encodings is SMALL)
+        assert (found["uniform"] > 3e-4) == (encodings is SMALL)
 
 
 def test_more_code_bytes_leave_less_error(teacher, tmp_path):
@@ -462,7 +469,7 @@ def test_progress_is_shown_in_a_terminal_alone(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     fill(tmp_path / "s", teacher, make_data(), SMALL, progressbar=True)
     error = capsys.readouterr().err
-    for words in ("sample: ", "hours of audio", "audio hours per hour"):
+    for words in ("hidden states: ", "hours of audio", "audio hours per hour"):
         assert (words in error) == is_terminal
 
 
@@ -496,6 +503,7 @@ def test_other_features_are_refused(teacher, tmp_path):
     fill(tmp_path / "s", teacher, make_data(3))
     model = make_model()
     model.features = LogMelFeatures(n_mels=16, win_length=25)
+    model.features.normalize.running_var.fill_(100.0)
     with pytest.raises(
         ValueError, match="win_length is 320, and now it is 400"
     ):

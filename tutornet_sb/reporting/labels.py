@@ -28,6 +28,9 @@ LEFT_OUT = {
     "student",
     "student_overrides",
     "teacher_hparams",
+    "test_csv",
+    "train_csv",
+    "valid_csv",
 }
 
 
