@@ -563,7 +563,7 @@ def _sherpa(config, going_there):
         f"## sherpa-onnx\n\n```\n{going_there}pip install sherpa-onnx soundfile"
         f"\n```\n\n```python\n{program}```\n\n`{sherpa['model']}` and "
         f"`{sherpa['tokens']}` are for `{sherpa['recognizer']}` of sherpa-onnx."
-        + SHERPA_NOTES[sherpa["recognizer"]]
+        + SHERPA_NOTES.get(sherpa["recognizer"], "")
         + _runtime_scores(sherpa)
     )
 
