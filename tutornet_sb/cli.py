@@ -217,7 +217,8 @@ def compare(
                 ".yaml file"
             )
         else:
-            folders = what
+            # What the runs of a plan print lies beside their folders.
+            folders = [path for path in what if path.suffix != ".log"]
             # A run that cannot be read is found before the report is written.
             table(folders)
             if to is not None:

@@ -560,6 +560,9 @@ def fault_of(name, text):
     # SpeechBrain would take it for a placeholder.
     if "$" in name + text:
         return "$ in transcript"
+    # A table of Python 3.10 cannot hold it.
+    if "\0" in name + text:
+        return "NUL in transcript"
     return None if text else "empty transcript"
 
 
