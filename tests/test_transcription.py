@@ -32,6 +32,7 @@ from tutornet_sb.corpora.audio import ratio_of, resampler
 from tutornet_sb.distillation import pseudo_labels
 from tutornet_sb.distillation.sources import load_teacher
 from tutornet_sb.networks.acoustic_model import SpectralFeatures
+from tutornet_sb.publishing import runner
 from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.loading import Recogniser, load_recogniser
 from tutornet_sb.reporting.latency import align_symbols
@@ -415,7 +416,7 @@ def test_words_are_spelled_in_as_few_symbols_as_possible():
 )
 @pytest.mark.parametrize("block", [97, 1000, 2**19])
 def test_blocks_are_resampled_as_the_whole(rate, block, tmp_path, monkeypatch):
-    monkeypatch.setattr(transcription, "_BLOCK", block)
+    monkeypatch.setattr(runner, "BLOCK", block)
     wav = torch.randn(9001, generator=torch.Generator().manual_seed(0))
     path = write(tmp_path / "x.wav", wav, rate)
     found = torch.cat(list(read_audio(path, RATE)))

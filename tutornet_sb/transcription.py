@@ -13,33 +13,25 @@ from speechbrain.decoders.ctc import CTCBeamSearcher
 from tutornet_sb.corpora.audio import (
     MOST_SAMPLES,
     SUFFIXES,
-    ratio_of,
     resampler,
 )
 from tutornet_sb.corpora.librispeech import read_transcript
 from tutornet_sb.distillation.pseudo_labels import mean_probability, surprise
 from tutornet_sb.networks.streaming import Stream, check_streamable
+from tutornet_sb.publishing import runner
+from tutornet_sb.publishing.runner import OVERLAP, WINDOW, find_pause
 from tutornet_sb.reporting.latency import (
     align_symbols,
     split_words,
     symbol_runs,
 )
 
-# Files up to so long are encoded in one piece, longer ones in pieces of this
-# length (seconds). The longest utterance of LibriSpeech has 35 s.
-WINDOW = 40.0
-# Part of a piece that the next one hears too
-_OVERLAP = 0.25
 # What is decoded in one piece (seconds), more than a window
 _SEGMENT = 60.0
 # Audio that is read before the shortest of it is encoded, in batches
 _POOL = 4
 # A stream is fed such chunks (seconds), where somebody looks on and elsewhere.
 _CHUNKS = 0.2, 10.0
-# Samples that are read at a time, over all channels
-_BLOCK = 2**19
-# Sample rates of audio (Hz)
-_RATES = 1000, 768_000
 
 
 class Word(NamedTuple):
@@ -205,46 +197,12 @@ def read_audio(path, sample_rate):
     ValueError
         If it cannot be read to its end, is empty or holds what is no number.
     """
-    try:
-        if not Path(path).is_file():
-            raise ValueError("there is no such file")
-        with soundfile.SoundFile(path) as file:
-            lowest, highest = _RATES
-            if not lowest <= file.samplerate <= highest:
-                raise ValueError(
-                    f"a sample rate of {file.samplerate} Hz is not one of "
-                    f"audio ({lowest} to {highest} Hz)"
-                )
-            ratio = ratio_of(file.samplerate, sample_rate)
-            yield from _resample(_read_blocks(file), ratio)
-    except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"it cannot be read as audio: {error.error_string}"
-        ) from None
-    # TypeError: of files without a header
-    except (OSError, TypeError) as error:
-        raise ValueError(f"it cannot be read as audio: {error}") from None
-
-
-def _read_blocks(file):
-    count = 0
-    size = max(1, _BLOCK // file.channels)
-    while len(block := file.read(size, dtype="float32", always_2d=True)):
-        count += len(block)
-        block = torch.from_numpy(block).mean(dim=1)
-        if not block.isfinite().all():
-            raise ValueError("it holds samples that are not finite")
-        yield block
-    if not count:
-        raise ValueError("it holds no audio")
-    if count < file.frames < MOST_SAMPLES:
-        raise ValueError(
-            f"it is cut off: {count} of {file.frames} samples can be read"
-        )
+    yield from runner.read_audio(path, sample_rate, _resample)
 
 
 def _resample(blocks, ratio):
     """Resample as if the blocks were one waveform."""
+    blocks = map(torch.from_numpy, blocks)
     if ratio == 1:
         yield from blocks
         return
@@ -346,31 +304,6 @@ def make_searcher(recogniser, beam_size=100, language_model=None):
         beam_size=beam_size,
         kenlm_model_path=language_model,
     )
-
-
-def find_pause(is_blank):
-    """Find where frames are best cut: in the middle of the longest pause.
-
-    Arguments
-    ---------
-    is_blank : torch.Tensor
-        True where a frame has no symbol, ``(frames,)``.
-
-    Returns
-    -------
-    int
-        The frame after the cut; in the middle if there is no pause.
-
-    Example
-    -------
-    >>> find_pause(torch.tensor([1, 0, 1, 1, 1, 1, 0, 1, 0]) == 1)
-    4
-    """
-    pauses = symbol_runs(is_blank.long(), blank_index=0)
-    if not pauses:
-        return len(is_blank) // 2
-    _, first, last = max(pauses, key=lambda run: run[2] - run[1])
-    return (first + last + 1) // 2
 
 
 def spell(text, pieces):
@@ -723,7 +656,7 @@ def transcribe(
     window = min(window, recogniser.max_seconds - 2 * period)
     # In whole frames, so that frames of all windows stand where they would.
     frames = max(4, math.floor(window / period))
-    hop = frames - max(2, round(_OVERLAP * frames))
+    hop = frames - max(2, round(OVERLAP * frames))
     size, hop_samples = (round(n * period * rate) for n in (frames, hop))
     on_audio = on_audio or (lambda seconds: None)
 

@@ -5,7 +5,8 @@ It needs onnxruntime, numpy and soundfile. Files may have any length, sample
 rate and number of channels.
 """
 
-# `tutornet export --onnx` puts a copy of this file beside the model.
+# `tutornet export --onnx` puts a copy of this file beside the model, so nothing
+# of the package is imported here; `tutornet transcribe` reads audio by it too.
 
 import argparse
 import json
@@ -16,7 +17,6 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import soundfile
 
 METADATA = "tutornet"
@@ -59,6 +59,8 @@ class OnnxModel:
     """
 
     def __init__(self, path, threads=0, provider="CPUExecutionProvider"):
+        import onnxruntime
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Errors are raised and need not be logged too.
@@ -211,7 +213,7 @@ def find_pause(is_blank):
 
     Arguments
     ---------
-    is_blank : numpy.ndarray
+    is_blank : array_like
         True where a frame has no symbol, ``(frames,)``.
 
     Returns
@@ -224,7 +226,7 @@ def find_pause(is_blank):
     >>> find_pause(np.array([1, 0, 1, 1, 1, 1, 0, 1, 0]) == 1)
     4
     """
-    edges = np.diff(is_blank.astype(int), prepend=0, append=0)
+    edges = np.diff(np.asarray(is_blank, int), prepend=0, append=0)
     starts, ends = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
     if not len(starts):
         return len(is_blank) // 2
@@ -241,66 +243,6 @@ def _windows(blocks, size, hop):
             yield held[:size]
             held = held[hop:]
     yield held
-
-
-def read_audio(path, sample_rate):
-    """Read an audio file block by block, its channels averaged.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        Any file that soundfile reads.
-    sample_rate : int
-        Sample rate of the result (Hz).
-
-    Yields
-    ------
-    numpy.ndarray
-        The next samples, ``(samples,)``.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read to its end, is empty or holds what is no number.
-    """
-    try:
-        if not Path(path).is_file():
-            raise ValueError("there is no such file")
-        with soundfile.SoundFile(path) as file:
-            lowest, highest = RATES
-            if not lowest <= file.samplerate <= highest:
-                raise ValueError(
-                    f"a sample rate of {file.samplerate} Hz is not one of "
-                    f"audio ({lowest} to {highest} Hz)"
-                )
-            ratio = Fraction(file.samplerate, sample_rate)
-            yield from resample(
-                _read_blocks(file), ratio.limit_denominator(640)
-            )
-    except soundfile.LibsndfileError as error:
-        raise ValueError(
-            f"it cannot be read as audio: {error.error_string}"
-        ) from None
-    # TypeError: of files without a header
-    except (OSError, TypeError) as error:
-        raise ValueError(f"it cannot be read as audio: {error}") from None
-
-
-def _read_blocks(file):
-    count = 0
-    size = max(1, BLOCK // file.channels)
-    while len(block := file.read(size, dtype="float32", always_2d=True)):
-        count += len(block)
-        block = block.mean(1)
-        if not np.isfinite(block).all():
-            raise ValueError("it holds samples that are not finite")
-        yield block
-    if not count:
-        raise ValueError("it holds no audio")
-    if count < file.frames < MOST_SAMPLES:
-        raise ValueError(
-            f"it is cut off: {count} of {file.frames} samples can be read"
-        )
 
 
 def resample(blocks, ratio, zeros=6, rolloff=0.99):
@@ -358,6 +300,68 @@ def resample(blocks, ratio, zeros=6, rolloff=0.99):
             found = found[: math.ceil(read / ratio) - written]
         written += len(found)
         yield found
+
+
+def read_audio(path, sample_rate, resample=resample):
+    """Read an audio file block by block, its channels averaged.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        Any file that soundfile reads.
+    sample_rate : int
+        Sample rate of the result (Hz).
+    resample : callable
+        Called with blocks and a ratio, as :func:`resample`.
+
+    Yields
+    ------
+    numpy.ndarray
+        The next samples, ``(samples,)``, or what ``resample`` makes of them.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be read to its end, is empty or holds what is no number.
+    """
+    try:
+        if not Path(path).is_file():
+            raise ValueError("there is no such file")
+        with soundfile.SoundFile(path) as file:
+            lowest, highest = RATES
+            if not lowest <= file.samplerate <= highest:
+                raise ValueError(
+                    f"a sample rate of {file.samplerate} Hz is not one of "
+                    f"audio ({lowest} to {highest} Hz)"
+                )
+            ratio = Fraction(file.samplerate, sample_rate)
+            yield from resample(
+                _read_blocks(file), ratio.limit_denominator(640)
+            )
+    except soundfile.LibsndfileError as error:
+        raise ValueError(
+            f"it cannot be read as audio: {error.error_string}"
+        ) from None
+    # TypeError: of files without a header
+    except (OSError, TypeError) as error:
+        raise ValueError(f"it cannot be read as audio: {error}") from None
+
+
+def _read_blocks(file):
+    count = 0
+    size = max(1, BLOCK // file.channels)
+    while len(block := file.read(size, dtype="float32", always_2d=True)):
+        count += len(block)
+        block = block.mean(1)
+        if not np.isfinite(block).all():
+            raise ValueError("it holds samples that are not finite")
+        yield block
+    if not count:
+        raise ValueError("it holds no audio")
+    if count < file.frames < MOST_SAMPLES:
+        raise ValueError(
+            f"it is cut off: {count} of {file.frames} samples can be read"
+        )
 
 
 def main(arguments=None):
