@@ -37,7 +37,7 @@ README = ROOT / "recipes" / "LibriSpeech" / "TutorNet" / "README.md"
 def pytorch(folder):
     """A run's model as a function from waveform to transcript."""
     model, tokenizer = runs.load_run(folder)
-    return transcriber(model.eval(), tokenizer, tokenizer.unk_id())
+    return transcriber(model, tokenizer, tokenizer.unk_id())
 
 
 def onnx(path):

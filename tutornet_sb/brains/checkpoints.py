@@ -99,7 +99,7 @@ class RunningMeans:
         self.sums = {}
 
     def add(self, name, value, count=1):
-        """Take one more value of a name, the mean of so many, a tensor."""
+        """Take one more value of a name, the mean of `count` values."""
         so_far, total = self.sums.get(name, (0, 0.0))
         self.sums[name] = (so_far + count, total + count * value.detach())
 

@@ -1,4 +1,4 @@
-"""The symbols of a corpus: as many as it says, or those it is written in."""
+"""The symbols of a corpus: a given number, or those of its transcripts."""
 
 from tutornet_sb.corpora.librispeech import read_texts
 from tutornet_sb.corpora.tables import name_tables, read_table
@@ -70,8 +70,8 @@ def choose_symbols(
             "its training transcripts: say where they lie by --train_csv FILE "
             "or --data_folder FOLDER"
         )
-    # A tokenizer cannot hold a NUL, and separates words by U+2581.
-    letters = sorted(set().union(*texts) - {" ", "\u2581", "\0"})
+    # A tokenizer separates words by U+2581.
+    letters = sorted(set().union(*texts) - {" ", "\u2581"})
     if not letters:
         raise SettingError(
             f"{train_csv or data_folder} has no training transcript that can "

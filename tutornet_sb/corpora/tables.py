@@ -1,6 +1,6 @@
 """A corpus in tables: each row names an audio file and its transcript.
 
-Tables are CSV, TSV or JSON lines, as the ending of their name says, with
+Tables are CSV, TSV or JSON lines, by the ending of their name, with
 columns or keys ``path`` (or ``wav``) and ``text``, and ``id`` if there is one;
 others are ignored. Paths are relative to the table. Rows that cannot be used
 are skipped, counted and written down, as in a corpus of LibriSpeech's layout.

@@ -591,7 +591,7 @@ def _teach(store, teacher, listen, data, progressbar):
 def _count_time(folder, started):
     """Note the time of a filling, also of one that has been stopped."""
     if if_main_process():
-        # The error of a full disk is told by the writer.
+        # The writer reports the error of a full disk.
         with suppress(OSError):
             add_seconds(folder, time.monotonic() - started)
 

@@ -46,8 +46,8 @@ def fit_head(
 
     Representation-level distillation leaves the encoder trained and the head
     random: the next stage would first lead the encoder astray. With hidden
-    states ``h_t`` and posteriors ``p_t`` of so many frames whose posteriors are
-    a target, this minimises
+    states ``h_t`` and posteriors ``p_t`` of frames whose posteriors are a
+    target, this minimises
 
         - mean_t sum_k p_t(k) log softmax(head(h_t))_k + penalty * ||W||^2
 

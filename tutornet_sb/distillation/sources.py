@@ -31,7 +31,7 @@ CONFIG = "config.json"
 HYPERPARAMS = "hyperparams.yaml"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-# What the config.json of an export says of its format, before the version
+# The format in the config.json of an export, before the version
 EXPORT = "tutornet_sb export"
 # No honest config.json is longer.
 _MOST_BYTES = 2**24

@@ -2,8 +2,8 @@
 
 Some dimensions of large networks are hundreds of times as large as the others.
 Standardised by statistics of the corpus, all have the same part in the loss of
-representation-level distillation and in codebooks, and a student that says
-nothing of a frame costs 1.
+representation-level distillation and in codebooks, and a constant student
+costs 1.
 """
 
 import torch

@@ -29,7 +29,7 @@ class Teacher(torch.nn.Module):
         several calls in one pass, the last. Without any, the hidden
         representation has dim 0.
     vocabulary : callable, optional
-        Maps the posteriors, ``(batch, frames, symbols)``, of so many valid
+        Maps the posteriors, ``(batch, frames, symbols)``, and the valid
         frames, ``(batch,)``, onto the symbols of the student.
     standardise : Standardiser, optional
         Of the hidden states, for representation-level distillation.

@@ -138,8 +138,8 @@ def warped_sum(costs, inserted, dropped, mask):
     tensor([0.7500])
     """
     chain = _chain(costs)
-    # Both go on, which keeps the place in the band, or the teacher alone, which
-    # loses one. Then the student goes on alone.
+    # Both advance, which keeps the place in the band, or only the teacher,
+    # which loses one. Then only the student advances.
     both = costs.unsqueeze(-1) + chain
     alone = torch.minimum(costs, dropped.unsqueeze(-1))
     alone = alone.masked_fill(costs.isinf(), torch.inf).unsqueeze(-1) + chain

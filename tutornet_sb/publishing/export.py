@@ -274,7 +274,6 @@ def export(
     onnx = onnx or int8
     network = runs.read_network(run)
     model, tokenizer = runs.load_run(run, trust_remote_code=True)
-    model.eval()
     is_stock = not foreign and _is_stock(model)
     config = {
         "format": FORMAT,

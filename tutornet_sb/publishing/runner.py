@@ -270,7 +270,7 @@ def resample(blocks, ratio, zeros=6, rolloff=0.99):
     if ratio == 1:
         yield from blocks
         return
-    # So many samples become so many; the filters reach `width` beyond.
+    # `group` samples become `result`; the filters reach `width` beyond.
     group, result = ratio.numerator, ratio.denominator
     cut = min(group, result) * rolloff
     width = math.ceil(zeros * group / cut)

@@ -335,7 +335,7 @@ class Ears:
             model, tokenizer = runs.load_run(folder)
             while len(self.models) >= KEPT:
                 del self.models[next(iter(self.models))]
-            self.models[folder] = model.eval(), tokenizer
+            self.models[folder] = model, tokenizer
         return self.models[folder]
 
     def _utterances(self, folder):

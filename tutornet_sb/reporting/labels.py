@@ -12,7 +12,7 @@ from tutornet_sb.reporting.plan import SET_HERE
 
 STAGES = {"ctc": "CTC", "rkd": "RKD", "skd": "SKD", "pseudo": "pseudo-labels"}
 BASELINE = "CTC baseline"
-# In every name, of no meaning to what a run learns, or told by the network's
+# In every name, of no meaning to what a run learns, or implied by the network's
 LEFT_OUT = {
     *SET_HERE,
     "baseline_folder",
@@ -125,10 +125,10 @@ def _label(found, alike):
         label += f" from {found.taught_by}"
     if len({other.epochs for other in alike}) > 1:
         label += f", {found.epochs} epochs"
-    told = [options_of(other.folders[0]) for other in alike]
+    theirs = [options_of(other.folders[0]) for other in alike]
     ours = options_of(found.folders[0])
     for key, value in ours.items():
-        if len({options.get(key) for options in told}) > 1:
+        if len({options.get(key) for options in theirs}) > 1:
             label += f", {key} {value}"
     return label
 

@@ -401,7 +401,7 @@ def store_key(key, split, speed):
 def make_dataset(items, hparams, stored=None, epochs=None):
     """Waveform, tokens and transcript of each item, made when asked for.
 
-    With a stored teacher, what it says about the item too. One of the speeds of
+    With a stored teacher, its targets of the item too. One of the speeds of
     an item is drawn in each epoch, which the counter `epochs` tells.
     """
     rate, tokenizer = sample_rate(hparams), hparams["tokenizer"]
@@ -417,7 +417,7 @@ def make_dataset(items, hparams, stored=None, epochs=None):
         epoch = epochs.current if epochs else 0
         drawn = random.Random(f"{hparams['seed']} {epoch} {key}")
         speed = drawn.choice(speeds)
-        # Before teacher and student part: both hear the same speech.
+        # Before teacher and student part: both receive the same speech.
         return perturb[speed](sig.unsqueeze(0)).squeeze(0), speed
 
     @sb.utils.data_pipeline.takes("id", "split", "sig", "speed")
@@ -442,7 +442,7 @@ def make_dataset(items, hparams, stored=None, epochs=None):
 
 
 def count_frames(samples, student):
-    """Frames that a student has for so many samples, at the least."""
+    """Frames of a student for numbers of samples, at the least."""
     rate, probe = student.features.sample_rate, 100
     hop = round(student.frame_period * rate)
     with trying_out(student) as device:
@@ -860,10 +860,11 @@ def encodings_of(hparams):
     }
 
 
-def fill_targets(source, heard, hparams, run_opts):
+def fill_targets(source, sets, hparams, run_opts):
     """Let the teacher fill the target store with what it lacks.
 
-    `heard` are sets, at whose speeds the student hears them. Returns the store.
+    `sets` are items, each with the speeds at which the student receives it.
+    Returns the store.
     """
     taps = teacher_taps(hparams["pairs"])
     teacher = Teacher(source.model, taps, hparams["vocabulary"])
@@ -876,7 +877,7 @@ def fill_targets(source, heard, hparams, run_opts):
     folder = hparams["store_folder"]
     if folder is None:
         folder = default_folder(hparams["corpus_folder"], what)
-    for items in heard:
+    for items in sets:
         speeds = [s for item in items.values() for s in item["speeds"]]
         for speed in dict.fromkeys(speeds):
             variants = {
@@ -967,11 +968,11 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
                     extraction["statistics"], teacher.taps
                 )
         else:
-            heard = [train.data]
+            sets = [train.data]
             # RKD has no other figure to select by than its loss.
             if name == "rkd":
-                heard.append(valid.data)
-            store = fill_targets(source, heard, hparams, run_opts)
+                sets.append(valid.data)
+            store = fill_targets(source, sets, hparams, run_opts)
             extraction = store.made
             teacher = StoredTeacher(store, taps)
             train = make_dataset(train.data, hparams, teacher, counter)
@@ -1208,12 +1209,12 @@ def plain(node):
 def compared(resolved, folder):
     """Give what is compared of the experiment of a folder, and of one now."""
     path, yaml = folder / runs.HYPERPARAMS, YAML()
-    told = [resolved, resolved]
+    texts = [resolved, resolved]
     if path.is_file():
-        told[0] = path.read_text(encoding="utf-8")
+        texts[0] = path.read_text(encoding="utf-8")
     return [
         {k: plain(v) for k, v in yaml.load(text).items() if k not in CHANGEABLE}
-        for text in told
+        for text in texts
     ]
 
 
@@ -1380,10 +1381,10 @@ def fill(hparams_file, run_opts, overrides):
         train_teacher(hparams, run_opts)
         source = find_teacher(hparams, run_opts)
     match_or_do_without(source, data, hparams)
-    heard = [data.transcribed | data.untranscribed]
+    sets = [data.transcribed | data.untranscribed]
     if "rkd" in stages:
-        heard.append(data.valid.data)
-    return fill_targets(source, heard, hparams, run_opts)
+        sets.append(data.valid.data)
+    return fill_targets(source, sets, hparams, run_opts)
 
 
 def run(hparams_file, run_opts, overrides):
