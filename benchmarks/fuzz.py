@@ -45,10 +45,15 @@ from pathlib import Path
 import numpy
 import onnx
 import torch
+from tutornet_sb.networks.weights import load_model_weights
 
-from tutornet_sb import runs
-from tutornet_sb.distillation.encodings import HIDDEN, POSTERIORS, QUANTISERS
-from tutornet_sb.distillation.store import (
+from tutornet_sb.distillation.targets import TeacherTargets
+from tutornet_sb.experiments.compare import table
+from tutornet_sb.inference.recogniser import load_recogniser
+from tutornet_sb.networks import runs
+from tutornet_sb.publishing.export import export
+from tutornet_sb.targets.encodings import HIDDEN, POSTERIORS, QUANTISERS
+from tutornet_sb.targets.store import (
     ENTRY,
     FOOTER,
     FORMAT,
@@ -62,12 +67,7 @@ from tutornet_sb.distillation.store import (
     create_store,
     make_codec,
 )
-from tutornet_sb.distillation.targets import TeacherTargets
-from tutornet_sb.distillation.teacher import load_model_weights
-from tutornet_sb.files import read_json, write_json
-from tutornet_sb.publishing.export import export
-from tutornet_sb.publishing.loading import load_recogniser
-from tutornet_sb.reporting.compare import table
+from tutornet_sb.util.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "reliability" / "fuzz.json"

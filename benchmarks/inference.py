@@ -20,15 +20,16 @@ import time
 from pathlib import Path
 
 import torch
+from tutornet_sb.networks.export_folder import SAFETENSORS
 
-from tutornet_sb import runs
-from tutornet_sb.files import write_json
-from tutornet_sb.publishing.export import SAFETENSORS, export
-from tutornet_sb.publishing.forms import transcriber
+from tutornet_sb.experiments.compare import insert, markdown_table, summarize
+from tutornet_sb.inference.runner import OnnxModel
+from tutornet_sb.inference.scores import score
+from tutornet_sb.networks import runs
+from tutornet_sb.publishing.export import export
+from tutornet_sb.publishing.formats import transcriber
 from tutornet_sb.publishing.model_card import INT8, ONNX
-from tutornet_sb.publishing.runner import OnnxModel
-from tutornet_sb.reporting.compare import insert, markdown_table, summarize
-from tutornet_sb.reporting.scores import score
+from tutornet_sb.util.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "recipes" / "LibriSpeech" / "TutorNet" / "README.md"

@@ -27,9 +27,10 @@ from pathlib import Path
 
 import torch
 
-from tutornet_sb import runs, stopping
 from tutornet_sb.corpora.minilibri import make_minilibri
-from tutornet_sb.files import read_json, write_json
+from tutornet_sb.networks import runs
+from tutornet_sb.util import signals
+from tutornet_sb.util.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"
@@ -217,7 +218,7 @@ def main():
             trials.append(trial)
             print(len(trials), trial, flush=True)
             shutil.rmtree(folder)
-    told = {part: {stopping.EXIT_CODE} for part in PARTS}
+    told = {part: {signals.EXIT_CODE} for part in PARTS}
     told["corpus"].add(-signum)
     if signum == signal.SIGKILL:
         told = dict.fromkeys(PARTS, {-signum})

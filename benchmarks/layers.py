@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from tutornet_sb.composition import include
-from tutornet_sb.files import write_json
 from tutornet_sb.networks.jasper import DepthwiseConv1d, JasperEncoder
 from tutornet_sb.networks.recurrent import RecurrentEncoder
+from tutornet_sb.util.composition import include
+from tutornet_sb.util.files import write_json
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "LibriSpeech" / "TutorNet"
 BATCH, FRAMES, SIZE, LAYERS, REPEATS = 8, 300, 96, 2, 7

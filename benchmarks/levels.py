@@ -20,16 +20,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
+from tutornet_sb.inference.speech import Utterance
 
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
 )
-from tutornet_sb.files import read_json
-from tutornet_sb.publishing.loading import load_recogniser
+from tutornet_sb.inference.recogniser import load_recogniser
+from tutornet_sb.inference.scores import score
 from tutornet_sb.publishing.sherpa import load_sherpa
-from tutornet_sb.reporting.scores import score
-from tutornet_sb.runs import Utterance
+from tutornet_sb.util.files import read_json
 
 GAINS = -30, -20, -12, -6, 0, 6  # dB
 OFFSET = 0.05

@@ -19,11 +19,11 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
-from tutornet_sb.composition import include
-from tutornet_sb.files import write_json
+from tutornet_sb.experiments.compare import insert, markdown_table
+from tutornet_sb.inference.runner import OnnxModel
 from tutornet_sb.publishing.onnx import NoInt8Error, quantize, write_onnx
-from tutornet_sb.publishing.runner import OnnxModel
-from tutornet_sb.reporting.compare import insert, markdown_table
+from tutornet_sb.util.composition import include
+from tutornet_sb.util.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"

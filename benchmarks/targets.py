@@ -51,21 +51,21 @@ from speechbrain.utils.checkpoints import Checkpointer
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from tutornet_sb.brains import stage as brain_stage
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
-from tutornet_sb.distillation.encodings import (
-    QUANTISERS,
-    TargetCodec,
-    train_codebooks,
-)
-from tutornet_sb.distillation.extraction import StoredTeacher, describe
 from tutornet_sb.distillation.pairs import (
     choose_pairs,
     make_projectors,
     teacher_taps,
 )
-from tutornet_sb.distillation.store import (
+from tutornet_sb.distillation.targets import TeacherTargets
+from tutornet_sb.targets.encodings import (
+    QUANTISERS,
+    TargetCodec,
+    train_codebooks,
+)
+from tutornet_sb.targets.extraction import StoredTeacher, describe
+from tutornet_sb.targets.store import (
     FORMAT,
     ShardWriter,
     TargetStore,
@@ -73,9 +73,9 @@ from tutornet_sb.distillation.store import (
     create_store,
     make_codec,
 )
-from tutornet_sb.distillation.targets import TeacherTargets
-from tutornet_sb.distillation.teacher import Teacher
-from tutornet_sb.files import write_json
+from tutornet_sb.teachers.teacher import Teacher
+from tutornet_sb.training import brain as brain_stage
+from tutornet_sb.util.files import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"

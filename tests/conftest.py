@@ -2,10 +2,8 @@
 
 import os
 import sys
-from pathlib import Path
 
 import hypothesis
-import pytest
 import torch
 from speechbrain.utils.importutils import LazyModule
 
@@ -23,15 +21,3 @@ hypothesis.settings.register_profile(
     "few", derandomize=True, deadline=None, max_examples=50, database=None
 )
 hypothesis.settings.load_profile("few")
-
-DIGITS = (
-    Path(__file__).parents[2] / "shared" / "data" / "digits" / "LibriSpeech"
-)
-
-
-@pytest.fixture
-def digits():
-    """Real speech in LibriSpeech layout, where it lies beside the project."""
-    if not DIGITS.is_dir():
-        pytest.skip(f"{DIGITS} is not there")
-    return DIGITS

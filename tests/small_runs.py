@@ -15,13 +15,14 @@ from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from tutornet_sb import files, runs
-from tutornet_sb.composition import include
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.corpora.tokenizer import train_tokenizer
 from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
+from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import SpectralFeatures
 from tutornet_sb.publishing.export import export
+from tutornet_sb.util import files
+from tutornet_sb.util.composition import include
 
 MODELS = (
     Path(__file__).parents[1] / "recipes/LibriSpeech/TutorNet/hparams/models"

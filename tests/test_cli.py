@@ -9,10 +9,10 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from typer.testing import CliRunner
 
-from tutornet_sb import runs
 from tutornet_sb.cli import app
 from tutornet_sb.corpora.tokenizer import train_tokenizer
-from tutornet_sb.reporting.compare import short_table, table
+from tutornet_sb.experiments.compare import short_table, table
+from tutornet_sb.networks import runs
 
 RESULTS = {
     "method": "rkd+skd",

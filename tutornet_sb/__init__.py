@@ -1,9 +1,10 @@
-"""TutorNet for SpeechBrain: teach a small speech recogniser of any shape.
+"""Knowledge distillation between speech recognisers of any architecture.
 
-The packages stand on each other in this order: ``networks`` (models from
-waveform to frames), ``distillation`` (teachers, targets, losses), ``brains``
-(one training stage each). ``corpora`` and ``reporting`` stand beside them, and
-the recipe in ``recipes/LibriSpeech/TutorNet`` puts them together.
+Each package stands on those before it: ``util``, ``corpora``, ``networks``
+(modules from waveform to frames), ``distillation`` (losses and what they
+compare), ``teachers``, ``targets`` (what a teacher computed, kept on disk),
+``inference``, ``training`` (one Brain a stage), ``experiments`` (runs side by
+side), ``publishing``, and the ``tutornet`` command.
 """
 
 __version__ = "0.2.0"

@@ -17,9 +17,10 @@ from typing import Annotated
 
 import typer
 
-from tutornet_sb import __version__, stopping
-from tutornet_sb.environment import check_torchaudio, require
-from tutornet_sb.errors import (
+from tutornet_sb import __version__
+from tutornet_sb.util import signals
+from tutornet_sb.util.environment import check_torchaudio, require
+from tutornet_sb.util.errors import (
     BAD_INPUT,
     InputError,
     failing_in_one_line,
@@ -36,12 +37,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-corpora = typer.Typer(
-    help="Make corpora in LibriSpeech's layout.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-)
-app.add_typer(corpora, name="corpus")
 
 # Whether the command that runs shows tracebacks
 _DEBUG = ContextVar("debug", default=False)
@@ -89,41 +84,6 @@ def tutornet(
 ):
     """Tools around TutorNet runs."""
     _DEBUG.set(debug)
-
-
-@corpora.callback()
-def corpus():
-    """Make corpora in LibriSpeech's layout."""
-
-
-@corpora.command()
-def digits(
-    recordings: Annotated[
-        Path,
-        typer.Option(
-            metavar="FOLDER",
-            help="The folder recordings of a clone of the Free Spoken Digit "
-            "Dataset.",
-        ),
-    ],
-    to: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The corpus.")
-    ] = Path("data/digits"),
-):
-    """Make connected digits of five speakers, human speech.
-
-    The same recordings make the same corpus. It keeps their licence, CC BY-SA
-    4.0. For --corpus_yaml hparams/corpora/small.yaml of train.py.
-    """
-    with _command("corpus digits", "experiments"):
-        from tutornet_sb.corpora.digits import make_digits
-
-        sizes = make_digits(recordings, to)
-    for split, size in sizes.items():
-        typer.echo(
-            f"{split}: {size['utterances']} utterances, "
-            f"{size['seconds'] / 60:.1f} min"
-        )
 
 
 @app.command()
@@ -197,11 +157,7 @@ def compare(
     is_plan = len(what) == 1 and what[0].suffix in (".yaml", ".yml")
     extras = ["experiments"] if is_plan or to is not None else []
     with _command("compare", *extras):
-        from tutornet_sb.reporting.compare import (
-            insert,
-            short_table,
-            table,
-        )
+        from tutornet_sb.experiments.compare import insert, short_table, table
 
         if is_plan:
             plan = _read_plan(what[0], corpus, data or [])
@@ -222,7 +178,7 @@ def compare(
             # A run that cannot be read is found before the report is written.
             table(folders)
             if to is not None:
-                from tutornet_sb.reporting.report import write_report
+                from tutornet_sb.experiments.report import write_report
 
                 write_report(folders, to, "Comparison of runs", _say)
                 _say(f"the report is {to / 'report.html'}")
@@ -237,7 +193,7 @@ def compare(
 
 def _read_plan(path, corpora, data):
     """Read a plan for the corpora that are wanted, from where they lie."""
-    from tutornet_sb.reporting.plan import read_plan
+    from tutornet_sb.experiments.plan import read_plan
 
     pairs = [word.partition("=") for word in data]
     if not all(folder for _, _, folder in pairs):
@@ -254,10 +210,10 @@ def _carry_out(plan, to, jobs, finished):
     """
     import torch
 
-    from tutornet_sb.reporting.jobs import find_finished, run_jobs
-    from tutornet_sb.reporting.report import copy_small_files, write_report
+    from tutornet_sb.experiments.jobs import find_finished, run_jobs
+    from tutornet_sb.experiments.report import copy_small_files, write_report
 
-    stopping.install()
+    signals.install()
     to = plan.results / "report" if to is None else to
     if jobs is None:
         jobs = 1 if torch.cuda.is_available() else os.cpu_count()
@@ -317,8 +273,8 @@ def layers(
     Shapes are those of the layers' outputs; frames lie so many ms apart.
     """
     with _command("layers"):
-        from tutornet_sb import runs
         from tutornet_sb.distillation.taps import list_layers
+        from tutornet_sb.networks import runs
 
         if not model.is_dir():
             network = _build(model, size)
@@ -522,8 +478,8 @@ def transcribe(
     with _command("transcribe", *extras), ExitStack() as stack:
         from tqdm import tqdm
 
-        from tutornet_sb import transcription
-        from tutornet_sb.publishing.loading import load_recogniser
+        from tutornet_sb.inference import transcription
+        from tutornet_sb.inference.recogniser import load_recogniser
 
         files = transcription.find_audio(audio)
         references = None
@@ -638,7 +594,7 @@ def _as_json(transcript):
 
 def _report(texts, references, path, json_lines):
     """Print the scores of what was transcribed and has a reference."""
-    from tutornet_sb.reporting.scores import score as score_transcripts
+    from tutornet_sb.inference.scores import score as score_transcripts
 
     scored = {key: texts[key] for key in texts if key in references}
     if len(scored) < len(texts):
@@ -759,8 +715,8 @@ def targets(
     with _command("targets"), ExitStack() as stack:
         from speechbrain.utils.distributed import if_main_process
 
-        from tutornet_sb import processes
-        from tutornet_sb.distillation.extraction import repair_store
+        from tutornet_sb.targets.extraction import repair_store
+        from tutornet_sb.util import processes
 
         stack.enter_context(processes.ending_together())
         if check and repair:
@@ -770,7 +726,7 @@ def targets(
             return
         if hparams is None:
             raise ValueError("HPARAMS is missing: it says who the teacher is")
-        stopping.install()
+        signals.install()
         recipe = _load_recipe(hparams)
         file, options, overrides = recipe.parse([str(hparams), *context.args])
         if repair:
@@ -785,7 +741,7 @@ def targets(
 
 
 def _check_store(folder):
-    from tutornet_sb.distillation.store import TargetStore
+    from tutornet_sb.targets.store import TargetStore
 
     store = TargetStore(folder, partial=True)
     damaged = store.check()
@@ -825,7 +781,7 @@ def _command(name, *extras):
     """Show an error of a command as one line, and a signal too."""
     with failing_in_one_line(f"tutornet {name}", _DEBUG.get()):
         require(*extras)
-        stopping.install(resumes=False)
+        signals.install(resumes=False)
         check_torchaudio()
         yield
 
@@ -835,9 +791,9 @@ def _build(path, size):
     from hyperpyyaml import load_hyperpyyaml
     from ruamel.yaml import YAML
 
-    from tutornet_sb.composition import include
     from tutornet_sb.networks.acoustic_model import AcousticModel
-    from tutornet_sb.settings import check_calls
+    from tutornet_sb.training.settings import check_calls
+    from tutornet_sb.util.composition import include
 
     content, text = include(path, ".", size), StringIO()
     check_calls(content)

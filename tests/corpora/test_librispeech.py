@@ -26,10 +26,9 @@ from tutornet_sb.corpora.librispeech import (
     prepare_librispeech,
     read_transcript,
 )
-from tutornet_sb.transcription import read_audio
+from tutornet_sb.inference.transcription import read_audio
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
-DIGITS = REPOSITORY.parent / "shared" / "data" / "digits"
 SCRIPT = REPOSITORY / "recipes/LibriSpeech/TutorNet/librispeech_prepare.py"
 
 
@@ -601,18 +600,3 @@ def test_script(corpus, tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert module.prepare_librispeech is prepare_librispeech
-
-
-@pytest.mark.skipif(not DIGITS.is_dir(), reason="needs the digits corpus")
-def test_digits(tmp_path):
-    manifests = prepare_librispeech(DIGITS, tmp_path)
-    counts = {split: len(read(path)) for split, path in manifests.items()}
-    assert counts == {
-        "train-clean-100": 804,
-        "dev-clean": 93,
-        "test-clean": 62,
-    }
-    seconds = sum(
-        float(row["duration"]) for row in read(manifests["dev-clean"])
-    )
-    assert seconds / 60 == pytest.approx(4.5, abs=0.05)

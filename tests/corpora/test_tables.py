@@ -16,7 +16,7 @@ from tutornet_sb.corpora.alphabet import choose_symbols
 from tutornet_sb.corpora.librispeech import CorpusError
 from tutornet_sb.corpora.tables import name_tables, prepare_tables, read_table
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
-from tutornet_sb.errors import SettingError
+from tutornet_sb.util.errors import SettingError
 
 ROWS = [
     ("a/eins.wav", "Größe, ja"),

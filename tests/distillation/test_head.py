@@ -6,13 +6,13 @@ from speechbrain.dataio.batch import PaddedBatch
 
 from tutornet_sb.distillation.alignment import align
 from tutornet_sb.distillation.head import fit_head
-from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.networks.acoustic_model import (
     AcousticModel,
     LogMelFeatures,
     frame_mask,
 )
 from tutornet_sb.networks.recurrent import RecurrentEncoder
+from tutornet_sb.teachers.teacher import Teacher
 
 SYMBOLS = 5
 

@@ -11,10 +11,10 @@ from tutornet_sb.distillation.pairs import (
     teacher_taps,
 )
 from tutornet_sb.distillation.projector import Projector
-from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.networks.acoustic_model import AcousticModel, LogMelFeatures
 from tutornet_sb.networks.jasper import JasperEncoder
 from tutornet_sb.networks.recurrent import RecurrentEncoder
+from tutornet_sb.teachers.teacher import Teacher
 
 DEFAULT = {"teacher": "encoder", "student": "encoder", "weight": 1.0}
 ROWS = [

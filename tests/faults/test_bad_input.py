@@ -33,11 +33,18 @@ from small_runs import (
     write_run,
 )
 
-from tutornet_sb import cli, runs, stopping, transcription
+from tutornet_sb import cli
 from tutornet_sb.distillation import frame_weighting
-from tutornet_sb.distillation.store import HEADER
-from tutornet_sb.errors import InputError, SettingError, failing_in_one_line
+from tutornet_sb.inference import transcription
+from tutornet_sb.networks import runs
 from tutornet_sb.publishing import export as exporting
+from tutornet_sb.targets.store import HEADER
+from tutornet_sb.util import signals
+from tutornet_sb.util.errors import (
+    InputError,
+    SettingError,
+    failing_in_one_line,
+)
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 HPARAMS = RECIPE / "hparams"
@@ -1423,7 +1430,7 @@ def test_a_signal_ends_a_command_in_one_line(
     finally:
         for one, handler in kept.items():
             signal.signal(one, handler)
-    assert stop.value.code == stopping.EXIT_CODE
+    assert stop.value.code == signals.EXIT_CODE
     assert capfd.readouterr().err.strip() == (
         f"{number.name}: stopping. The same command starts again"
     )

@@ -17,9 +17,9 @@ from small_runs import (
     write_export,
 )
 
-from tutornet_sb import runs
-from tutornet_sb.distillation.sources import load_teacher
-from tutornet_sb.publishing.loading import load_recogniser
+from tutornet_sb.inference.recogniser import load_recogniser
+from tutornet_sb.networks import runs
+from tutornet_sb.teachers.sources import load_teacher
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"

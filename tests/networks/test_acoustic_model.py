@@ -10,7 +10,6 @@ import torch
 from hyperpyyaml import load_hyperpyyaml
 from ruamel.yaml import YAML
 
-from tutornet_sb.composition import include
 from tutornet_sb.networks.acoustic_model import (
     AcousticModel,
     LogMelFeatures,
@@ -20,6 +19,7 @@ from tutornet_sb.networks.acoustic_model import (
 )
 from tutornet_sb.networks.recurrent import RecurrentEncoder
 from tutornet_sb.networks.streaming import Stream
+from tutornet_sb.util.composition import include
 
 MODELS = (
     Path(__file__).parents[2] / "recipes/LibriSpeech/TutorNet/hparams/models"

@@ -21,12 +21,9 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
-from tutornet_sb import runs
-from tutornet_sb.composition import include
 from tutornet_sb.corpora.tokenizer import train_tokenizer
 from tutornet_sb.distillation.taps import find_taps
-from tutornet_sb.distillation.teacher import Teacher
-from tutornet_sb.files import write_json
+from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.huggingface import (
     Wav2Vec2Encoder,
@@ -35,6 +32,9 @@ from tutornet_sb.networks.huggingface import (
     WhisperFeatures,
     make_network,
 )
+from tutornet_sb.teachers.teacher import Teacher
+from tutornet_sb.util.composition import include
+from tutornet_sb.util.files import write_json
 
 MODELS = (
     Path(__file__).parents[2] / "recipes/LibriSpeech/TutorNet/hparams/models"

@@ -17,9 +17,9 @@ from speechbrain.nnet.CNN import Conv1d, Conv2d
 from speechbrain.nnet.RNN import GRU, LSTM, LiGRU
 
 from tutornet_sb.distillation.taps import find_taps
-from tutornet_sb.distillation.teacher import Teacher
 from tutornet_sb.networks.lobes import ContextNetEncoder, CRDNNEncoder
 from tutornet_sb.networks.transformer import TransformerEncoder
+from tutornet_sb.teachers.teacher import Teacher
 
 MODELS = (
     Path(__file__).parents[2] / "recipes/LibriSpeech/TutorNet/hparams/models"
@@ -399,7 +399,7 @@ def test_every_wide_convolution_is_hooked():
 def load(name, size="small", **overrides):
     """Load a network of the recipe, as its main files do."""
     text = (
-        "n: !applyref:tutornet_sb.composition.include\n"
+        "n: !applyref:tutornet_sb.util.composition.include\n"
         f"    {{path: {name}.yaml, folder: {MODELS}, size: {size},"
         f" overrides: {overrides}}}\n"
     )

@@ -28,13 +28,14 @@ from speechbrain.dataio.preprocess import AudioNormalizer
 from speechbrain.decoders.ctc import ctc_greedy_decode
 from typer.testing import CliRunner
 
-from tutornet_sb import files, runs
 from tutornet_sb.cli import app
 from tutornet_sb.corpora.tokenizer import pieces
-from tutornet_sb.distillation.sources import load_teacher
-from tutornet_sb.distillation.teacher import Teacher
+from tutornet_sb.networks import runs
 from tutornet_sb.publishing import export as exporting
 from tutornet_sb.publishing.export import export, is_export
+from tutornet_sb.teachers.sources import load_teacher
+from tutornet_sb.teachers.teacher import Teacher
+from tutornet_sb.util import files
 
 # Name of the export: network and what differs from its size `small`
 STOCK = {

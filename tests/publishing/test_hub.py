@@ -23,12 +23,12 @@ from small_runs import (
 )
 from typer.testing import CliRunner
 
-from tutornet_sb import files
 from tutornet_sb.cli import app
 from tutornet_sb.publishing import hub as publishing
 from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.licenses import LICENSES
 from tutornet_sb.publishing.model_card import CORPORA
+from tutornet_sb.util import files
 
 CANARY = "hf_CanaryCanaryCanaryCanary"
 READER = "hf_ReaderReaderReaderReader"

@@ -21,11 +21,12 @@ from small_runs import (
 )
 from typer.testing import CliRunner
 
-from tutornet_sb import files, runs
 from tutornet_sb.cli import app
+from tutornet_sb.networks import runs
 from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.model_card import license_of, model_card
 from tutornet_sb.publishing.sherpa import load_sherpa
+from tutornet_sb.util import files
 
 SCORES = {
     "dev-clean": (32.6633, 7.7455, 18.5930, 37, 398),

@@ -30,14 +30,16 @@ from speechbrain.decoders.ctc import ctc_greedy_decode
 from speechbrain.processing.features import STFT
 from typer.testing import CliRunner
 
-from tutornet_sb import files, runs, transcription
 from tutornet_sb.cli import app
-from tutornet_sb.composition import include
 from tutornet_sb.corpora.tokenizer import pieces
-from tutornet_sb.publishing import forms, runner
+from tutornet_sb.inference import runner, transcription
+from tutornet_sb.inference.recogniser import load_recogniser
+from tutornet_sb.inference.runner import OnnxModel
+from tutornet_sb.inference.transcription import find_pause
+from tutornet_sb.networks import runs
+from tutornet_sb.publishing import formats
 from tutornet_sb.publishing import onnx as graphs
 from tutornet_sb.publishing.export import export
-from tutornet_sb.publishing.loading import load_recogniser
 from tutornet_sb.publishing.onnx import (
     ConvolutionSTFT,
     NoInt8Error,
@@ -46,9 +48,9 @@ from tutornet_sb.publishing.onnx import (
     quantize,
     write_onnx,
 )
-from tutornet_sb.publishing.runner import OnnxModel
 from tutornet_sb.publishing.sherpa import write_sherpa
-from tutornet_sb.transcription import find_pause
+from tutornet_sb.util import files
+from tutornet_sb.util.composition import include
 
 NETWORKS = sorted(
     path.stem
@@ -349,8 +351,8 @@ def exported(run, corpus, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         # So small a network gains nothing by int8, and an untrained one may
         # lose anything.
-        patch.setattr(forms, "time_ratio", lambda *models: 0.5)
-        patch.setattr(forms, "MOST_LOSS", 100.0)
+        patch.setattr(formats, "time_ratio", lambda *models: 0.5)
+        patch.setattr(formats, "MOST_LOSS", 100.0)
         return to, export(run, to, int8=True, data=corpus)
 
 
@@ -635,13 +637,13 @@ def test_int8_of_the_lstm_is_faster(tmp_path):
     wav = make_speech(1, 4)
     quantize(*paths, [wav])
     both = [OnnxModel(path, threads=1) for path in paths]
-    assert forms.time_ratio(*both, [wav.numpy()]) < 0.8
+    assert formats.time_ratio(*both, [wav.numpy()]) < 0.8
     assert paths[1].stat().st_size < 0.3 * paths[0].stat().st_size
 
 
 def test_time_is_the_least_of_the_turns_of_each_utterance(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(forms.time, "process_time", lambda: clock[0])
+    monkeypatch.setattr(formats.time, "process_time", lambda: clock[0])
 
     class Model:
         def __init__(self, *seconds):
@@ -652,7 +654,7 @@ def test_time_is_the_least_of_the_turns_of_each_utterance(monkeypatch):
 
     first, second = Model(2, 3, 5, 9), Model(8, 1, 1, 7)
     # 2 + 5 against 1 + 1
-    ratio = forms.time_ratio(first, second, ["a", "b"], turns=2)
+    ratio = formats.time_ratio(first, second, ["a", "b"], turns=2)
     assert ratio == pytest.approx(2 / 7)
 
 
@@ -697,8 +699,8 @@ def test_the_command_says_how_they_do(run, corpus, tmp_path):
 def test_int8_that_does_not_pay_is_not_written(
     run, corpus, tmp_path, monkeypatch, ratio, loss, reason
 ):
-    monkeypatch.setattr(forms, "time_ratio", lambda *models: ratio)
-    monkeypatch.setattr(forms, "MOST_LOSS", loss)
+    monkeypatch.setattr(formats, "time_ratio", lambda *models: ratio)
+    monkeypatch.setattr(formats, "MOST_LOSS", loss)
     result = invoke(run, tmp_path / "to", "--int8", "--data", corpus.parent)
     assert result.exit_code == 0, result.stderr
     (line,) = re.findall("    no int8 graph: (.*)", result.stdout)

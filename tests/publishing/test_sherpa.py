@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_runs import RATE, RECURRENT, make_speech, write_run
 
-from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.networks import runs
 from tutornet_sb.networks.streaming import Stream
 from tutornet_sb.publishing.sherpa import (
     PIECE,

@@ -8,9 +8,9 @@ import pytest
 from small_runs import write_minilibri
 from typer.testing import CliRunner
 
-from tutornet_sb import runs
 from tutornet_sb.cli import app
-from tutornet_sb.reporting.plan import total_seconds
+from tutornet_sb.experiments.plan import total_seconds
+from tutornet_sb.networks import runs
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 

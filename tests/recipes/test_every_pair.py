@@ -15,14 +15,14 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.utils.epoch_loop import EpochCounter
 
-from tutornet_sb.brains.rkd import RKDBrain
-from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.corpora.tokenizer import train_tokenizer
 from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
 from tutornet_sb.distillation.pairs import Pair, choose_pairs, make_projectors
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.taps import find_stack
-from tutornet_sb.distillation.teacher import Teacher
+from tutornet_sb.teachers.teacher import Teacher
+from tutornet_sb.training.rkd import RKDBrain
+from tutornet_sb.training.skd import SKDBrain
 
 MODELS = (
     Path(__file__).parents[2] / "recipes/LibriSpeech/TutorNet/hparams/models"
@@ -150,7 +150,7 @@ def build(family, seed=0, **overrides):
 def read(family, **overrides):
     """Build the network of a family's file as a main file does."""
     return load_hyperpyyaml(
-        "network: !applyref:tutornet_sb.composition.include\n"
+        "network: !applyref:tutornet_sb.util.composition.include\n"
         f"    path: {MODELS / family}.yaml\n"
         "    folder: .\n"
         "    size: small\n"

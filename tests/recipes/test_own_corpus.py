@@ -11,12 +11,12 @@ import pytest
 import soundfile
 from small_runs import make_speech
 
-from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
-from tutornet_sb.files import read_json
+from tutornet_sb.inference.recogniser import load_recogniser
+from tutornet_sb.inference.transcription import find_audio, transcribe
+from tutornet_sb.networks import runs
 from tutornet_sb.publishing.export import export
-from tutornet_sb.publishing.loading import load_recogniser
-from tutornet_sb.transcription import find_audio, transcribe
+from tutornet_sb.util.files import read_json
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"

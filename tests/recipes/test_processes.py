@@ -14,9 +14,9 @@ from small_runs import write_minilibri
 from speechbrain.dataio.dataio import read_audio
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
-from tutornet_sb import runs
-from tutornet_sb.distillation.store import TargetStore
-from tutornet_sb.reporting.scores import score
+from tutornet_sb.inference.scores import score
+from tutornet_sb.networks import runs
+from tutornet_sb.targets.store import TargetStore
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 SPLITS = ["dev-clean", "test-clean", "test-other"]
@@ -35,7 +35,7 @@ OPTIONS = {
 WATCH = """
 import atexit, importlib.util, json, os, pathlib, signal, sys, time
 import torch
-from tutornet_sb.distillation.extraction import weights_hash
+from tutornet_sb.targets.extraction import weights_hash
 rank, here = int(os.environ["RANK"]), os.getcwd()
 _, kill, kill_rank, kill_count, *sys.argv = sys.argv
 written, found = [], []

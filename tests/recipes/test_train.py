@@ -25,16 +25,16 @@ from speechbrain.augment.time_domain import SpeedPerturb
 from speechbrain.dataio.dataset import DynamicItemDataset
 from typer.testing import CliRunner
 
-from tutornet_sb import runs
 from tutornet_sb.cli import app
-from tutornet_sb.composition import include
-from tutornet_sb.distillation.store import TargetStore, _read_index
-from tutornet_sb.files import read_json
+from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import (
     AcousticModel,
     Encoding,
     LogMelFeatures,
 )
+from tutornet_sb.targets.store import TargetStore, _read_index
+from tutornet_sb.util.composition import include
+from tutornet_sb.util.files import read_json
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 SPLITS = ["dev-clean", "test-clean", "test-other"]
@@ -762,7 +762,7 @@ def test_the_command_fills_checks_and_repairs(taught):
 
 KILL = """
 import os, signal
-from tutornet_sb.brains.stage import StageBrain
+from tutornet_sb.training.brain import StageBrain
 end, steps = StageBrain.on_fit_batch_end, []
 def kill(self, *args, **kwargs):
     end(self, *args, **kwargs)
@@ -774,7 +774,7 @@ StageBrain.on_fit_batch_end = kill
 """
 STOP_WHILE_VALIDATING = """
 import os, signal, speechbrain
-from tutornet_sb.brains.skd import SKDBrain
+from tutornet_sb.training.skd import SKDBrain
 evaluate = SKDBrain.evaluate_batch
 def stop(self, batch, stage):
     loss = evaluate(self, batch, stage)
@@ -798,8 +798,8 @@ torch.save = kill
 # The first epoch of RKD is the best. What does SKD start from?
 WATCH = """
 import torch
-from tutornet_sb.brains.rkd import RKDBrain
-from tutornet_sb.brains.skd import SKDBrain
+from tutornet_sb.training.rkd import RKDBrain
+from tutornet_sb.training.skd import SKDBrain
 figures, fit = RKDBrain.figures, SKDBrain.fit
 RKDBrain.figures = lambda self, loss: (
     figures(self, loss) | {"loss": float(self.epoch)}

@@ -1,1 +1,1 @@
-"""Corpora: LibriSpeech manifests and a small synthetic corpus."""
+"""LibriSpeech manifests, tables of recordings, MiniLibri, tokenizers."""

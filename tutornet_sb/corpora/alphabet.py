@@ -2,7 +2,7 @@
 
 from tutornet_sb.corpora.librispeech import read_texts
 from tutornet_sb.corpora.tables import name_tables, read_table
-from tutornet_sb.errors import SettingError
+from tutornet_sb.util.errors import SettingError
 
 
 def choose_symbols(

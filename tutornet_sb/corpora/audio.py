@@ -7,7 +7,7 @@ import soundfile
 import torch
 from torchaudio.transforms import Resample
 
-from tutornet_sb.errors import InputError
+from tutornet_sb.util.errors import InputError
 
 # Endings of audio files that are looked for in a folder, whatever their case.
 # Of several files of one utterance the first in this order is read.

@@ -29,8 +29,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from tutornet_sb.corpora.audio import SUFFIXES, read_header
-from tutornet_sb.errors import InputError
-from tutornet_sb.files import write_atomically, write_json
+from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.files import write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import sentencepiece
 
-from tutornet_sb.files import write_atomically
+from tutornet_sb.util.files import write_atomically
 
 # Of a character model, where nothing else is said
 LETTERS = string.ascii_uppercase + "'"
@@ -126,3 +126,50 @@ def _transcripts(manifests):
         with open(manifest, newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
                 yield row["wrd"]
+
+
+def split_words(symbols, pieces):
+    """Find the words in a sequence of symbols.
+
+    Arguments
+    ---------
+    symbols : list of int
+        Indices, without blanks and repetitions.
+    pieces : list of str
+        Symbols by index; ``|``, ``▁`` and a space bound words.
+
+    Returns
+    -------
+    list of tuple
+        ``(word, first, last)``: the word and the positions of its first and
+        last symbol in the sequence.
+
+    Example
+    -------
+    >>> split_words([1, 2, 0, 1], ["|", "A", "B"])
+    [('AB', 0, 1), ('A', 3, 3)]
+    >>> split_words([0, 1, 0], ["▁A", "N"])
+    [('AN', 0, 1), ('A', 2, 2)]
+    """
+    words, within = [], False
+    for position, symbol in enumerate(symbols):
+        piece = " " if pieces[symbol] == "|" else pieces[symbol]
+        for character in piece.replace("▁", " "):
+            if character == " ":
+                within = False
+            elif within:
+                word, first, _ = words[-1]
+                words[-1] = (word + character, first, position)
+            else:
+                words.append((character, position, position))
+                within = True
+    return words
+
+
+def decoder(pieces):
+    """Make a function from symbol indices to text, for want of a tokenizer."""
+
+    def decode(symbols):
+        return " ".join(word for word, _, _ in split_words(symbols, pieces))
+
+    return decode

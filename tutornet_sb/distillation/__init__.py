@@ -1,1 +1,1 @@
-"""Teachers, their targets, and the losses by which a student learns them."""
+"""What the papers define: losses, frame weighting, alignment, projectors."""

@@ -284,7 +284,7 @@ def make_projectors(factory, pairs, teacher, student):
     Example
     -------
     >>> from tutornet_sb.distillation.projector import Projector
-    >>> from tutornet_sb.distillation.teacher import Teacher
+    >>> from tutornet_sb.teachers.teacher import Teacher
     >>> from tutornet_sb.networks.acoustic_model import (
     ...     AcousticModel,
     ...     LogMelFeatures,

@@ -8,13 +8,13 @@ from typing import NamedTuple
 
 import torch
 
-from tutornet_sb.errors import one_line
 from tutornet_sb.networks.acoustic_model import (
     OneByOneModel,
     pad_encodings,
     pad_frames,
     split_batch,
 )
+from tutornet_sb.util.errors import one_line
 
 # The longer of the two waveforms a model is probed with lasts so many of its
 # frames more: layers of twice to six times its rate, or half to a sixth of it,

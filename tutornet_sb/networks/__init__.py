@@ -1,1 +1,1 @@
-"""Acoustic models: from a waveform to frames of hidden states and logits."""
+"""Acoustic models: from waveform to frames of hidden states and logits."""

@@ -4,7 +4,7 @@ import torch
 from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from tutornet_sb import processes
+from tutornet_sb.util import processes
 
 
 class CpuSyncBatchNorm(_BatchNorm):

@@ -1,1 +1,1 @@
-"""Runs made into models for their users: exported, loaded, published."""
+"""Finished runs exported, described and published."""

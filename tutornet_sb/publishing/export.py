@@ -17,30 +17,31 @@ import safetensors.torch
 import torch
 from ruamel.yaml import YAML
 
-from tutornet_sb import runs
 from tutornet_sb.corpora.tokenizer import pieces
-from tutornet_sb.description import TAG, describe
-from tutornet_sb.environment import require
-from tutornet_sb.files import read_json, write_folder_atomically, write_json
+from tutornet_sb.experiments.compare import summarize
+from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import (
     FLOOR,
     RANGE,
     AcousticModel,
     LogMelFeatures,
 )
+from tutornet_sb.networks.description import TAG, describe
+from tutornet_sb.networks.export_folder import CONFIG, FORMAT, SAFETENSORS
 from tutornet_sb.networks.recurrent import RecurrentEncoder
 from tutornet_sb.publishing.licenses import check_license
 from tutornet_sb.publishing.model_card import README, model_card
-from tutornet_sb.reporting.compare import summarize
+from tutornet_sb.util.environment import require
+from tutornet_sb.util.files import (
+    read_json,
+    write_folder_atomically,
+    write_json,
+)
 
-CONFIG = "config.json"
 HYPERPARAMS = "hyperparams.yaml"
-SAFETENSORS = "model.safetensors"
 # SpeechBrain's Pretrainer names what it loads so.
 PRETRAINED_TOKENIZER = "tokenizer.ckpt"
 SOURCE = "custom.py"
-# In config.json, by which an export is known
-FORMAT = "tutornet_sb export 1"
 ENCODER_ASR = "speechbrain.inference.ASR.EncoderASR.from_hparams"
 FOREIGN_CLASS = "speechbrain.inference.interfaces.foreign_class"
 
@@ -349,7 +350,7 @@ def export(
 def _add_forms(to, forms, model, tokenizer, config):
     """Add other forms to an export, and tell which failed and why."""
     # They need packages that an export alone does not.
-    from tutornet_sb.publishing.forms import add_onnx, add_sherpa
+    from tutornet_sb.publishing.formats import add_onnx, add_sherpa
 
     said, failed = [], []
     for form, options in forms.items():

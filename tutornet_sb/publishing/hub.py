@@ -25,13 +25,11 @@ from huggingface_hub import (
 )
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 
-from tutornet_sb import runs
-from tutornet_sb.files import read_json
+from tutornet_sb.networks import runs
+from tutornet_sb.networks.export_folder import CONFIG, SAFETENSORS
 from tutornet_sb.publishing.export import (
-    CONFIG,
     HYPERPARAMS,
     PRETRAINED_TOKENIZER,
-    SAFETENSORS,
     SOURCE,
     is_export,
 )
@@ -48,7 +46,8 @@ from tutornet_sb.publishing.model_card import (
     license_of,
     model_card,
 )
-from tutornet_sb.redaction import hide_secrets
+from tutornet_sb.util.files import read_json
+from tutornet_sb.util.redaction import hide_secrets
 
 NEEDED = (
     CONFIG,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from tutornet_sb.reporting.compare import markdown_table
+from tutornet_sb.experiments.compare import markdown_table
 
 README = "README.md"
 UNKNOWN = "unknown"

@@ -21,8 +21,8 @@ from onnxruntime.quantization import (
 )
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from tutornet_sb.inference.runner import FORMAT, METADATA, OnnxModel
 from tutornet_sb.networks.acoustic_model import SpectralFeatures
-from tutornet_sb.publishing.runner import FORMAT, METADATA, OnnxModel
 
 OPSET = 17
 # Lengths of noise (seconds) on which a graph is compared with its model. It is

@@ -21,11 +21,7 @@ import torch
 
 from tutornet_sb.networks.acoustic_model import difference
 from tutornet_sb.networks.streaming import check_streamable
-from tutornet_sb.publishing.onnx import (
-    OnnxGraph,
-    replace_stft,
-    write_graph,
-)
+from tutornet_sb.publishing.onnx import OnnxGraph, replace_stft, write_graph
 
 OFFLINE = "from_omnilingual_asr_ctc"
 ONLINE = "from_t_one_ctc"

@@ -8,18 +8,18 @@ To run::
 import argparse
 import logging
 
-from tutornet_sb.environment import check_torchaudio
-from tutornet_sb.errors import failing_in_one_line
+from tutornet_sb.util.environment import check_torchaudio
+from tutornet_sb.util.errors import failing_in_one_line
 
 with failing_in_one_line("librispeech_prepare.py"):
     check_torchaudio()
 
-from tutornet_sb import stopping
 from tutornet_sb.corpora.librispeech import (
     CorpusError,
     find_librispeech,
     prepare_librispeech,
 )
+from tutornet_sb.util import signals
 
 __all__ = ["CorpusError", "find_librispeech", "prepare_librispeech"]
 
@@ -72,7 +72,7 @@ def parse_arguments():
 
 
 if __name__ == "__main__":
-    stopping.install()
+    signals.install()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with failing_in_one_line("librispeech_prepare.py"):
         for manifest in prepare_librispeech(**vars(parse_arguments())).values():

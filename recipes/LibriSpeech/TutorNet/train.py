@@ -29,8 +29,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from tutornet_sb.environment import check_torchaudio
-from tutornet_sb.errors import (
+from tutornet_sb.util.environment import check_torchaudio
+from tutornet_sb.util.errors import (
     InputError,
     SettingError,
     failing_in_one_line,
@@ -52,12 +52,8 @@ from speechbrain.decoders.ctc import CTCBeamSearcher
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
+from tutornet_sb.networks.weights import load_model_weights
 
-from tutornet_sb import processes, runs, stopping
-from tutornet_sb.brains.checkpoints import AtomicCheckpointer
-from tutornet_sb.brains.ctc import CTCBrain
-from tutornet_sb.brains.rkd import RKDBrain
-from tutornet_sb.brains.skd import SKDBrain
 from tutornet_sb.corpora import minilibri
 from tutornet_sb.corpora.audio import read_utterance
 from tutornet_sb.corpora.librispeech import (
@@ -66,15 +62,6 @@ from tutornet_sb.corpora.librispeech import (
 )
 from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
-from tutornet_sb.distillation.encodings import QUANTISERS
-from tutornet_sb.distillation.extraction import (
-    StoredTeacher,
-    default_folder,
-    describe,
-    fill_store,
-    measure_hidden,
-    weights_hash,
-)
 from tutornet_sb.distillation.frame_weighting import name_weighting
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.intermediate import IntermediateHeads
@@ -83,43 +70,58 @@ from tutornet_sb.distillation.pairs import (
     make_projectors,
     teacher_taps,
 )
-from tutornet_sb.distillation.pseudo_labels import (
+from tutornet_sb.distillation.standardisation import Standardiser
+from tutornet_sb.distillation.taps import find_taps, select_taps, trying_out
+from tutornet_sb.experiments.compare import short_table, summarize
+from tutornet_sb.inference.latency import emission_latency, word_ends
+from tutornet_sb.inference.scores import (
+    count_errors,
+    real_time_factor,
+    score,
+    write_alignments,
+)
+from tutornet_sb.inference.transcription import check_language_model
+from tutornet_sb.networks import runs
+from tutornet_sb.networks.acoustic_model import AcousticModel
+from tutornet_sb.networks.streaming import Stream, check_streamable
+from tutornet_sb.targets.encodings import QUANTISERS
+from tutornet_sb.targets.extraction import (
+    StoredTeacher,
+    default_folder,
+    describe,
+    fill_store,
+    measure_hidden,
+    weights_hash,
+)
+from tutornet_sb.targets.store import flatten
+from tutornet_sb.teachers.pseudo_labels import (
     letters_of,
     read_pseudo_labels,
     write_pseudo_labels,
 )
-from tutornet_sb.distillation.sources import load_teacher
-from tutornet_sb.distillation.standardisation import Standardiser
-from tutornet_sb.distillation.store import flatten
-from tutornet_sb.distillation.taps import find_taps, select_taps, trying_out
-from tutornet_sb.distillation.teacher import Teacher, load_model_weights
-from tutornet_sb.distillation.vocabulary import (
+from tutornet_sb.teachers.sources import load_teacher
+from tutornet_sb.teachers.teacher import Teacher
+from tutornet_sb.teachers.vocabulary import (
     VocabularyError,
     VocabularyMap,
     match_vocabulary,
 )
-from tutornet_sb.files import (
+from tutornet_sb.training.checkpoints import AtomicCheckpointer
+from tutornet_sb.training.ctc import CTCBrain
+from tutornet_sb.training.rkd import RKDBrain
+from tutornet_sb.training.settings import expand_home, load_experiment
+from tutornet_sb.training.skd import SKDBrain
+from tutornet_sb.util import processes, signals
+from tutornet_sb.util.files import (
     locked,
     read_json,
     remove_unfinished,
     write_atomically,
     write_json,
 )
-from tutornet_sb.networks.acoustic_model import AcousticModel
-from tutornet_sb.networks.streaming import Stream, check_streamable
-from tutornet_sb.options import Options, read_options
-from tutornet_sb.processes import main_first, own_share, run_on_main
-from tutornet_sb.reporting.compare import short_table, summarize
-from tutornet_sb.reporting.latency import emission_latency, word_ends
-from tutornet_sb.reporting.machine import describe_machine
-from tutornet_sb.reporting.scores import (
-    count_errors,
-    real_time_factor,
-    score,
-    write_alignments,
-)
-from tutornet_sb.settings import expand_home, load_experiment
-from tutornet_sb.transcription import check_language_model
+from tutornet_sb.util.machine import describe_machine
+from tutornet_sb.util.options import Options, read_options
+from tutornet_sb.util.processes import main_first, own_share, run_on_main
 
 logger = logging.getLogger(__name__)
 
@@ -1021,7 +1023,7 @@ def train_stage(name, epochs, student, source, data, hparams, run_opts):
         train_loader_kwargs={
             "batch_sampler": batches(hparams, train, shuffle=True),
             "num_workers": hparams["num_workers"],
-            "worker_init_fn": stopping.leave_to_parent,
+            "worker_init_fn": signals.leave_to_parent,
             "generator": torch.Generator(),
         },
     )
@@ -1543,7 +1545,7 @@ def parse(words):
 
 def main():
     """Run the experiment that the command line describes and show its table."""
-    stopping.install()
+    signals.install()
     words = [word for word in sys.argv[1:] if word != "--debug"]
     debug = len(words) < len(sys.argv[1:])
     # Logging shows tracebacks of its own when the disk is full.

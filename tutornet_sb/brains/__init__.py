@@ -1,1 +1,0 @@
-"""One SpeechBrain Brain for each kind of training stage."""

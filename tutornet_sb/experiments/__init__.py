@@ -1,0 +1,1 @@
+"""Plans of runs, and reports that compare finished runs."""

@@ -1,0 +1,1 @@
+"""From audio to text: transcription, word times, error rates, latency."""

@@ -1,0 +1,295 @@
+"""How long after the end of a word a CTC model has written it.
+
+The emission latency of a word is the time at which the greedy transcript has
+its last symbol, less the time at which it was spoken to its end. It can be
+negative, for a model may be sure of a word early. Time for computation is not
+in it; see ``scores.real_time_factor``. Of a model that hears the future, which
+must wait for it, it is a property of the alignment only.
+"""
+
+import jiwer
+import numpy as np
+import torch
+from torchaudio.functional import forced_align
+
+from tutornet_sb.corpora.tokenizer import split_words
+
+# Energy is measured over frames of this length (seconds).
+_ENERGY_FRAME = 0.01
+
+
+def symbol_runs(path, blank_index=0):
+    """Find the symbols in a path of one label a frame.
+
+    Arguments
+    ---------
+    path : torch.Tensor
+        Labels, integers of shape ``(frames,)``.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    list of tuple
+        ``(symbol, first, last)``: the symbol, and the first and last frame of
+        its run.
+
+    Example
+    -------
+    >>> symbol_runs(torch.tensor([0, 1, 1, 0, 1, 2]))
+    [(1, 1, 2), (1, 4, 4), (2, 5, 5)]
+    """
+    path = path.cpu()
+    starts = torch.ones_like(path, dtype=torch.bool)
+    starts[1:] = path[1:] != path[:-1]
+    frames = starts.nonzero().flatten()
+    symbols = path[frames].tolist()
+    frames = [*frames.tolist(), len(path)]
+    return [
+        (symbol, first, following - 1)
+        for symbol, first, following in zip(
+            symbols, frames, frames[1:], strict=False
+        )
+        if symbol != blank_index
+    ]
+
+
+def align_symbols(log_probs, symbols, blank_index=0):
+    """Find the frames of given symbols by CTC's most probable path.
+
+    Arguments
+    ---------
+    log_probs : torch.Tensor
+        ``(frames, symbols)``.
+    symbols : list of int
+        Indices, without blanks.
+    blank_index : int
+        Index of the CTC blank.
+
+    Returns
+    -------
+    list of tuple or None
+        First and last frame of each symbol; None if the frames are too few.
+
+    Example
+    -------
+    >>> probs = torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6]])
+    >>> align_symbols(probs.log(), [1, 1])
+    [(0, 0), (2, 2)]
+    """
+    repeated = sum(a == b for a, b in zip(symbols, symbols[1:], strict=False))
+    if len(symbols) + repeated > len(log_probs):
+        return None
+    if not symbols:
+        return []
+    path, _ = forced_align(
+        log_probs.unsqueeze(0),
+        torch.tensor([symbols], device=log_probs.device),
+        blank=blank_index,
+    )
+    return [
+        (first, last) for _, first, last in symbol_runs(path[0], blank_index)
+    ]
+
+
+@torch.no_grad()
+def word_ends(
+    model, batches, pieces, blank_index=0, threshold=30.0, shortest_pause=0.06
+):
+    """Estimate when the words of transcribed utterances end.
+
+    A model that hears the whole utterance (the teacher, say) is aligned to the
+    transcript. It spikes near the start of a sound, so the spike of a word's
+    last symbol is not the word's end: that lies between there and the first
+    symbol of the next word.
+
+    - If there is a pause between the two, the word ends where the (last) pause
+      starts. Pauses are at least `shortest_pause` long, for shorter silence may
+      be the closure of a stop, which is part of a word.
+    - Else it ends where the next word's first symbol is.
+    - The last word ends with the last frame of speech. If that is the last of
+      the recording, as with noise or a cut, its end is not known.
+
+    The spikes of another model may lie elsewhere: compare latencies by the same
+    word ends only.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        Aligned to the transcripts; in evaluation mode.
+    batches : iterable
+        Batches with ``id``, ``sig``, ``wrd`` and ``tokens``, the latter
+        symbols of this model.
+    pieces : list of str
+        The model's symbols by index.
+    blank_index : int
+        Index of the CTC blank.
+    threshold : float
+        Frames of 10 ms so far below the loud ones (95th percentile of the
+        utterance) are silence (dB).
+    shortest_pause : float
+        Seconds.
+
+    Returns
+    -------
+    dict
+        For each utterance by id a list with the end of each word of ``wrd``
+        (seconds), None where it is not known. Known are none if the tokens do
+        not spell the transcript, or if the model has too few frames for them.
+    """
+    device = next(model.parameters()).device
+    sample_rate = model.features.sample_rate
+    ends = {}
+    for batch in batches:
+        wavs, wav_lens = batch.sig
+        tokens, token_lens = batch.tokens
+        encoding = model(wavs.to(device), wav_lens.to(device))
+        log_probs = torch.log_softmax(encoding.logits.float(), dim=-1).cpu()
+        wavs, tokens = wavs.cpu(), tokens.cpu()
+        samples = (wav_lens * wavs.shape[1]).round().long()
+        counts = (token_lens * tokens.shape[1]).round().long()
+        for i, (key, text) in enumerate(zip(batch.id, batch.wrd, strict=True)):
+            starts = _align(
+                log_probs[i, : encoding.lengths[i]],
+                tokens[i, : counts[i]],
+                text.split(),
+                pieces,
+                blank_index,
+            )
+            if starts is None:
+                ends[key] = [None] * len(text.split())
+                continue
+            ends[key] = _find_ends(
+                [[s * model.frame_period for s in word] for word in starts],
+                _is_speech(wavs[i, : samples[i]], sample_rate, threshold),
+                round(shortest_pause / _ENERGY_FRAME),
+            )
+    return ends
+
+
+def _align(log_probs, tokens, words, pieces, blank_index):
+    """First and last symbol's frame of each word, or None."""
+    spelled = split_words(tokens.tolist(), pieces)
+    if [word for word, _, _ in spelled] != words:
+        return None
+    frames = align_symbols(log_probs, tokens.tolist(), blank_index)
+    if frames is None:
+        return None
+    return [(frames[first][0], frames[last][0]) for _, first, last in spelled]
+
+
+def _is_speech(wav, sample_rate, threshold):
+    """Which frames of 10 ms are loud, ``(frames,)``."""
+    size = round(_ENERGY_FRAME * sample_rate)
+    frames = wav[: len(wav) // size * size].view(-1, size)
+    power = frames.double().square().mean(1).numpy()
+    if not len(power):
+        return np.zeros(0, dtype=bool)
+    return power > np.percentile(power, 95) / 10 ** (threshold / 10)
+
+
+def _find_ends(words, speech, shortest_pause):
+    """Ends of words (seconds) from their first and last symbol's times."""
+    ends = []
+    for (_, last), (following, _) in zip(words, words[1:], strict=False):
+        between = range(
+            min(round(last / _ENERGY_FRAME), len(speech)),
+            min(round(following / _ENERGY_FRAME), len(speech)),
+        )
+        end, silence = following, 0
+        for frame in between:
+            silence = 0 if speech[frame] else silence + 1
+            if silence >= shortest_pause:
+                end = (frame + 1 - silence) * _ENERGY_FRAME
+        ends.append(end)
+    if words:
+        loud = speech.nonzero()[0]
+        known = len(loud) and loud[-1] + 1 < len(speech)
+        end = (int(loud[-1]) + 1) * _ENERGY_FRAME if known else None
+        ends.append(end)
+    return ends
+
+
+@torch.no_grad()
+def emission_latency(
+    model, batches, pieces, ends, blank_index=0, look_ahead=0.0
+):
+    """Measure how long after its end a word is written.
+
+    Counted are the words that are recognised (hits of jiwer's alignment) and
+    whose end is known. A symbol is written at the first frame at which it is
+    the most probable; frame ``i`` stands at ``i * frame_period``.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        In evaluation mode.
+    batches : iterable
+        Batches with ``id``, ``sig`` and ``wrd``.
+    pieces : list of str
+        The model's symbols by index.
+    ends : dict
+        Ends of the words of each ``wrd`` by id (seconds), None where not known;
+        from :func:`word_ends`, or the truth where there is one.
+    blank_index : int
+        Index of the CTC blank.
+    look_ahead : float
+        Audio after its own time that a frame of the model needs (seconds).
+
+    Returns
+    -------
+    dict
+        ``mean``, ``median`` and ``p95`` (milliseconds; None if no word counts),
+        ``words`` (that count), ``hits`` and ``reference_words``.
+
+    Raises
+    ------
+    ValueError
+        If there is no end for each word of an utterance.
+    """
+    device = next(model.parameters()).device
+    latencies, hits, reference_words = [], 0, 0
+    for batch in batches:
+        wavs, wav_lens = batch.sig
+        _, logits, lengths = model(wavs.to(device), wav_lens.to(device))
+        best = logits.argmax(-1)
+        for i, (key, text) in enumerate(zip(batch.id, batch.wrd, strict=True)):
+            reference = text.split()
+            if len(ends.get(key, ())) != len(reference):
+                raise ValueError(
+                    f"{key}: {len(reference)} words are spoken, and "
+                    f"{len(ends.get(key, ()))} word ends are given"
+                )
+            runs = symbol_runs(best[i, : lengths[i]], blank_index)
+            written = split_words([symbol for symbol, _, _ in runs], pieces)
+            reference_words += len(reference)
+            for theirs, ours in _hits(reference, [w for w, _, _ in written]):
+                hits += 1
+                if ends[key][theirs] is not None:
+                    _, frame, _ = runs[written[ours][2]]
+                    time = frame * model.frame_period + look_ahead
+                    latencies.append(1000 * (time - ends[key][theirs]))
+    figures = dict.fromkeys(("mean", "median", "p95"))
+    if latencies:
+        figures["mean"] = float(np.mean(latencies))
+        figures["median"] = float(np.median(latencies))
+        figures["p95"] = float(np.percentile(latencies, 95))
+    return figures | {
+        "words": len(latencies),
+        "hits": hits,
+        "reference_words": reference_words,
+    }
+
+
+def _hits(reference, hypothesis):
+    """Positions of the words that are recognised, in both."""
+    if not reference or not hypothesis:
+        return
+    aligned = jiwer.process_words(" ".join(reference), " ".join(hypothesis))
+    for chunk in aligned.alignments[0]:
+        if chunk.type == "equal":
+            yield from zip(
+                range(chunk.ref_start_idx, chunk.ref_end_idx),
+                range(chunk.hyp_start_idx, chunk.hyp_end_idx),
+                strict=True,
+            )

@@ -1,0 +1,177 @@
+"""The folder that ``tutornet export`` writes, read without running its code."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+
+from tutornet_sb.networks.acoustic_model import AcousticModel
+from tutornet_sb.networks.description import LIMITS, rebuild
+from tutornet_sb.networks.weights import fill_weights
+from tutornet_sb.util.redaction import first_line
+
+CONFIG = "config.json"
+SAFETENSORS = "model.safetensors"
+# In config.json, by which an export is known
+FORMAT = "tutornet_sb export 1"
+# A vocabulary of 65536 symbols takes a megabyte.
+_MOST_BYTES = 4 * 2**20
+
+
+def read_config(folder):
+    """Read and check ``config.json`` of an export.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        A folder by ``tutornet export``, somebody else's maybe.
+
+    Returns
+    -------
+    dict
+        What it holds. ``symbols``, ``blank_index``, ``sample_rate`` and
+        ``student`` are there and of their types.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is none.
+    ValueError
+        If it is too large, damaged or of another format.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG}")
+    config = _parse(_read(path), path)
+    if config.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} is of format {config.get('format')!r}, and this version "
+            f"reads {FORMAT!r}: export the run again"
+        )
+    check_symbols(config, path)
+    if not isinstance(config.get("student"), dict):
+        raise ValueError(f"{path} is damaged: it describes no 'student'")
+    return config
+
+
+def is_export(folder):
+    """Tell whether a folder has the config.json of an export, of any version.
+
+    Damage is left to the loader that reads the file again.
+    """
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        return False
+    text = _read(path)
+    try:
+        return str(_parse(text, path).get("format")).startswith(
+            FORMAT.rpartition(" ")[0]
+        )
+    except ValueError:
+        return False
+
+
+def _read(path):
+    size = path.stat().st_size
+    if size > _MOST_BYTES:
+        raise ValueError(
+            f"{path} has {size} bytes, more than the {_MOST_BYTES} that a "
+            "description may take: it is not read"
+        )
+    return path.read_bytes()
+
+
+def _parse(text, path):
+    """Read JSON by somebody else, an object."""
+    try:
+        content = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {first_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no object")
+    return content
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is no number")
+
+
+def check_symbols(content, path):
+    """Refuse a list of symbols, or an index of the blank, that is none."""
+    symbols, blank = content.get("symbols"), content.get("blank_index")
+    if not isinstance(symbols, list) or not all(
+        isinstance(symbol, str) for symbol in symbols
+    ):
+        raise ValueError(f"{path} is damaged: 'symbols' is no list of texts")
+    if type(blank) is not int or not 0 <= blank < len(symbols):
+        raise ValueError(
+            f"{path} is damaged: 'blank_index' {str(blank)[:80]} is none of "
+            f"its {len(symbols)} symbols"
+        )
+    rate = content.get("sample_rate")
+    if type(rate) is not int or not 0 < rate <= LIMITS["sample_rate"]:
+        raise ValueError(
+            f"{path} is damaged: 'sample_rate' is {str(rate)[:80]}"
+        )
+
+
+class ExportedModel(NamedTuple):
+    """The network of an export, and its symbols by index."""
+
+    model: AcousticModel
+    pieces: list[str]
+    blank_index: int
+
+
+def load_export(folder, name):
+    """Load a folder by ``tutornet export``. No code runs.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        With ``config.json`` and ``model.safetensors``.
+    name : str
+        How errors call it.
+
+    Returns
+    -------
+    ExportedModel
+        The model, not tried out.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing.
+    ValueError
+        If one is damaged, or they do not go together.
+    """
+    config = read_config(folder)
+    path = folder / SAFETENSORS
+    if not path.is_file():
+        raise FileNotFoundError(f"{name} has no {SAFETENSORS}")
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            shapes = {
+                key: torch.empty(file.get_slice(key).get_shape(), device="meta")
+                for key in file.keys()  # noqa: SIM118 (no mapping)
+            }
+    except (safetensors.SafetensorError, OSError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as safetensors: {first_line(error)}"
+        ) from None
+    try:
+        model = rebuild(config["student"], shapes, SAFETENSORS)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if not isinstance(model, AcousticModel):
+        raise ValueError(f"{name}: the description is not an AcousticModel's")
+    fill_weights(model, safetensors.torch.load_file(path), path)
+    if model.features.sample_rate != config["sample_rate"]:
+        raise ValueError(
+            f"{name} says that it hears {config['sample_rate']} Hz, and its "
+            f"features are made for {model.features.sample_rate} Hz"
+        )
+    return ExportedModel(model, config["symbols"], config["blank_index"])

@@ -1,1 +1,0 @@
-"""Scores and tables made from finished runs."""

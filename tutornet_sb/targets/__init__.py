@@ -1,0 +1,1 @@
+"""The target store: outputs of a teacher, encoded and kept on disk."""

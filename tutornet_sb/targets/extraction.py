@@ -1,0 +1,634 @@
+"""A teacher's targets into a store, and out of it into the training."""
+
+import hashlib
+import json
+import logging
+import platform
+import time
+from contextlib import ExitStack, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
+from speechbrain.processing.features import InputNormalization
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from speechbrain.utils.distributed import if_main_process
+from tqdm import tqdm
+
+from tutornet_sb.distillation.frame_weighting import FRAME_WEIGHTINGS
+from tutornet_sb.distillation.losses import RepresentationLoss
+from tutornet_sb.distillation.standardisation import Standardiser, measure
+from tutornet_sb.distillation.targets import TeacherTargets
+from tutornet_sb.networks.acoustic_model import frame_mask
+from tutornet_sb.targets.encodings import QUANTISERS, train_codebooks
+from tutornet_sb.targets.store import (
+    FORMAT,
+    ShardWriter,
+    TargetStore,
+    add_seconds,
+    check_same,
+    codebook_shapes,
+    create_store,
+    filling,
+    make_codec,
+    read_header,
+)
+from tutornet_sb.teachers.pseudo_labels import longest_first
+from tutornet_sb.teachers.teacher import Teacher
+from tutornet_sb.util import processes, signals
+
+logger = logging.getLogger(__name__)
+
+# Frames that hidden states are measured and codebooks trained on, 192 for each
+# centroid
+SAMPLE_FRAMES = 49_152
+
+
+def weights_hash(model):
+    """Hash the weights of a model.
+
+    Arguments
+    ---------
+    model : torch.nn.Module
+        On any device.
+
+    Returns
+    -------
+    str
+        SHA-256 of all parameters and buffers, with their names.
+
+    Example
+    -------
+    >>> weights_hash(torch.nn.ReLU())[:8]
+    'e3b0c442'
+    """
+    tensors = dict(model.state_dict())
+    # Its statistics are no part of that.
+    for path, layer in model.named_modules():
+        if isinstance(layer, InputNormalization):
+            for name in ("glob_mean", "glob_std"):
+                value = getattr(layer, name, None)
+                if torch.is_tensor(value):
+                    tensors[f"{path}.{name}"] = value
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _settings(features):
+    """Numbers and names that say how features are computed."""
+    return {
+        f"{path}.{name}".strip("."): value
+        for path, layer in features.named_modules()
+        for name, value in vars(layer).items()
+        if type(value) in (bool, int, float, str)
+        and not name.startswith("_")
+        and name not in ("device", "training")
+    }
+
+
+def describe(teacher, pieces, blank_index, encodings):
+    """Say what the targets of a teacher are, to be compared with a store's.
+
+    Arguments
+    ---------
+    teacher : Teacher
+        With its taps and its vocabulary.
+    pieces : list of str
+        Symbols of the targets by index, those of the student.
+    blank_index : int
+        Index of their blank.
+    encodings : dict
+        ``posteriors``, ``top_k``, ``hidden`` and ``code_bytes``, as for
+        ``TargetCodec``.
+
+    Returns
+    -------
+    dict
+        Of JSON's types.
+
+    Raises
+    ------
+    ValueError
+        If the teacher has nothing to say.
+    """
+    taps = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
+    if not taps and not teacher.symbols:
+        raise ValueError(
+            "a teacher without a CTC head teaches by hidden states, and no "
+            "layer is tapped"
+        )
+    used = {}
+    if teacher.symbols:
+        used["posteriors"] = encodings["posteriors"]
+        if encodings["posteriors"] == "topk":
+            used["top_k"] = encodings["top_k"]
+    if taps:
+        used["hidden"] = encodings["hidden"]
+        if encodings["hidden"] in QUANTISERS:
+            used["code_bytes"] = encodings["code_bytes"]
+    vocabulary = None
+    if teacher.symbols:
+        mapping = teacher.vocabulary
+        vocabulary = {
+            "symbols": list(pieces),
+            "blank_index": blank_index,
+            # Which symbol of the teacher counts as which
+            "map": None if mapping is None else mapping.index.tolist(),
+            "boundary_index": getattr(mapping, "boundary_index", None),
+        }
+    return {
+        "format": FORMAT,
+        "library": f"tutornet_sb {version('tutornet-sb')}",
+        "teacher": {
+            "weights": weights_hash(teacher.model),
+            "features": _settings(teacher.model.features),
+            "taps": taps,
+        },
+        "frame_period": teacher.frame_period,
+        "vocabulary": vocabulary,
+        "encodings": used,
+    }
+
+
+def default_folder(folder, what):
+    """Name a store by what its targets are.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        Where it is to lie.
+    what : dict
+        From :func:`describe`.
+
+    Returns
+    -------
+    pathlib.Path
+        Another for any other targets.
+
+    Example
+    -------
+    >>> default_folder("results", {"teacher": "me"}).name
+    'targets_9e1655ba2330'
+    """
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
+    return Path(folder) / f"targets_{digest.hexdigest()[:12]}"
+
+
+class StoredTeacher(torch.nn.Module):
+    """A teacher that has said all it had to say, as its store holds it.
+
+    It takes the place of a ``Teacher`` in a stage. The batches it is asked
+    about have ``targets``, which :meth:`read` gives for each utterance.
+
+    Arguments
+    ---------
+    store : TargetStore
+        Filled.
+    taps : list of str
+        Layers wanted, of those in the store.
+
+    Attributes
+    ----------
+    taps, hidden_sizes, symbols, frame_period
+        As of ``Teacher``.
+    errors : dict
+        Error of the stored hidden states by layer and frame weighting, as the
+        representation loss has it.
+    """
+
+    def __init__(self, store, taps=()):
+        super().__init__()
+        self.store = store
+        self.codec = store.codec
+        self.taps = {path: store.taps[path] for path in taps}
+        self.hidden_sizes = list(self.taps.values())
+        self.symbols = self.codec.symbols
+        self.frame_period = self.codec.frame_period
+        self.errors = store.made.get("errors", {})
+
+    def read(self, key, samples):
+        """Read what the teacher says about an utterance.
+
+        Arguments
+        ---------
+        key : str
+            As in the store.
+        samples : int
+            Of the waveform that the student hears.
+
+        Returns
+        -------
+        torch.Tensor
+            For the ``targets`` of a batch, ``(frames, bytes)``, uint8.
+        """
+        return self.store.read(key, samples, hidden=bool(self.taps))
+
+    @torch.no_grad()
+    def teach(self, batch):
+        """Teach a batch.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``targets``.
+
+        Returns
+        -------
+        TeacherTargets
+            Standardised hidden states and posteriors in float32.
+        """
+        raw, relative = batch.targets
+        lengths = (relative * raw.shape[1]).round().long()
+        return self.codec.decode(raw, lengths, list(self.taps))
+
+
+def repair_store(folder):
+    """Throw away what is damaged in a store, to be filled again.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The store.
+
+    Returns
+    -------
+    list of Damage
+        What was found.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no store.
+    """
+    read_header(folder)
+    with filling(folder):
+        store = TargetStore(folder, partial=True)
+        damaged = store.check()
+        for damage in damaged:
+            store.drop(damage)
+    return damaged
+
+
+def fill_store(
+    folder,
+    what,
+    teacher,
+    data,
+    batch_seconds=60.0,
+    num_workers=0,
+    precision="fp32",
+    made=None,
+    progressbar=True,
+):
+    """Let a teacher fill a store with what it lacks.
+
+    Under DDP all processes call it, and each writes its part. A call after a
+    killed one goes on where that stopped. Random numbers are left as found.
+
+    Arguments
+    ---------
+    folder : str or pathlib.Path
+        The store; made if there is none.
+    what : dict
+        What the targets are, from :func:`describe`.
+    teacher : Teacher
+        On the device where it is to run.
+    data : speechbrain.dataio.dataset.DynamicItemDataset
+        Provides ``id`` (the key in the store), ``sig`` (the waveform at the
+        teacher's sample rate) and ``duration`` (seconds).
+    batch_seconds : float
+        Audio that the teacher hears at a time, padding included (seconds).
+    num_workers : int
+        Processes that read audio.
+    precision : str
+        Of the teacher's arithmetic, ``fp32``, ``fp16`` or ``bf16``.
+    made : dict
+        What else to note about how the store is made.
+    progressbar : bool
+        Whether to show one in a terminal.
+
+    Returns
+    -------
+    TargetStore
+        With all of the data.
+
+    Raises
+    ------
+    ValueError
+        If the store holds other targets or is damaged, or if the teacher's
+        output is not finite.
+    OSError
+        If the disk is full.
+    """
+    device = next(teacher.parameters()).device
+    listen = _Listener(teacher, batch_seconds, num_workers, precision)
+    with ExitStack() as stack:
+        cuda = [device] if device.type == "cuda" else []
+        stack.enter_context(torch.random.fork_rng(cuda))
+        if if_main_process():
+            stack.enter_context(filling(folder))
+        processes.run_on_main(
+            _begin, [folder, what, listen, data, precision, made, progressbar]
+        )
+        store = TargetStore(folder)
+        check_same(folder, store.what, what)
+        # All must have seen what is missing before one writes.
+        processes.wait_for_all()
+        _teach(store, teacher, listen, data, progressbar)
+        processes.wait_for_all()
+    store = TargetStore(folder)
+    missing = [key for key in data.data_ids if key not in store]
+    if missing:
+        raise ValueError(
+            f"the target store {folder} still lacks {len(missing)} utterances, "
+            f"the first of them {missing[0]}: has another process removed them?"
+        )
+    return store
+
+
+class _Listener:
+    """Lets a teacher hear a data set, batch by batch."""
+
+    def __init__(self, teacher, batch_seconds, num_workers, precision):
+        self.teacher = teacher
+        self.batch_seconds = batch_seconds
+        self.num_workers = num_workers
+        self.dtype = AMPConfig.from_name(precision).dtype
+
+    def hear(self, teacher, data, keys, done=()):
+        """Give batches, and what the teacher says about them.
+
+        Batches that hold nothing but what is done are left out.
+        """
+        part = FilteredSortedDynamicItemDataset(data, keys)
+        part.set_output_keys(["id", "sig"])
+        device = next(teacher.parameters()).device
+        for batch in longest_first(
+            part, self.batch_seconds, self.num_workers, done
+        ):
+            with TorchAutocast(device_type=device.type, dtype=self.dtype):
+                targets = teacher.teach(batch.to(device))
+            yield batch, targets
+
+
+def _no_bar(progressbar):
+    """What tqdm calls ``disable``: None is no bar outside a terminal."""
+    return None if progressbar and if_main_process() else True
+
+
+def _begin(folder, what, listen, data, precision, made, progressbar):
+    """Make the store, if it is new."""
+    try:
+        read_header(folder)
+        return
+    except FileNotFoundError:
+        pass
+    started = time.monotonic()
+    device = next(listen.teacher.parameters()).device
+    made = {
+        "precision": precision,
+        "device": device.type,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        **(made or {}),
+    }
+    codebooks, sizes = {}, what["teacher"]["taps"]
+    if sizes:
+        sample = _sample(listen, data, progressbar)
+        made["statistics"] = measure(_states(sample), sizes)
+        standardise = Standardiser(made["statistics"], sizes)
+        sample = [t._replace(hidden=standardise(t.hidden)) for t in sample]
+        if codebook_shapes(what):
+            codebooks = _train_codebooks(what, _states(sample))
+        made["errors"] = _errors(make_codec(what, codebooks), sample)
+    made["seconds"] = time.monotonic() - started
+    create_store(folder, what, made, codebooks)
+
+
+def _sample(listen, data, progressbar):
+    """Targets of some utterances, on the CPU, in batches."""
+    logger.info(
+        "The teacher encodes up to %d frames, to measure its hidden states",
+        SAMPLE_FRAMES,
+    )
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data), generator=generator).tolist()
+    # Few at a time, since only so many frames are wanted.
+    found, frames = [], 0
+    with tqdm(
+        desc="hidden states",
+        total=SAMPLE_FRAMES,
+        unit="frame",
+        disable=_no_bar(progressbar),
+    ) as bar:
+        for begin in range(0, len(order), 64):
+            keys = [data.data_ids[i] for i in order[begin : begin + 64]]
+            for batch, targets in listen.hear(listen.teacher, data, keys):
+                found.append(_sound(batch.id, targets))
+                frames += int(targets.lengths.sum())
+                bar.update(min(frames, SAMPLE_FRAMES) - bar.n)
+            if frames >= SAMPLE_FRAMES:
+                break
+    return found
+
+
+def _sound(keys, targets):
+    """Targets on the CPU, zero on padded frames; all must be finite."""
+    mask = frame_mask(targets.lengths, targets.hidden.shape[1])
+    lost = ~(targets.hidden.isfinite().all(-1) | ~mask).all(-1)
+    for key, is_lost in zip(keys, lost.tolist(), strict=True):
+        if is_lost:
+            raise ValueError(
+                f"utterance {key}: hidden states of the teacher are not finite"
+            )
+    hidden = targets.hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
+    return TeacherTargets(
+        hidden.cpu(),
+        targets.posteriors.cpu(),
+        targets.lengths.cpu(),
+        targets.frame_period,
+    )
+
+
+def _states(sample):
+    """Hidden states of the valid frames of a sample, ``(frames, dim)``."""
+    return torch.cat(
+        [
+            targets.hidden[frame_mask(targets.lengths, targets.hidden.shape[1])]
+            for targets in sample
+        ]
+    )[:SAMPLE_FRAMES]
+
+
+def measure_hidden(teacher, data, batch_seconds=60.0, num_workers=0):
+    """Measure the hidden states of a teacher on a sample of utterances.
+
+    Random numbers are left as found.
+
+    Arguments
+    ---------
+    teacher : Teacher
+        On the device where it is to run, not standardised.
+    data : speechbrain.dataio.dataset.DynamicItemDataset
+        As for :func:`fill_store`.
+    batch_seconds : float
+        Audio of a batch, padding included (seconds).
+    num_workers : int
+        Processes that read audio.
+
+    Returns
+    -------
+    dict
+        From :func:`~tutornet_sb.distillation.standardisation.measure`.
+    """
+    device = next(teacher.parameters()).device
+    cuda = [device] if device.type == "cuda" else []
+    listen = _Listener(teacher, batch_seconds, num_workers, "fp32")
+    sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
+    with torch.random.fork_rng(cuda):
+        sample = _sample(listen, data, progressbar=True)
+        return measure(_states(sample), sizes)
+
+
+def _train_codebooks(what, states):
+    """Train the codebooks on a sample of frames, ``(frames, dim)``."""
+    logger.info("Codebooks are trained on %d frames", len(states))
+    sizes, used = what["teacher"]["taps"], what["encodings"]
+    return {
+        path: train_codebooks(used["hidden"], part, used["code_bytes"])
+        for path, part in zip(
+            sizes, states.split(list(sizes.values()), dim=-1), strict=True
+        )
+    }
+
+
+def _errors(codec, sample):
+    """Error of encoded hidden states, as the representation loss has it.
+
+    Returns it by layer and frame weighting.
+    """
+    sizes = list(codec.taps.values())
+    losses = {
+        name: RepresentationLoss(name, codec.blank_index)
+        for name in FRAME_WEIGHTINGS
+        if codec.symbols or name != "nonblank"
+    }
+    errors = {path: dict.fromkeys(losses, 0.0) for path in codec.taps}
+    utterances = sum(len(targets.lengths) for targets in sample)
+    for targets in sample:
+        share = len(targets.lengths) / utterances
+        for (path, states), given in zip(
+            codec.states.items(),
+            targets.hidden.split(sizes, dim=-1),
+            strict=True,
+        ):
+            decoded = states.decode(states.encode(given))
+            own = targets._replace(hidden=given)
+            for name, loss in losses.items():
+                errors[path][name] += share * loss(decoded, own).item()
+    return errors
+
+
+def _teach(store, teacher, listen, data, progressbar):
+    """Write this process' part of what is missing."""
+    missing = {key for key in data.data_ids if key not in store}
+    if not missing:
+        return
+    standardise = None
+    if store.taps:
+        standardise = Standardiser(store.made["statistics"], store.taps)
+    teacher = Teacher(
+        teacher.model, store.taps, teacher.vocabulary, standardise
+    )
+    device = next(teacher.parameters()).device
+    codec = store.codec.to(device)
+    seconds = {key: float(data.data[key]["duration"]) for key in data.data_ids}
+    # Of utterances of like length, each process takes one.
+    keys = sorted(data.data_ids, key=lambda key: (seconds[key], key))
+    keys = processes.own_share(keys)
+    hours = sum(seconds[key] for key in keys if key in missing) / 3600
+    if if_main_process():
+        logger.info(
+            "The teacher fills %s: %d of %d utterances are missing",
+            store.folder,
+            len(missing),
+            len(data),
+        )
+    bar = tqdm(
+        desc="targets",
+        total=hours,
+        unit="h",
+        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} hours"
+        " of audio [{elapsed}<{remaining}{postfix}]",
+        disable=_no_bar(progressbar),
+    )
+    done, together = 0.0, processes.count()
+    started = time.monotonic()
+    with ExitStack() as stack:
+        stack.enter_context(signals.finishing())
+        stack.enter_context(bar)
+        stack.callback(_count_time, store.folder, started)
+        writer = stack.enter_context(ShardWriter(store.folder))
+        for batch, targets in listen.hear(teacher, data, keys, store):
+            _write(writer, codec, batch, targets, missing)
+            if signals.requested():
+                writer.finish()
+                signals.check()
+            new = missing.intersection(batch.id)
+            done += sum(seconds[key] for key in new) / 3600
+            rate = together * done * 3600 / (time.monotonic() - started)
+            # Sums in another order may end a hair above the total.
+            bar.update(min(done, hours) - bar.n)
+            bar.set_postfix_str(f"{rate:.0f} audio hours per hour", False)
+
+
+def _count_time(folder, started):
+    """Note the time of a filling, also of one that has been stopped."""
+    if if_main_process():
+        # The writer reports the error of a full disk.
+        with suppress(OSError):
+            add_seconds(folder, time.monotonic() - started)
+
+
+def _write(writer, codec, batch, targets, missing):
+    """Write what is missing of a batch, without its padding."""
+    mask = frame_mask(targets.lengths, targets.posteriors.shape[1])
+    valid = targets._replace(
+        hidden=targets.hidden[mask].unsqueeze(0),
+        posteriors=targets.posteriors[mask].unsqueeze(0),
+    )
+    parts = [part[0].cpu() for part in _encode(codec, valid, batch.id)]
+    lengths = targets.lengths.tolist()
+    wavs, relative = batch.sig
+    samples = (relative * wavs.shape[1]).round().long().tolist()
+    for key, count, *both in zip(
+        batch.id, samples, *(part.split(lengths) for part in parts), strict=True
+    ):
+        if key in missing:
+            writer.add(key, *both, count)
+
+
+def _encode(codec, valid, keys):
+    """Encode the valid frames of a batch, or name the utterance that fails."""
+    try:
+        return codec.encode(valid)
+    except ValueError:
+        lengths = valid.lengths.tolist()
+        for key, hidden, posteriors in zip(
+            keys,
+            valid.hidden.split(lengths, dim=1),
+            valid.posteriors.split(lengths, dim=1),
+            strict=True,
+        ):
+            alone = valid._replace(hidden=hidden, posteriors=posteriors)
+            try:
+                codec.encode(alone)
+            except ValueError as error:
+                raise ValueError(f"utterance {key}: {error}") from None
+        raise

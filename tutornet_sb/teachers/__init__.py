@@ -1,0 +1,1 @@
+"""Frozen teachers, where they come from, and their vocabularies."""

@@ -1,0 +1,161 @@
+"""The frozen teacher and the checks around it."""
+
+import torch
+
+from tutornet_sb.distillation.taps import (
+    encode_with_taps,
+    select_taps,
+    trying_out,
+)
+from tutornet_sb.distillation.targets import TeacherTargets
+
+
+class Teacher(torch.nn.Module):
+    """A trained model, frozen for good, with hidden layers laid open.
+
+    It stays in evaluation mode whatever ``train()`` is called on it or around
+    it, needs no gradients and so takes part in no optimizer.
+
+    Arguments
+    ---------
+    model : AcousticModel
+        The trained model. It is frozen in place.
+    taps : list of str
+        Dotted paths of the layers whose outputs, one after another along dim,
+        are the hidden representation. Of a tuple, the first tensor is taken; of
+        several calls in one pass, the last. Without any, the hidden
+        representation has dim 0.
+    vocabulary : callable, optional
+        Maps the posteriors, ``(batch, frames, symbols)``, and the valid
+        frames, ``(batch,)``, onto the symbols of the student.
+    standardise : Standardiser, optional
+        Of the hidden states, for representation-level distillation.
+
+    Attributes
+    ----------
+    taps : dict
+        Path -> ``Tap``, in the order given.
+    hidden_sizes : list of int
+        Dimension of each layer.
+    symbols : int
+        Symbols of the targets; 0 for a teacher without a CTC head.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer, or if its output does not have the model's
+        own frames.
+
+    Example
+    -------
+    >>> from tutornet_sb.networks.acoustic_model import (
+    ...     AcousticModel,
+    ...     LogMelFeatures,
+    ... )
+    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
+    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
+    >>> head = torch.nn.Linear(encoder.output_size, 29)
+    >>> teacher = Teacher(AcousticModel(LogMelFeatures(), encoder, head))
+    >>> targets = teacher(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> tuple(targets.hidden.shape), tuple(targets.posteriors.shape)
+    ((2, 51, 8), (2, 51, 29))
+    >>> teacher.hidden_sizes, teacher.symbols, teacher.frame_period
+    ([8], 29, 0.02)
+    >>> teacher.train().training
+    False
+    """
+
+    def __init__(
+        self, model, taps=("encoder",), vocabulary=None, standardise=None
+    ):
+        super().__init__()
+        self.model = model
+        self.vocabulary = vocabulary
+        self.standardise = standardise
+        self.requires_grad_(False)
+        self.eval()
+        self.taps = select_taps(model, taps, "teacher")
+        self.hidden_sizes = [tap.hidden_size for tap in self.taps.values()]
+        self.to(next(model.parameters()).device)
+        self.symbols = self._count_symbols()
+
+    def _count_symbols(self):
+        """Symbols of the targets, as seen on half a second of silence."""
+        samples = self.model.features.sample_rate // 2
+        with trying_out(self.model) as device:
+            silence = torch.zeros(1, samples, device=device)
+            targets = self(silence, torch.ones(1, device=device))
+        return targets.posteriors.shape[-1]
+
+    @property
+    def frame_period(self):
+        """Distance between two output frames (seconds)."""
+        return self.model.frame_period
+
+    def train(self, mode=True):
+        """Stay in evaluation mode.
+
+        ``Brain`` puts all its modules in training mode when a stage starts, and
+        a teacher's batch statistics would drift.
+
+        Arguments
+        ---------
+        mode : bool
+            Not used.
+
+        Returns
+        -------
+        Teacher
+            Itself.
+        """
+        return super().train(False)
+
+    # Not inference mode: what it returns takes part in the student's graph.
+    @torch.no_grad()
+    def forward(self, wavs, wav_lens):
+        """Teach a batch of waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor
+            Waveforms, ``(batch, samples)``.
+        wav_lens : torch.Tensor
+            Valid part of each waveform relative to the longest, ``(batch,)``.
+
+        Returns
+        -------
+        TeacherTargets
+            Hidden states and posteriors in float32.
+        """
+        encoding, hidden = encode_with_taps(
+            self.model, self.taps, wavs, wav_lens
+        )
+        # What dim 0 is taken from does not matter.
+        hidden = hidden or [encoding.hidden[..., :0]]
+        hidden = torch.cat([part.float() for part in hidden], dim=-1)
+        if self.standardise is not None:
+            hidden = self.standardise(hidden)
+        posteriors = torch.softmax(encoding.logits.float(), dim=-1)
+        if self.vocabulary is not None:
+            posteriors = self.vocabulary(posteriors, encoding.lengths)
+        return TeacherTargets(
+            hidden,
+            posteriors,
+            encoding.lengths,
+            self.frame_period,
+        )
+
+    def teach(self, batch):
+        """Teach a batch, as a ``StoredTeacher`` does too.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``sig``.
+
+        Returns
+        -------
+        TeacherTargets
+            Hidden states and posteriors in float32.
+        """
+        return self(*batch.sig)

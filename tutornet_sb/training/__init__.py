@@ -1,0 +1,1 @@
+"""Stages of training a student, their Brains and their settings."""

@@ -1,0 +1,362 @@
+"""Checkpoints from which training goes on as if it had never stopped."""
+
+import logging
+import os
+import random
+import shutil
+import time
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy
+import torch
+import yaml
+from speechbrain.utils.checkpoints import (
+    METAFNAME,
+    Checkpointer,
+    mark_as_loader,
+    mark_as_saver,
+    register_checkpoint_hooks,
+)
+from speechbrain.utils.distributed import if_main_process
+
+from tutornet_sb.util import processes
+from tutornet_sb.util.files import sync
+
+logger = logging.getLogger(__name__)
+
+FILES = "files"
+# A prefix that SpeechBrain does not know
+DAMAGED = "DAMAGED+"
+
+
+@register_checkpoint_hooks
+class Stopwatch:
+    """Seconds of training, kept across stops and continuations.
+
+    Example
+    -------
+    >>> watch = Stopwatch()
+    >>> watch.start()
+    >>> watch.seconds >= 0
+    True
+    """
+
+    def __init__(self):
+        self.before = 0.0
+        self.started = None
+
+    def start(self):
+        """Count from now on; what was counted is kept."""
+        self.before = self.seconds
+        self.started = time.monotonic()
+
+    @property
+    def seconds(self):
+        """Seconds counted so far."""
+        if self.started is None:
+            return self.before
+        return self.before + time.monotonic() - self.started
+
+    @mark_as_saver
+    def _save(self, path):
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(str(self.seconds))
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch=False):
+        del end_of_epoch
+        with open(path, encoding="utf-8") as file:
+            self.before = float(file.read())
+
+
+# Each process has values of its own.
+_of_each_process = partial(register_checkpoint_hooks, save_on_main_only=False)
+
+
+def _save_all(content, path):
+    """Save what each process has, in the main one."""
+    contents = processes.gather(content)
+    if processes.rank() == 0:
+        torch.save(contents, path)
+
+
+@_of_each_process
+class RunningMeans:
+    """Means of values that come one by one, kept across continuations.
+
+    Example
+    -------
+    >>> means = RunningMeans()
+    >>> means.add("loss", torch.tensor(1.0), 3)
+    >>> means.add("loss", torch.tensor(2.0), 1)
+    >>> means.values()
+    {'loss': tensor(1.2500)}
+    """
+
+    def __init__(self):
+        self.sums = {}
+
+    def add(self, name, value, count=1):
+        """Take one more value of a name, the mean of `count` values."""
+        so_far, total = self.sums.get(name, (0, 0.0))
+        self.sums[name] = (so_far + count, total + count * value.detach())
+
+    def values(self):
+        """Mean of each name, on the CPU."""
+        return {name: (s / n).cpu() for name, (n, s) in self.sums.items()}
+
+    @mark_as_saver
+    def _save(self, path):
+        sums = {
+            name: (n, total.cpu()) for name, (n, total) in self.sums.items()
+        }
+        _save_all(sums, path)
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch=False):
+        del end_of_epoch
+        contents = torch.load(path)
+        if processes.rank() < len(contents):
+            self.sums = contents[processes.rank()]
+
+
+@_of_each_process
+class RandomState:
+    """State of all random generators, of every process.
+
+    Arguments
+    ---------
+    device : torch.device
+        Its generator is kept besides those of the CPU.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "random.ckpt"
+    >>> state = RandomState(torch.device("cpu"))
+    >>> state._save(path)
+    >>> drawn = torch.rand(3)
+    >>> state._load(path)
+    >>> torch.equal(torch.rand(3), drawn)
+    True
+    """
+
+    def __init__(self, device):
+        self.device = torch.device(device)
+
+    @mark_as_saver
+    def _save(self, path):
+        kind, keys, *rest = numpy.random.get_state()
+        state = {
+            "python": random.getstate(),
+            "numpy": (kind, keys.tolist(), *rest),
+            "cpu": torch.get_rng_state(),
+        }
+        if self.device.type == "cuda":
+            state["cuda"] = torch.cuda.get_rng_state(self.device)
+        _save_all(state, path)
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch=False):
+        del end_of_epoch
+        states, rank = torch.load(path, map_location="cpu"), processes.rank()
+        if len(states) != processes.count():
+            logger.warning(
+                "%s was saved by %d processes and these are %d: random numbers "
+                "are other ones than without the stop",
+                path,
+                len(states),
+                processes.count(),
+            )
+        if rank >= len(states):
+            return
+        state = states[rank]
+        random.setstate(state["python"])
+        kind, keys, *rest = state["numpy"]
+        keys = numpy.array(keys, numpy.uint32)
+        numpy.random.set_state((kind, keys, *rest))
+        torch.set_rng_state(state["cpu"])
+        if self.device.type == "cuda" and "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+class AtomicCheckpointer(Checkpointer):
+    """A checkpointer that never offers half of a checkpoint.
+
+    SpeechBrain writes ``CKPT.yaml``, by which it knows a checkpoint, before the
+    parameters; a run killed in between would find a broken one and could not
+    continue. Here that file gets its name when all others are on the disk, and
+    holds their sizes and checksums, which are checked before any is loaded.
+    """
+
+    def save_checkpoint(self, *args, **kwargs):
+        """Save as SpeechBrain does, then make the checkpoint known.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            As for SpeechBrain's ``Checkpointer``.
+
+        Returns
+        -------
+        speechbrain.utils.checkpoints.Checkpoint
+            The saved checkpoint; None on other processes than the main one.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written, for instance on a full disk; the ones
+            before it stay.
+        """
+        try:
+            checkpoint = super().save_checkpoint(*args, **kwargs)
+            if checkpoint is not None:
+                self._make_known(checkpoint)
+        # torch.save on a full disk raises the second.
+        except (OSError, RuntimeError) as error:
+            if processes.is_lost_connection(error):
+                raise
+            free = shutil.disk_usage(self.checkpoints_dir).free
+            self._remove_unfinished()
+            raise OSError(
+                f"no checkpoint can be saved in {self.checkpoints_dir}, where "
+                f"{free / 1e6:.0f} MB are free ({error}). The ones before it "
+                "stay: make room, and run the same command again"
+            ) from error
+        return checkpoint
+
+    def save_and_keep_only(self, *args, importance_keys=(), **kwargs):
+        """Save a checkpoint, then delete the least important ones.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            As for SpeechBrain's ``Checkpointer``.
+        importance_keys : iterable of callable
+            Of the checkpoints to keep.
+        """
+        # SpeechBrain adds to its default list with every call.
+        super().save_and_keep_only(
+            *args, importance_keys=list(importance_keys), **kwargs
+        )
+
+    # The main process decides for all: another may not see yet what it has
+    # written, and would wait for it to delete more or less than it does.
+
+    def find_checkpoints(self, *args, **kwargs):
+        """Find checkpoints as SpeechBrain does, the same in all processes.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            As for SpeechBrain's ``Checkpointer``.
+
+        Returns
+        -------
+        list of speechbrain.utils.checkpoints.Checkpoint
+            The best first.
+        """
+        return processes.run_on_main(super().find_checkpoints, args, kwargs)
+
+    def delete_checkpoints(self, **kwargs):
+        """Delete checkpoints as SpeechBrain does, in the main process.
+
+        Arguments
+        ---------
+        **kwargs
+            As for SpeechBrain's ``Checkpointer``.
+        """
+        processes.run_on_main(super().delete_checkpoints, kwargs=kwargs)
+
+    def _save_checkpoint_metafile(self, fpath, *args, **kwargs):
+        return super()._save_checkpoint_metafile(
+            fpath.with_suffix(".unfinished"), *args, **kwargs
+        )
+
+    def _make_known(self, checkpoint):
+        meta = checkpoint.path / METAFNAME
+        unfinished = meta.with_suffix(".unfinished")
+        for path in checkpoint.paramfiles.values():
+            sync(path)
+        files = {
+            path.name: _describe(path)
+            for path in checkpoint.paramfiles.values()
+        }
+        with open(unfinished, "a", encoding="utf-8") as file:
+            yaml.dump({FILES: files}, file)
+        sync(unfinished)
+        os.replace(unfinished, meta)
+        sync(checkpoint.path)
+
+    def recover_if_possible(self, *args, **kwargs):
+        """Go on from the newest checkpoint that is whole.
+
+        Arguments
+        ---------
+        *args, **kwargs
+            As for SpeechBrain's ``Checkpointer``.
+
+        Returns
+        -------
+        speechbrain.utils.checkpoints.Checkpoint
+            What was loaded, or None.
+        """
+        processes.run_on_main(self._tidy_up)
+        return super().recover_if_possible(*args, **kwargs)
+
+    def _tidy_up(self):
+        """Remove what a killed process left, and set aside what is damaged."""
+        self._remove_unfinished()
+        for folder in self._list_checkpoint_dirs():
+            reason = _find_damage(folder)
+            if reason is None:
+                continue
+            aside = folder.with_name(DAMAGED + folder.name)
+            folder.rename(aside)
+            logger.warning(
+                "The checkpoint %s is damaged (%s) and is not used; it is kept "
+                "as %s",
+                folder,
+                reason,
+                aside.name,
+            )
+
+    def _remove_unfinished(self):
+        if not if_main_process():
+            return
+        for path in self.checkpoints_dir.glob("CKPT+*"):
+            if path.is_dir() and not self._is_checkpoint_dir(path):
+                shutil.rmtree(path)
+
+
+def _describe(path):
+    """Size and CRC-32 of a file."""
+    checksum = 0
+    with open(path, "rb") as file:
+        while block := file.read(2**24):
+            checksum = zlib.crc32(block, checksum)
+    return {"bytes": path.stat().st_size, "crc32": checksum}
+
+
+def _find_damage(folder):
+    """What is wrong with a checkpoint, or None."""
+    try:
+        text = (folder / METAFNAME).read_text(encoding="utf-8")
+        files = {
+            name: (known["bytes"], known["crc32"])
+            for name, known in yaml.safe_load(text)[FILES].items()
+        }
+    # The kinds of damage raise all kinds of errors.
+    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+        return f"{METAFNAME} is not what was written"
+    for name, (size, checksum) in files.items():
+        path = folder / Path(name).name
+        if not path.is_file():
+            return f"{name} is missing"
+        found = _describe(path)
+        if found["bytes"] != size:
+            return f"{name} has {found['bytes']} of {size} bytes"
+        if found["crc32"] != checksum:
+            return f"{name} is not what was written"
+    return None

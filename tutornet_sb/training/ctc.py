@@ -1,0 +1,227 @@
+"""The original task: CTC training, and the scoring of any student."""
+
+import logging
+
+import speechbrain as sb
+import torch
+from speechbrain.decoders.ctc import ctc_greedy_decode
+
+from tutornet_sb.distillation.losses import ctc_loss, frames_needed
+from tutornet_sb.distillation.taps import encode_with_taps
+from tutornet_sb.inference.scores import score
+from tutornet_sb.training.brain import StageBrain
+from tutornet_sb.util import processes
+
+logger = logging.getLogger(__name__)
+
+
+class CTCBrain(StageBrain):
+    """Train a student by CTC alone, or score one that is trained.
+
+    ``hparams`` holds besides those of :class:`StageBrain` the ``tokenizer``
+    (a ``SentencePieceProcessor``), ``blank_index`` and optionally ``searcher``,
+    a SpeechBrain CTC beam searcher that decodes the test splits a second time.
+    ``modules`` may hold ``heads``, :class:`IntermediateHeads` that learn beside
+    the student's own in training.
+
+    After ``evaluate``, ``references``, ``hypotheses`` and ``beam_hypotheses``
+    hold the transcripts by utterance id.
+    """
+
+    selected_by = "WER"
+
+    def __init__(self, modules, hparams, **kwargs):
+        # Before DDP wraps them
+        heads = modules.get("heads")
+        self.head_taps = heads.taps if heads else {}
+        self.head_weights = heads.weights if heads else []
+        super().__init__(modules, hparams, **kwargs)
+
+    def compute_forward(self, batch, stage):
+        """Encode a batch.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``sig``.
+        stage : speechbrain.Stage
+            Intermediate heads are for training only. The student's own mode
+            switches its augmentation.
+
+        Returns
+        -------
+        list of Encoding
+            Of the student, and the same with the logits of each of the
+            intermediate heads.
+        """
+        inputs = batch.to(self.device).sig
+        if stage != sb.Stage.TRAIN or not self.head_taps:
+            return [self.modules.student(*inputs)]
+        encoding, hidden = encode_with_taps(
+            self.modules.student, self.head_taps, *inputs
+        )
+        more = self.modules.heads(hidden)
+        return [encoding, *(encoding._replace(logits=x) for x in more)]
+
+    def weighted(self, encodings):
+        """Name and weigh what each head says.
+
+        Arguments
+        ---------
+        encodings : list of Encoding
+            From ``compute_forward``.
+
+        Yields
+        ------
+        tuple of (str, float, Encoding)
+            End of the names of a head's terms, weight of its losses, and what
+            it says.
+        """
+        yield "", 1.0, encodings[0]
+        for index, encoding in enumerate(encodings[1:]):
+            # In the log they are numbered in their order from 0.
+            yield f"_{index}", self.head_weights[index], encoding
+
+    def compute_objectives(self, encodings, batch, stage):
+        """CTC loss, summed over frames, averaged over utterances (nats).
+
+        Arguments
+        ---------
+        encodings : list of Encoding
+            From ``compute_forward``.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``tokens``.
+        stage : speechbrain.Stage
+            Transcripts are kept except in training.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar.
+        """
+        loss = self.total(
+            **{
+                f"ctc{end}": (weight, self.ctc(encoding, batch))
+                for end, weight, encoding in self.weighted(encodings)
+            }
+        )
+        if stage != sb.Stage.TRAIN:
+            self.transcribe(encodings[0], batch, stage)
+        return loss
+
+    def ctc(self, encoding, batch, rows=slice(None)):
+        """CTC loss of a batch (nats per utterance).
+
+        Utterances with too few frames for their transcript have a loss of 0 and
+        are named in the log at the end of the epoch.
+
+        Arguments
+        ---------
+        encoding : Encoding
+            Of the student.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``tokens``.
+        rows : list of int, optional
+            Utterances that count, all by default.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar.
+        """
+        tokens, relative = batch.tokens
+        token_lengths = (relative * tokens.shape[1]).round().long()
+        short = frames_needed(tokens, token_lengths) > encoding.lengths
+        used = torch.zeros_like(short)
+        used[rows] = True
+        for row in (short & used).nonzero().flatten().tolist():
+            self.too_short[batch.id[row]] = None
+        return ctc_loss(
+            encoding.logits[rows],
+            tokens[rows],
+            encoding.lengths[rows],
+            token_lengths[rows],
+            self.hparams.blank_index,
+        )
+
+    def transcribe(self, encoding, batch, stage):
+        """Decode a batch and keep the transcripts.
+
+        Arguments
+        ---------
+        encoding : Encoding
+            Of the student.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``id`` and ``wrd``.
+        stage : speechbrain.Stage
+            The beam searcher, if there is one, is for the test stage only.
+        """
+        # SpeechBrain's decoders read utterance by utterance, and a GPU would
+        # stop for each.
+        log_probs = torch.log_softmax(encoding.logits.float(), dim=-1).cpu()
+        # SpeechBrain rounds relative lengths to frames again.
+        relative = encoding.lengths.cpu() / log_probs.shape[1]
+        greedy = ctc_greedy_decode(
+            log_probs, relative, blank_id=self.hparams.blank_index
+        )
+        self.references.update(zip(batch.id, batch.wrd, strict=True))
+        texts = map(_tidy, self.hparams.tokenizer.decode(greedy))
+        self.hypotheses.update(zip(batch.id, texts, strict=True))
+        searcher = getattr(self.hparams, "searcher", None)
+        if stage == sb.Stage.TEST and searcher is not None:
+            best = [
+                _tidy(hyps[0].text) for hyps in searcher(log_probs, relative)
+            ]
+            self.beam_hypotheses.update(zip(batch.id, best, strict=True))
+
+    def on_stage_start(self, stage, epoch=None):
+        """Forget the transcripts of the stage before."""
+        super().on_stage_start(stage, epoch)
+        self.references, self.hypotheses, self.beam_hypotheses = {}, {}, {}
+        # Ids, as the keys of a dictionary
+        self.too_short = {}
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Name the utterances without a CTC loss."""
+        parts = processes.gather(list(self.too_short))
+        names = list(dict.fromkeys(sum(parts, [])))
+        if names and stage != sb.Stage.TEST:
+            logger.warning(
+                "Epoch %d: %d utterances %s have fewer frames than their "
+                "transcript needs and no CTC loss: %s",
+                epoch,
+                len(names),
+                "of the development set"
+                if stage == sb.Stage.VALID
+                else "learnt from",
+                ", ".join(names),
+            )
+        super().on_stage_end(stage, stage_loss, epoch)
+
+    def figures(self, stage_loss):
+        """Mean losses, and WER and CER (percent) where there are transcripts.
+
+        Arguments
+        ---------
+        stage_loss : float
+            Mean loss of the stage in this process.
+
+        Returns
+        -------
+        dict
+            Floats by name.
+        """
+        figures = super().figures(stage_loss)
+        # Each process has heard its share.
+        for texts in self.references, self.hypotheses, self.beam_hypotheses:
+            for part in processes.gather(texts):
+                texts.update(part)
+        if self.references:
+            scores = score(self.references, self.hypotheses)
+            figures.update(WER=scores["wer"], CER=scores["cer"])
+        return figures
+
+
+def _tidy(text):
+    """Two signs of a word boundary in a row are one boundary."""
+    return " ".join(text.split())

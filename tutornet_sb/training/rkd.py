@@ -1,0 +1,140 @@
+"""Representation-level distillation, the initialisation of a student."""
+
+from typing import NamedTuple
+
+import torch
+
+from tutornet_sb.distillation.frame_weighting import name_weighting
+from tutornet_sb.distillation.taps import encode_with_taps
+from tutornet_sb.networks.acoustic_model import Encoding
+from tutornet_sb.training.brain import StageBrain
+
+
+class Representation(NamedTuple):
+    """A student's encoding and its hidden states in the teacher's space.
+
+    Attributes
+    ----------
+    encoding : Encoding
+        Of the student.
+    projected : list of torch.Tensor
+        One for each pair, ``(batch, frames, dim of the teacher's layer)``.
+    """
+
+    encoding: Encoding
+    projected: list
+
+
+class RKDBrain(StageBrain):
+    """Teach a student the hidden states of its teacher.
+
+    The loss is the sum over the pairs of layers of each pair's weight times
+    its representation loss, frames weighted by the pair's own hidden states.
+
+    Besides each pair's loss ``rkd``, the log has ``rkd_relative``, this loss
+    divided by that of the best constant, and with targets from a store
+    ``rkd_codes``, the squared error of their codes by the same weights.
+
+    No transcript is used. The head of the student is not trained here; the
+    projectors are trained with the student and dropped after the stage.
+
+    ``modules`` holds ``teacher`` and ``projector`` (from ``make_projectors``)
+    besides ``student``; ``hparams`` holds ``representation_loss`` and ``delay``
+    (seconds).
+    """
+
+    def __init__(self, modules, hparams, **kwargs):
+        # Before DDP wraps it
+        projectors = modules["projector"]
+        self.pairs = projectors.pairs
+        self.parts = projectors.parts
+        self.student_taps = projectors.student_taps
+        # In the log the pairs are numbered in their order from 0.
+        self.names = ["rkd"]
+        if len(self.pairs) > 1:
+            self.names = [f"rkd_{index}" for index in range(len(self.pairs))]
+        super().__init__(modules, hparams, **kwargs)
+        self.try_loss(self.hparams.representation_loss, torch.zeros(1, 1, 1))
+
+    def compute_forward(self, batch, stage):
+        """Encode a batch and project it onto the teacher's hidden states.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``sig``.
+        stage : speechbrain.Stage
+            Unused: the student's own mode switches its augmentation.
+
+        Returns
+        -------
+        Representation
+            The encoding and its projection.
+        """
+        encoding, hidden = encode_with_taps(
+            self.modules.student,
+            self.student_taps,
+            *batch.to(self.device).sig,
+        )
+        return Representation(encoding, self.modules.projector(hidden))
+
+    def compute_objectives(self, representation, batch, stage):
+        """Weighted squared error to the teacher's standardised hidden states.
+
+        Arguments
+        ---------
+        representation : Representation
+            From ``compute_forward``.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With ``sig``.
+        stage : speechbrain.Stage
+            Unused.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar, per hidden unit and frame.
+        """
+        targets = self.align(self.teach(batch), representation.encoding)
+        representation_loss, terms = self.hparams.representation_loss, {}
+        for name, pair, part, projected in zip(
+            self.names,
+            self.pairs,
+            self.parts,
+            representation.projected,
+            strict=True,
+        ):
+            own = targets._replace(hidden=targets.hidden[..., part])
+            terms[name] = (pair.weight, representation_loss(projected, own))
+            mean, square = representation_loss.moments(own)
+            self.terms.add(f"{name}_mean", mean, self.size)
+            self.terms.add(f"{name}_square", square, self.size)
+        return self.total(**terms)
+
+    def figures(self, stage_loss):
+        """Mean losses, relative ones, and errors of the codes of a store.
+
+        Arguments
+        ---------
+        stage_loss : float
+            As for :class:`StageBrain`.
+
+        Returns
+        -------
+        dict
+            Floats by name.
+        """
+        figures = super().figures(stage_loss)
+        errors = getattr(self.modules.teacher, "errors", {})
+        for name, pair in zip(self.names, self.pairs, strict=True):
+            mean = figures.pop(f"{name}_mean")
+            square = figures.pop(f"{name}_square")
+            constant = (square - mean.square()).mean().item()
+            figures[f"{name}_relative"] = figures[name] / constant
+            if pair.teacher in errors:
+                weighting = name_weighting(
+                    self.hparams.representation_loss.weighting,
+                    self.modules.teacher.symbols,
+                )
+                figures[f"{name}_codes"] = errors[pair.teacher][weighting]
+        return figures
