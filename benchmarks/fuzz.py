@@ -45,12 +45,12 @@ from pathlib import Path
 import numpy
 import onnx
 import torch
-from tutornet_sb.networks.weights import load_model_weights
 
 from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.experiments.compare import table
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.networks import runs
+from tutornet_sb.networks.weights import load_model_weights
 from tutornet_sb.publishing.export import export
 from tutornet_sb.targets.encodings import HIDDEN, POSTERIORS, QUANTISERS
 from tutornet_sb.targets.store import (

@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 
 import torch
-from tutornet_sb.networks.export_folder import SAFETENSORS
 
 from tutornet_sb.experiments.compare import insert, markdown_table, summarize
 from tutornet_sb.inference.runner import OnnxModel
 from tutornet_sb.inference.scores import score
 from tutornet_sb.networks import runs
+from tutornet_sb.networks.export_folder import SAFETENSORS
 from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.formats import transcriber
 from tutornet_sb.publishing.model_card import INT8, ONNX

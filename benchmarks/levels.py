@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from speechbrain.dataio.dataset import DynamicItemDataset
-from tutornet_sb.inference.speech import Utterance
 
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
@@ -28,6 +27,7 @@ from tutornet_sb.corpora.librispeech import (
 )
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.inference.scores import score
+from tutornet_sb.inference.speech import Utterance
 from tutornet_sb.publishing.sherpa import load_sherpa
 from tutornet_sb.util.files import read_json
 

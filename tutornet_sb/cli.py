@@ -23,6 +23,7 @@ from tutornet_sb.util.environment import check_torchaudio, require
 from tutornet_sb.util.errors import (
     BAD_INPUT,
     InputError,
+    MissingFileError,
     failing_in_one_line,
     one_line,
 )
@@ -168,7 +169,7 @@ def compare(
                     remedy = f"`tutornet compare {what[0]}` makes the runs"
                 _say(f"no run is finished, so no report is written: {remedy}")
         elif jobs is not None or corpus or data or finished:
-            raise ValueError(
+            raise InputError(
                 "--jobs, --corpus, --data and --finished are for a plan, a "
                 ".yaml file"
             )
@@ -197,7 +198,7 @@ def _read_plan(path, corpora, data):
 
     pairs = [word.partition("=") for word in data]
     if not all(folder for _, _, folder in pairs):
-        raise ValueError(f"--data {' '.join(data)}: must be CORPUS=FOLDER")
+        raise InputError(f"--data {' '.join(data)}: must be CORPUS=FOLDER")
     data = {name: folder for name, _, folder in pairs}
     return read_plan(path, data, corpora or None)
 
@@ -281,7 +282,7 @@ def layers(
         elif size == "full":
             network, _ = runs.load_run(model, trust_remote_code)
         else:
-            raise ValueError("--size is for a YAML file: a run has its own")
+            raise InputError("--size is for a YAML file: a run has its own")
         lines = _lay_out(list_layers(network))
     typer.echo("\n".join(lines))
 
@@ -495,7 +496,7 @@ def transcribe(
         write = typer.echo
         if output is not None:
             if output.resolve() in [file.resolve() for file in files]:
-                raise ValueError(f"{output} is one of the audio files")
+                raise InputError(f"{output} is one of the audio files")
             to = stack.enter_context(open(output, "w", encoding="utf-8"))
 
             def write(line):
@@ -569,7 +570,7 @@ def _check_ids(files):
     for file in files:
         other = known.setdefault(file.stem, file)
         if other != file:
-            raise ValueError(
+            raise InputError(
                 f"{other} and {file} have the same id, {file.stem}: score them "
                 "one by one"
             )
@@ -604,7 +605,7 @@ def _report(texts, references, path, json_lines):
             err=True,
         )
     if not scored:
-        raise ValueError(f"no file has a reference in {path}")
+        raise InputError(f"no file has a reference in {path}")
     figures = score_transcripts(
         {key: references[key] for key in scored}, scored
     )
@@ -720,12 +721,12 @@ def targets(
 
         stack.enter_context(processes.ending_together())
         if check and repair:
-            raise ValueError("give --check or --repair, not both")
+            raise InputError("give --check or --repair, not both")
         if check:
             _check_store(to)
             return
         if hparams is None:
-            raise ValueError("HPARAMS is missing: it says who the teacher is")
+            raise InputError("HPARAMS is missing: it says who the teacher is")
         signals.install()
         recipe = _load_recipe(hparams)
         file, options, overrides = recipe.parse([str(hparams), *context.args])
@@ -747,7 +748,7 @@ def _check_store(folder):
     damaged = store.check()
     _show_damage(damaged)
     if damaged:
-        raise ValueError(
+        raise InputError(
             f"{len(damaged)} shards of {folder} are damaged: the same command "
             "with HPARAMS and --repair fills them again"
         )
@@ -767,7 +768,7 @@ def _load_recipe(hparams):
         if (folder / "train.py").is_file():
             break
     else:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"there is no train.py beside {hparams} or above it"
         )
     spec = importlib.util.spec_from_file_location("recipe", folder / "train.py")
@@ -804,7 +805,7 @@ def _build(path, size):
     except Exception as error:
         raise InputError(f"{path}: {one_line(error)}") from error
     if not isinstance(network, AcousticModel):
-        raise ValueError(f"{path} has no AcousticModel under the key 'model'")
+        raise InputError(f"{path} has no AcousticModel under the key 'model'")
     return network
 
 

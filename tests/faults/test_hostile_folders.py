@@ -18,13 +18,13 @@ import onnx
 import pytest
 import torch
 from small_runs import make_speech, write_export
-from tutornet_sb.networks.export_folder import SAFETENSORS
 from typer.testing import CliRunner
 
 from tutornet_sb.cli import app
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.networks import runs
+from tutornet_sb.networks.export_folder import SAFETENSORS
 from tutornet_sb.publishing.onnx import write_onnx
 from tutornet_sb.teachers.sources import load_teacher
 

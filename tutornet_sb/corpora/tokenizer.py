@@ -6,6 +6,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import write_atomically
 
 # Of a character model, where nothing else is said
@@ -59,14 +60,14 @@ def train_tokenizer(
         )
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(path))
     if tokenizer.get_piece_size() != vocab_size:
-        raise ValueError(
+        raise InputError(
             f"{path} has {tokenizer.get_piece_size()} symbols but vocab_size "
             f"is {vocab_size}: set it to what the tokenizer has, or delete the "
             "file to train it anew"
         )
     others = set(letters or ()) - set(pieces(tokenizer))
     if others:
-        raise ValueError(
+        raise InputError(
             f"{path} lacks {' '.join(sorted(others))}, which the training "
             "transcripts have now: give the changed corpus a name of its own, "
             'as in --corpus_overrides "{name: NAME}", or delete the file to '
@@ -115,7 +116,7 @@ def _train(manifests, path, model_type, vocab_size, letters):
                 **options,
             )
         except RuntimeError as error:
-            raise ValueError(
+            raise InputError(
                 f"no {model_type} tokenizer of {vocab_size} symbols can be "
                 f"made from these transcripts: {error}"
             ) from None

@@ -7,6 +7,7 @@ import torch
 
 from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.networks.acoustic_model import frame_mask
+from tutornet_sb.util.errors import InputError
 
 
 def align(
@@ -89,9 +90,9 @@ def align(
     tensor([0.1000, 0.9000])
     """
     if delay < 0:
-        raise ValueError(f"delay must not be negative, got {delay} seconds")
+        raise InputError(f"delay must not be negative, got {delay} seconds")
     if len(lengths) != len(targets.lengths):
-        raise ValueError(
+        raise InputError(
             f"the teacher's batch has {len(targets.lengths)} utterances, "
             f"the student's {len(lengths)}"
         )
@@ -112,7 +113,7 @@ def align(
     longest = max(ours)
     frames = longest if frames is None else frames
     if frames < longest:
-        raise ValueError(f"{frames} frames cannot hold {longest} valid ones")
+        raise InputError(f"{frames} frames cannot hold {longest} valid ones")
 
     hidden, posteriors = targets.hidden, targets.posteriors
     learnt = None
@@ -186,7 +187,7 @@ def _check_durations(theirs, ours, teacher, student, their_period, our_period):
     for position, (their, our) in enumerate(zip(theirs, ours, strict=True)):
         difference = abs(their * teacher - our * student)
         if 2 * difference > most:
-            raise ValueError(
+            raise InputError(
                 f"utterance {position} of the batch: the teacher has {their} "
                 f"frames ({their * their_period:.3f} s), the student {our} "
                 f"({our * our_period:.3f} s). Do both hear the same audio, and "

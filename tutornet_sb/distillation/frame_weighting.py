@@ -11,6 +11,7 @@ import torch
 
 from tutornet_sb.distillation.targets import at_least_float32, require_ctc_head
 from tutornet_sb.networks.acoustic_model import frame_mask
+from tutornet_sb.util.errors import InputError
 
 
 def _normalize(raw, lengths):
@@ -182,5 +183,5 @@ def get_frame_weighting(name):
         return _default
     if name not in FRAME_WEIGHTINGS:
         known = ", ".join(FRAME_WEIGHTINGS)
-        raise ValueError(f"no frame weighting {name!r}; choose from: {known}")
+        raise InputError(f"no frame weighting {name!r}; choose from: {known}")
     return FRAME_WEIGHTINGS[name]

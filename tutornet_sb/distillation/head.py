@@ -4,6 +4,7 @@ import torch
 
 from tutornet_sb.distillation.alignment import align
 from tutornet_sb.networks.acoustic_model import frame_mask
+from tutornet_sb.util.errors import InputError
 
 
 @torch.no_grad()
@@ -95,7 +96,7 @@ def fit_head(
     finally:
         student.train(training)
     if not (hidden.isfinite().all() and posteriors.isfinite().all()):
-        raise ValueError(
+        raise InputError(
             "the head cannot be fitted: hidden states of the student or "
             "posteriors of the teacher are not finite"
         )

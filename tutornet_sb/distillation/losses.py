@@ -12,11 +12,12 @@ from tutornet_sb.distillation.frame_weighting import get_frame_weighting
 from tutornet_sb.distillation.targets import at_least_float32, require_ctc_head
 from tutornet_sb.distillation.warping import around, changes, warped_sum
 from tutornet_sb.networks.acoustic_model import frame_mask
+from tutornet_sb.util.errors import InputError
 
 
 def _check_shapes(student_name, student, teacher_name, teacher, last):
     if student.shape != teacher.shape:
-        raise ValueError(
+        raise InputError(
             f"{student_name} {tuple(student.shape)} and the teacher's "
             f"{teacher_name} {tuple(teacher.shape)} differ; both must be "
             f"(batch, frames, {last})"
@@ -322,24 +323,24 @@ class SoftmaxLoss(torch.nn.Module):
     ):
         super().__init__()
         if kind not in SOFTMAX_LOSSES:
-            raise ValueError(
+            raise InputError(
                 f"kind must be one of {', '.join(SOFTMAX_LOSSES)}, got {kind!r}"
             )
         if temperature <= 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+            raise InputError(f"temperature must be positive, got {temperature}")
         if kind == "guided" and temperature != 1:
-            raise ValueError(
+            raise InputError(
                 f"temperature is not for the guided loss, got {temperature}"
             )
         if kind == "guided" and selection is not None:
-            raise ValueError(
+            raise InputError(
                 "the guided loss learns the teacher's spikes alone, and takes "
                 f"no selection, got {selection}"
             )
         frames_of = {"tolerance": tolerance, "selection": selection or 0}
         for name, frames in frames_of.items():
             if not isinstance(frames, int) or frames < 0:
-                raise ValueError(
+                raise InputError(
                     f"{name} must be a number of frames, got {frames!r}"
                 )
         self.frame_loss = partial(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 
 from tutornet_sb.distillation.taps import find_stack, select_taps
+from tutornet_sb.util.errors import InputError
 
 
 class Pair(NamedTuple):
@@ -52,13 +53,13 @@ def read_pairs(pairs):
     """
     example = "{teacher: encoder, student: encoder, weight: 1.0}"
     if not pairs or not isinstance(pairs, (list, tuple)):
-        raise ValueError(
+        raise InputError(
             "pairs must be a whole number from 1 up, or a list such as "
             f"[{example}], got {pairs!r}"
         )
     checked = read_rows(pairs, "pairs", Pair, example)
     if not any(pair.weight for pair in checked):
-        raise ValueError("pairs: all weights are 0, there is nothing to learn")
+        raise InputError("pairs: all weights are 0, there is nothing to learn")
     return checked
 
 
@@ -157,7 +158,7 @@ def read_rows(rows, name, kind, example):
     ValueError: pairs[0]: student is missing
     """
     if not isinstance(rows, (list, tuple)):
-        raise ValueError(
+        raise InputError(
             f"{name} must be a list such as [{example}], got {rows!r}"
         )
     checked = []
@@ -165,28 +166,28 @@ def read_rows(rows, name, kind, example):
     for index, row in enumerate(rows):
         where = f"{name}[{index}]"
         if not hasattr(row, "items"):
-            raise ValueError(f"{where} must be a mapping, got {row!r}")
+            raise InputError(f"{where} must be a mapping, got {row!r}")
         for key in row:
             if key not in kind._fields:
                 known = ", ".join(kind._fields)
-                raise ValueError(f"{where}: no key {key}, only {known}")
+                raise InputError(f"{where}: no key {key}, only {known}")
         for key in layers:
             if key not in row:
-                raise ValueError(f"{where}: {key} is missing")
+                raise InputError(f"{where}: {key} is missing")
         made = kind(**row)
         if (
             isinstance(made.weight, bool)
             or not isinstance(made.weight, (int, float))
             or not 0 <= made.weight < math.inf
         ):
-            raise ValueError(
+            raise InputError(
                 f"{where}: weight must be a number from 0 up, "
                 f"got {made.weight!r}"
             )
         for other, earlier in enumerate(checked):
             if earlier[:-1] == made[:-1]:
                 named = ", ".join(f"{key} {row[key]}" for key in layers)
-                raise ValueError(
+                raise InputError(
                     f"{where} names the layers of {name}[{other}] again: "
                     f"{named}"
                 )
@@ -308,7 +309,7 @@ def make_projectors(factory, pairs, teacher, student):
     }
     for pair in pairs:
         if pair.teacher not in parts:
-            raise ValueError(
+            raise InputError(
                 f"the teacher is not tapped at {pair.teacher}, only at: "
                 f"{', '.join(parts) or 'no layer'}; make it by "
                 "Teacher(model, taps=teacher_taps(pairs))"

@@ -14,7 +14,7 @@ from tutornet_sb.networks.acoustic_model import (
     pad_frames,
     split_batch,
 )
-from tutornet_sb.util.errors import one_line
+from tutornet_sb.util.errors import InputError, one_line
 
 # The longer of the two waveforms a model is probed with lasts so many of its
 # frames more: layers of twice to six times its rate, or half to a sixth of it,
@@ -134,7 +134,7 @@ def _probe(model, samples):
             together = getattr(model, "forward_together", model)
             encoding = together(wavs.to(device), torch.ones(2, device=device))
     except (RuntimeError, TypeError, IndexError) as error:
-        raise ValueError(
+        raise InputError(
             f"the network cannot encode: {one_line(error)}. Do the sizes of "
             "its layers match?"
         ) from error
@@ -349,22 +349,22 @@ def select_taps(model, paths, owner):
     {'encoder': Tap(time_axis=1, hidden_size=8)}
     """
     if isinstance(paths, str):
-        raise ValueError(f"the taps of the {owner} are a list: [{paths}]")
+        raise InputError(f"the taps of the {owner} are a list: [{paths}]")
     layers = dict(model.named_modules(remove_duplicate=False))
     del layers[""]
     paths = list(paths)
     for index, path in enumerate(paths):
         if path not in layers:
-            raise ValueError(
+            raise InputError(
                 f"the {owner} has no layer {path!r}; nearest: "
                 + _nearest(path, layers)
             )
         if path in paths[:index]:
-            raise ValueError(f"the {owner}'s layer {path!r} is tapped twice")
+            raise InputError(f"the {owner}'s layer {path!r} is tapped twice")
     found = find_taps(model) if paths else {}
     for path in paths:
         if path not in found:
-            raise ValueError(
+            raise InputError(
                 f"the {owner}'s layer {path!r} cannot be tapped: its output "
                 "does not have the model's own frames, those of its logits. "
                 f"Of the {len(found)} layers that have, the nearest by name: "
@@ -466,13 +466,13 @@ def encode_with_taps(model, taps, *inputs):
 
 def _put_frames_second(path, tap, output, encoding):
     if output is None:
-        raise ValueError(
+        raise InputError(
             f"layer {path!r} took no part in this pass, as happens under layer "
             "dropout: set that to 0, or tap another layer"
         )
     hidden = output.movedim(tap.time_axis, 1)
     if hidden.shape[:2] != encoding.hidden.shape[:2]:
-        raise ValueError(
+        raise InputError(
             f"layer {path!r} has {hidden.shape[1]} frames where the model has "
             f"{encoding.hidden.shape[1]}: tap another layer"
         )

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import torch
 
+from tutornet_sb.util.errors import InputError
+
 
 class TeacherTargets(NamedTuple):
     """Targets of one batch of utterances.
@@ -99,7 +101,7 @@ def require_ctc_head(symbols, who, instead):
     >>> require_ctc_head(29, "SKD", "use RKD")
     """
     if symbols == 0:
-        raise ValueError(
+        raise InputError(
             f"the teacher has no CTC head, whose posteriors {who} needs: "
             f"{instead}"
         )

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 
 from tutornet_sb.networks.runs import read_results
+from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.files import write_atomically
 
 # Runs that agree in these are one row of a table.
@@ -42,7 +43,7 @@ def summarize(folder):
     """
     results = read_results(folder)
     if not results:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no results.json: the run is not finished, the "
             "same command of train.py goes on with it"
         )
@@ -66,14 +67,14 @@ def summarize(folder):
             "splits": last["splits"],
         }
     except KeyError as error:
-        raise ValueError(
+        raise InputError(
             f"results.json in {folder} lacks {error}: was it written by "
             "train.py?"
         ) from None
     except (TypeError, AttributeError, ValueError):
         summary = {}
     if not _is_sound(summary):
-        raise ValueError(
+        raise InputError(
             f"results.json in {folder} is damaged: it has a text for a figure, "
             "or the reverse. Was it written by train.py?"
         )
@@ -304,7 +305,7 @@ def insert(path, name, text):
     content = path.read_text(encoding="utf-8")
     first, last = f"<!-- {name} -->\n", f"<!-- end {name} -->"
     if first not in content or last not in content.partition(first)[2]:
-        raise ValueError(
+        raise InputError(
             f"{path} has no lines '{first.strip()}' and '{last}' to write "
             "between"
         )

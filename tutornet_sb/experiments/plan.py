@@ -25,7 +25,7 @@ from tutornet_sb.networks import runs
 from tutornet_sb.networks.streaming import check_streamable
 from tutornet_sb.training.names import name_run
 from tutornet_sb.util.composition import read_experiment
-from tutornet_sb.util.errors import nearest
+from tutornet_sb.util.errors import InputError, MissingFileError, nearest
 from tutornet_sb.util.options import write_value
 
 BASE = "hparams/base.yaml"
@@ -70,7 +70,7 @@ SET_HERE = {
 }
 
 
-class PlanError(ValueError):
+class PlanError(InputError):
     """A plan that cannot be carried out, and what to do about it."""
 
 
@@ -237,7 +237,7 @@ def read_plan(path, data=None, only=None):
 
 def _read_yaml(path):
     if not path.is_file():
-        raise FileNotFoundError(f"there is no plan {path}")
+        raise MissingFileError(f"there is no plan {path}")
     try:
         content = YAML(typ="safe", pure=True).load(path)
     except YAMLError as error:

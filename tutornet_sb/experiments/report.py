@@ -39,6 +39,7 @@ from tutornet_sb.experiments.statistics import (
 )
 from tutornet_sb.inference.scores import read_alignments
 from tutornet_sb.networks import runs
+from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import read_json, write_atomically
 
 # Options that say where the data lay
@@ -350,7 +351,7 @@ def check_teachers(groups):
             key = found.corpus, found.taught_by
             other, theirs = seen.setdefault(key, (folder, digest))
             if theirs != digest:
-                raise ValueError(
+                raise InputError(
                     f"{other} and {folder} were taught by different teachers "
                     f"of the same name, {found.taught_by} (SHA-256 of the "
                     f"weights {theirs[:12]} and {digest[:12]}): train both "

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tutornet_sb.util.errors import InputError
+
 RESAMPLES = 9999
 # Seeds of each model, without which a difference is no ground for a claim
 SEEDS_FOR_A_CLAIM = 5
@@ -115,12 +117,12 @@ def difference(errors, reference, units, resamples=RESAMPLES):
     )
     units = np.asarray(units, dtype=float)
     if not errors.shape[1] == reference.shape[1] == len(units):
-        raise ValueError(
+        raise InputError(
             f"{errors.shape[1]} and {reference.shape[1]} utterances with "
             f"{len(units)} lengths cannot be compared"
         )
     if not reference.sum():
-        raise ValueError("the reference has no error, so none can be saved")
+        raise InputError("the reference has no error, so none can be saved")
     ours, theirs = errors.mean(0).sum(), reference.mean(0).sum()
     (made, others), spoken = _resample([errors, reference], units, resamples)
     points = 100 * (made - others) / spoken

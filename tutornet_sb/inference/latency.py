@@ -13,6 +13,7 @@ import torch
 from torchaudio.functional import forced_align
 
 from tutornet_sb.corpora.tokenizer import split_words
+from tutornet_sb.util.errors import InputError
 
 # Energy is measured over frames of this length (seconds).
 _ENERGY_FRAME = 0.01
@@ -256,7 +257,7 @@ def emission_latency(
         for i, (key, text) in enumerate(zip(batch.id, batch.wrd, strict=True)):
             reference = text.split()
             if len(ends.get(key, ())) != len(reference):
-                raise ValueError(
+                raise InputError(
                     f"{key}: {len(reference)} words are spoken, and "
                     f"{len(ends.get(key, ()))} word ends are given"
                 )

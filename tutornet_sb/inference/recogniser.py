@@ -18,6 +18,7 @@ from tutornet_sb.networks.export_folder import (
     load_export,
 )
 from tutornet_sb.teachers import sources
+from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.redaction import first_line
 
 # The one of several in a folder that is meant, where it is not named
@@ -114,12 +115,12 @@ def load_recogniser(
     source, path = str(source), Path(source)
     is_here = path.exists()
     if is_here and revision is not None:
-        raise ValueError(
+        raise InputError(
             f"{source} is on this machine; a revision ({revision}) is of a "
             "hub id"
         )
     if not is_here and not sources.HUB_ID.fullmatch(source):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{source} is neither a folder, a file nor a hub id (owner/name)"
         )
     _check_device(device)
@@ -138,7 +139,7 @@ def load_recogniser(
         named = [file for file in files if file.name == ONNX_FILE] or files
         if len(named) > 1:
             names = ", ".join(file.name for file in files)
-            raise ValueError(f"{source} holds {names}: name one of the files")
+            raise InputError(f"{source} holds {names}: name one of the files")
         recogniser = _load_onnx(named[0], device)
     else:
         recogniser = _load_other(source, None, trust_remote_code, device)
@@ -151,7 +152,7 @@ def _check_device(device):
         # Nothing but a try tells whether it is there.
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
+        raise InputError(
             f"the device {device!r} cannot be used: {first_line(error)}"
         ) from None
 
@@ -186,7 +187,7 @@ def _by_model(name, kind, model, device, pieces, blank_index, decode):
 
 def _by_source(source, device):
     if source.pieces is None:
-        raise ValueError(f"{source.name} has no CTC head and cannot transcribe")
+        raise InputError(f"{source.name} has no CTC head and cannot transcribe")
     return _by_model(
         source.name,
         source.kind,
@@ -233,7 +234,7 @@ def _load_onnx(path, device):
     if torch.device(device).type != "cpu":
         provider = "CUDAExecutionProvider"
         if provider not in onnxruntime.get_available_providers():
-            raise ValueError(
+            raise InputError(
                 f"onnxruntime has no {provider} here: install onnxruntime-gpu, "
                 "or use --device cpu"
             )
@@ -242,13 +243,13 @@ def _load_onnx(path, device):
     check_symbols(told, path)
     period = told.get("frame_period")
     if not isinstance(period, int | float) or not 0 < period < 10:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged: 'frame_period' is {str(period)[:80]}"
         )
     inputs = {value.name for value in session.get_inputs()}
     outputs = {value.name for value in session.get_outputs()}
     if inputs != {"wavs", "lengths"} or not {"log_probs", "frames"} <= outputs:
-        raise ValueError(
+        raise InputError(
             f"{path} must have the inputs wavs and lengths and the outputs "
             f"log_probs and frames; it has {', '.join(sorted(inputs))} and "
             + ", ".join(sorted(outputs))
@@ -258,7 +259,7 @@ def _load_onnx(path, device):
         try:
             found = model.encode(wavs.float().numpy(), lengths.numpy())
         except Exception as error:
-            raise ValueError(
+            raise InputError(
                 f"{path} cannot be run: {first_line(error)}"
             ) from None
         log_probs, frames = map(torch.from_numpy, found)
@@ -285,23 +286,23 @@ def _try_out(recogniser):
             wavs, torch.tensor([wavs.shape[1]])
         )
     except (RuntimeError, ValueError, IndexError) as error:
-        raise ValueError(
+        raise InputError(
             f"{recogniser.name} cannot encode a second of noise: "
             + first_line(error)
         ) from None
     symbols = len(recogniser.pieces)
     if log_probs.ndim != 3 or log_probs.shape[::2] != (1, symbols):
-        raise ValueError(
+        raise InputError(
             f"{recogniser.name} gives {tuple(log_probs.shape)} for its "
             f"{symbols} symbols; (batch, frames, symbols) is needed"
         )
     if frames.shape != (1,) or not 0 <= frames[0] <= log_probs.shape[1]:
-        raise ValueError(
+        raise InputError(
             f"{recogniser.name} gives {frames.tolist()} for the valid ones of "
             f"its {log_probs.shape[1]} frames"
         )
     if not log_probs[:, : frames[0]].isfinite().all():
-        raise ValueError(
+        raise InputError(
             f"the output of {recogniser.name} is not finite: are its weights "
             "sound?"
         )

@@ -8,6 +8,8 @@ import jiwer
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
+from tutornet_sb.util.errors import InputError
+
 
 def score(references, hypotheses):
     """Word and character error rate over a set of utterances.
@@ -146,12 +148,12 @@ def read_alignments(path):
 def _compare(references, hypotheses):
     if references.keys() != hypotheses.keys():
         odd = sorted(references.keys() ^ hypotheses.keys())
-        raise ValueError(
+        raise InputError(
             f"{len(odd)} utterances have a reference or a hypothesis only: "
             f"{', '.join(odd[:5])}"
         )
     if not any(text.strip() for text in references.values()):
-        raise ValueError("the references hold no word, so there is no WER")
+        raise InputError("the references hold no word, so there is no WER")
     ids = sorted(references)
     pair = [references[key] for key in ids], [hypotheses[key] for key in ids]
     return jiwer.process_words(*pair), jiwer.process_characters(*pair)

@@ -14,6 +14,7 @@ from tutornet_sb.corpora.librispeech import (
 )
 from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.networks.runs import read_hyperparams
+from tutornet_sb.util.errors import InputError, MissingFileError
 
 # Of a development set where not all of it is needed
 SOME_UTTERANCES = 50
@@ -85,7 +86,7 @@ def find_speech(run, data, results, model, needed):
     test = [split for split in scored if split not in valid]
     if not (valid and test):
         if needed:
-            raise ValueError(
+            raise InputError(
                 f"{run} was scored on no dev and test split, and one of each "
                 "is needed"
             )
@@ -104,7 +105,7 @@ def find_speech(run, data, results, model, needed):
     if missing:
         if data is None and not needed:
             return None
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"the corpus of {run} is not in {' or '.join(map(str, missing))}: "
             "say where it lies by --data"
         )

@@ -21,6 +21,7 @@ from tutornet_sb.inference.latency import (
 from tutornet_sb.inference.runner import OVERLAP, WINDOW, find_pause
 from tutornet_sb.networks.streaming import Stream, check_streamable
 from tutornet_sb.teachers.pseudo_labels import mean_probability, surprise
+from tutornet_sb.util.errors import InputError, MissingFileError
 
 # What is decoded in one piece (seconds), more than a window
 _SEGMENT = 60.0
@@ -137,7 +138,7 @@ def _list_folder(folder):
             ):
                 files.append(Path(parent) / name)
     if not files:
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no audio file ({', '.join(SUFFIXES)})"
         )
     return files
@@ -252,14 +253,14 @@ def check_language_model(path):
         If the packages for it are missing.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no language model at {path}")
+        raise MissingFileError(f"no language model at {path}")
     missing = [
         name
         for name in ("kenlm", "pygtrie")
         if importlib.util.find_spec(name) is None
     ]
     if missing:
-        raise ValueError(
+        raise InputError(
             "a language model needs packages that are not installed: "
             f"pip install {' '.join(missing)}"
         )
@@ -344,7 +345,7 @@ def spell(text, pieces):
         ]
         best.append(min(ways, default=(math.inf, None)))
     if math.isinf(best[-1][0]):
-        raise ValueError(f"the model's symbols cannot spell {text!r}")
+        raise InputError(f"the model's symbols cannot spell {text!r}")
     symbols, end = [], len(text)
     while end:
         piece = best[end][1]
@@ -395,7 +396,7 @@ class Hearing:
             If they are not finite.
         """
         if not log_probs.isfinite().all():
-            raise ValueError("the model's output is not finite for it")
+            raise InputError("the model's output is not finite for it")
         if not len(log_probs):
             return
         self._follow(log_probs)
@@ -525,7 +526,7 @@ class Hearing:
             ways.append(ids[1:])
         cost, ids = min((self._surprise(log_probs, way), way) for way in ways)
         if math.isinf(cost):
-            raise ValueError("it has more symbols than frames")
+            raise InputError("it has more symbols than frames")
         return ids, cost
 
     def _surprise(self, log_probs, ids):
@@ -646,7 +647,7 @@ def transcribe(
         impossible value.
     """
     if not batch_seconds > 0:
-        raise ValueError(f"batch_seconds must be above 0, got {batch_seconds}")
+        raise InputError(f"batch_seconds must be above 0, got {batch_seconds}")
     can_stream = _can_stream(recogniser, stream)
     rate, period = recogniser.sample_rate, recogniser.frame_period
     window = min(window, recogniser.max_seconds - 2 * period)
@@ -701,7 +702,7 @@ def _can_stream(recogniser, must):
         except ValueError as error:
             reason = str(error)
     if must:
-        raise ValueError(f"{recogniser.name} cannot stream: {reason}")
+        raise InputError(f"{recogniser.name} cannot stream: {reason}")
     return False
 
 
@@ -745,7 +746,7 @@ def _encode(recogniser, pool, batch_seconds, on_audio):
             continue
         try:
             if isinstance(found, Exception):
-                raise ValueError(f"the model cannot encode it: {found}")
+                raise InputError(f"the model cannot encode it: {found}")
             job.accept(found, part.is_last)
         except ValueError as error:
             job.fail(error)
@@ -800,7 +801,7 @@ def read_references(path):
             if not any(p.startswith(".") for p in file.relative_to(path).parts)
         ]
     if not files or not files[0].is_file():
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{path} is no file of references and no folder with *.trans.txt"
         )
     references = {}
@@ -811,6 +812,6 @@ def read_references(path):
                 faults[name] = "duplicate id"
         if faults:
             name, reason = next(iter(faults.items()))
-            raise ValueError(f"{file}: {name}: {reason}")
+            raise InputError(f"{file}: {name}: {reason}")
         references |= texts
     return references

@@ -9,6 +9,7 @@ import torch
 from torch.nn.modules import module as registration
 
 from tutornet_sb.networks.weights import refuse_other_weights
+from tutornet_sb.util.errors import InputError
 
 # !new:package.module.Class and the like
 TAG = re.compile(r"!(new|name|apply):([\w.]+)")
@@ -56,7 +57,7 @@ LIMITS = {
 }
 
 
-class NotAllowed(ValueError):
+class NotAllowed(InputError):
     """A description asks for more than a network of known parts."""
 
 
@@ -129,11 +130,11 @@ def describe_strictly(node, most=100_000):
         elif isinstance(part, list):
             waiting += part
         if count + len(waiting) > most:
-            raise ValueError("the description has too many parts")
+            raise InputError("the description has too many parts")
     try:
         return describe(node)
     except RecursionError:
-        raise ValueError("the description is nested too deeply") from None
+        raise InputError("the description is nested too deeply") from None
 
 
 def rebuild(description, weights=None, path="the file of its weights"):
@@ -186,7 +187,7 @@ os.system, which is not among the parts of a network that may be loaded
             refuse_other_weights(planned.state_dict(), weights, path)
         return _make_network(description)
     except RecursionError:
-        raise ValueError("the description is nested too deeply") from None
+        raise InputError("the description is nested too deeply") from None
 
 
 class _LiteralsStay(torch.overrides.TorchFunctionMode):
@@ -226,7 +227,7 @@ class _Budget:
         if isinstance(part, torch.Tensor):
             self._elements -= part.numel()
         if self._parts < 0 or self._elements < 0:
-            raise ValueError(
+            raise InputError(
                 "the description is of a far larger network than the weights"
             )
 
@@ -234,7 +235,7 @@ class _Budget:
 def _make_network(description):
     network = _make(description)
     if not isinstance(network, torch.nn.Module):
-        raise ValueError("the description is not one of a network")
+        raise InputError("the description is not one of a network")
     return network
 
 
@@ -242,7 +243,7 @@ def _make(node):
     if isinstance(node, list):
         return [_make(value) for value in node]
     if isinstance(node, float | int) and not abs(node) <= _MOST:
-        raise ValueError(f"the description holds a number of {node:g}")
+        raise InputError(f"the description holds a number of {node:g}")
     if not isinstance(node, dict):
         return node
     tag = next((key for key in node if key.startswith("!")), None)
@@ -254,7 +255,7 @@ def _make(node):
         or node.keys() - {tag, "arguments"}
         or not isinstance(arguments, dict | list)
     ):
-        raise ValueError(f"the description has an odd part: {str(node)[:80]}")
+        raise InputError(f"the description has an odd part: {str(node)[:80]}")
     if not isinstance(name, str) or name not in ALLOWED:
         raise NotAllowed(
             f"the description names {str(name)[:80]}, which is not among the "
@@ -276,7 +277,7 @@ def _make(node):
     # Of arguments that somebody made up, all kinds of errors
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ValueError(
+        raise InputError(
             f"{name} cannot be built as described: {reason}"
         ) from None
 
@@ -288,12 +289,12 @@ def _make_value(key, value):
         if not all(isinstance(size, int) for size in sizes) or (
             math.prod(sizes) > _MOST
         ):
-            raise ValueError(f"the description has an {key} of {value}")
+            raise InputError(f"the description has an {key} of {value}")
     limit = LIMITS.get(key)
     if limit is None:
         return _make(value)
     if not isinstance(value, int | float) or not 0 < value <= limit:
-        raise ValueError(
+        raise InputError(
             f"the description has a {key} of {str(value)[:80]}; it must be "
             f"above 0 and at most {limit}"
         )
@@ -308,13 +309,13 @@ def _check_network(arguments):
     for key in arguments:
         if key in ("source", "revision"):
             if arguments[key] is not None and key == "source":
-                raise ValueError(
+                raise InputError(
                     "the description takes published weights from "
                     f"{str(arguments[key])[:80]}; a model must bring its own"
                 )
         elif key not in known and not key.endswith("dropout"):
             if not key.startswith(("mask_time", "mask_feature")):
-                raise ValueError(
+                raise InputError(
                     f"the description gives {MAKE_NETWORK} the value "
                     f"{str(key)[:80]}, which may not be loaded"
                 )

@@ -11,6 +11,7 @@ import torch
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.description import LIMITS, rebuild
 from tutornet_sb.networks.weights import fill_weights
+from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.redaction import first_line
 
 CONFIG = "config.json"
@@ -44,16 +45,16 @@ def read_config(folder):
     """
     path = Path(folder) / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no {CONFIG}")
+        raise MissingFileError(f"{folder} has no {CONFIG}")
     config = _parse(_read(path), path)
     if config.get("format") != FORMAT:
-        raise ValueError(
+        raise InputError(
             f"{path} is of format {config.get('format')!r}, and this version "
             f"reads {FORMAT!r}: export the run again"
         )
     check_symbols(config, path)
     if not isinstance(config.get("student"), dict):
-        raise ValueError(f"{path} is damaged: it describes no 'student'")
+        raise InputError(f"{path} is damaged: it describes no 'student'")
     return config
 
 
@@ -77,7 +78,7 @@ def is_export(folder):
 def _read(path):
     size = path.stat().st_size
     if size > _MOST_BYTES:
-        raise ValueError(
+        raise InputError(
             f"{path} has {size} bytes, more than the {_MOST_BYTES} that a "
             "description may take: it is not read"
         )
@@ -89,14 +90,14 @@ def _parse(text, path):
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {first_line(error)}") from None
+        raise InputError(f"{path} is damaged: {first_line(error)}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no object")
+        raise InputError(f"{path} is damaged: it holds no object")
     return content
 
 
 def _refuse_constant(name):
-    raise ValueError(f"{name} is no number")
+    raise InputError(f"{name} is no number")
 
 
 def check_symbols(content, path):
@@ -105,15 +106,15 @@ def check_symbols(content, path):
     if not isinstance(symbols, list) or not all(
         isinstance(symbol, str) for symbol in symbols
     ):
-        raise ValueError(f"{path} is damaged: 'symbols' is no list of texts")
+        raise InputError(f"{path} is damaged: 'symbols' is no list of texts")
     if type(blank) is not int or not 0 <= blank < len(symbols):
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged: 'blank_index' {str(blank)[:80]} is none of "
             f"its {len(symbols)} symbols"
         )
     rate = content.get("sample_rate")
     if type(rate) is not int or not 0 < rate <= LIMITS["sample_rate"]:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged: 'sample_rate' is {str(rate)[:80]}"
         )
 
@@ -151,7 +152,7 @@ def load_export(folder, name):
     config = read_config(folder)
     path = folder / SAFETENSORS
     if not path.is_file():
-        raise FileNotFoundError(f"{name} has no {SAFETENSORS}")
+        raise MissingFileError(f"{name} has no {SAFETENSORS}")
     try:
         with safetensors.safe_open(path, "pt") as file:
             shapes = {
@@ -159,18 +160,18 @@ def load_export(folder, name):
                 for key in file.keys()  # noqa: SIM118 (no mapping)
             }
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be read as safetensors: {first_line(error)}"
         ) from None
     try:
         model = rebuild(config["student"], shapes, SAFETENSORS)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
+        raise InputError(f"{name}: {error}") from None
     if not isinstance(model, AcousticModel):
-        raise ValueError(f"{name}: the description is not an AcousticModel's")
+        raise InputError(f"{name}: the description is not an AcousticModel's")
     fill_weights(model, safetensors.torch.load_file(path), path)
     if model.features.sample_rate != config["sample_rate"]:
-        raise ValueError(
+        raise InputError(
             f"{name} says that it hears {config['sample_rate']} Hz, and its "
             f"features are made for {model.features.sample_rate} Hz"
         )

@@ -19,7 +19,7 @@ from tutornet_sb.networks.weights import (
     read_weights,
 )
 from tutornet_sb.util.composition import read_mapping
-from tutornet_sb.util.errors import InputError, explain
+from tutornet_sb.util.errors import InputError, MissingFileError, explain
 from tutornet_sb.util.files import read_json
 
 MODEL_YAML = "model.yaml"
@@ -110,16 +110,16 @@ def _rebuild(network, folder):
         description = describe_strictly(network.get("model"))
         model = rebuild(description, weights, folder / WEIGHTS)
     except NotAllowed as error:
-        raise ValueError(
+        raise InputError(
             f"{path}: {error}, and could run any code on this machine: read "
             "it, then allow it by trust_remote_code (--trust-remote-code)"
         ) from None
     except ValueError as error:
         if str(folder) in str(error):
             raise
-        raise ValueError(f"{path}: {error}") from None
+        raise InputError(f"{path}: {error}") from None
     if not isinstance(model, AcousticModel):
-        raise ValueError(f"{path} describes no AcousticModel")
+        raise InputError(f"{path} describes no AcousticModel")
     return fill_weights(model, weights, folder / WEIGHTS)
 
 
@@ -145,7 +145,7 @@ def read_tokenizer(path):
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except RuntimeError as error:
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be read as a tokenizer: {error}"
         ) from None
 
@@ -175,7 +175,7 @@ def read_network(folder):
     """
     folder = Path(folder)
     if not is_finished(folder):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{folder} holds no finished run of train.py "
             f"({MODEL_YAML}, {WEIGHTS}, {TOKENIZER} and {RESULTS} are needed)"
         )
@@ -189,7 +189,7 @@ def read_network(folder):
 def _refuse_floods(path):
     size = Path(path).stat().st_size
     if size > _MOST_BYTES:
-        raise ValueError(
+        raise InputError(
             f"{path} has {size} bytes, more than any such file: it is not read"
         )
 

@@ -4,6 +4,7 @@ import torch
 
 from tutornet_sb.networks.acoustic_model import SpectralFeatures, difference
 from tutornet_sb.networks.recurrent import RecurrentEncoder
+from tutornet_sb.util.errors import InputError
 
 
 def check_streamable(model):
@@ -36,27 +37,27 @@ stream does not know; set `causal: true` and train again
     """
     features, encoder = model.features, model.encoder
     if not isinstance(features, SpectralFeatures):
-        raise ValueError(
+        raise InputError(
             f"features: {type(features).__name__} cannot stream; use "
             "LogMelFeatures or SpectrogramFeatures with `causal: true`"
         )
     if not features.is_causal:
-        raise ValueError(
+        raise InputError(
             "features: the level is that of the whole utterance, which a "
             "stream does not know; set `causal: true` and train again"
         )
     if not isinstance(encoder, RecurrentEncoder):
-        raise ValueError(
+        raise InputError(
             f"encoder: {type(encoder).__name__} cannot stream; use "
             "RecurrentEncoder with `directions: 1`"
         )
     if encoder.layers.directions != 1:
-        raise ValueError(
+        raise InputError(
             "encoder: bidirectional layers read from the end of the utterance; "
             "set `directions: 1` and train again"
         )
     if any(module.training for module in model.modules()):
-        raise ValueError("model: in training mode; call model.eval() first")
+        raise InputError("model: in training mode; call model.eval() first")
 
 
 class Stream:
@@ -154,7 +155,7 @@ class Stream:
         """
         self._require_open()
         if samples.ndim != 2 or len(samples) != len(self._samples):
-            raise ValueError(
+            raise InputError(
                 f"a piece must have the shape ({len(self._samples)}, samples), "
                 f"got {tuple(samples.shape)}"
             )

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import torch
 
+from tutornet_sb.util.errors import InputError, MissingFileError
+
 # The flag of a folder in a zip file
 _FOLDER = 0x10
 
@@ -69,20 +71,20 @@ def read_weights(path):
         If the file cannot be read as weights.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no file of model weights at {path}")
+        raise MissingFileError(f"no file of model weights at {path}")
     try:
         _check_archive(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
     # The kinds of damage raise all kinds of errors.
     except Exception as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be read as model weights ({type(error).__name__}: "
             f"{reason}). Is it cut short, or not written by "
             "torch.save(model.state_dict(), path)?"
         ) from None
     if not isinstance(weights, dict):
-        raise ValueError(
+        raise InputError(
             f"{path} holds a {type(weights).__name__}, not model weights; "
             "write it by torch.save(model.state_dict(), path)"
         )
@@ -102,12 +104,12 @@ def _check_archive(path):
             entry.compress_type or entry.external_attr & _FOLDER
             for entry in entries
         ):
-            raise ValueError("it is packed as torch.save never does")
+            raise InputError("it is packed as torch.save never does")
         # Some versions of Python look at this too.
         end = 0
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
             if entry.header_offset < end:
-                raise ValueError("its entries overlap")
+                raise InputError("its entries overlap")
             end = entry.header_offset + zipfile.sizeFileHeader + entry.file_size
         for entry in entries:
             with archive.open(entry) as file:
@@ -141,7 +143,7 @@ def fill_weights(model, weights, path):
     refuse_other_weights(own, weights, path)
     odd = [key for key in own if _kind(weights[key]) != _kind(own[key])]
     if odd:
-        raise ValueError(
+        raise InputError(
             f"{path} holds something else than the numbers of a layer under "
             f"{len(odd)} names: {_some(odd)}"
         )
@@ -189,7 +191,7 @@ def refuse_other_weights(own, weights, path):
             for fault, keys in faults.items()
             if keys
         )
-        raise ValueError(
+        raise InputError(
             f"{path} holds the weights of another network: {found} (of "
             f"{len(own)} entries). Build the network that was saved there, or "
             "give the file that belongs to this one."

@@ -32,6 +32,7 @@ from tutornet_sb.networks.recurrent import RecurrentEncoder
 from tutornet_sb.publishing.licenses import check_license
 from tutornet_sb.publishing.model_card import README, model_card
 from tutornet_sb.util.environment import require
+from tutornet_sb.util.errors import InputError, OccupiedError
 from tutornet_sb.util.files import (
     read_json,
     write_folder_atomically,
@@ -343,7 +344,7 @@ def export(
 
     write_folder_atomically(folder, write)
     if failed:
-        raise ValueError(f"{folder} is written, but for {'; '.join(failed)}")
+        raise InputError(f"{folder} is written, but for {'; '.join(failed)}")
     return config
 
 
@@ -396,11 +397,11 @@ def is_export(folder):
 
 def _refuse_to_overwrite(folder, run):
     if folder.resolve() in (run.resolve(), *run.resolve().parents):
-        raise FileExistsError(f"{folder} holds the run itself: name another")
+        raise OccupiedError(f"{folder} holds the run itself: name another")
     if folder.exists() and not folder.is_dir():
-        raise FileExistsError(f"{folder} is a file: name a folder")
+        raise OccupiedError(f"{folder} is a file: name a folder")
     if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
-        raise FileExistsError(
+        raise OccupiedError(
             f"{folder} is not empty and no earlier export (its {CONFIG} would "
             "say so): name another folder"
         )

@@ -46,6 +46,7 @@ from tutornet_sb.publishing.model_card import (
     license_of,
     model_card,
 )
+from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import read_json
 from tutornet_sb.util.redaction import hide_secrets
 
@@ -95,7 +96,7 @@ REFUSALS = {
 }
 
 
-class HubError(Exception):
+class HubError(InputError):
     """The hub did not take a model; the message says why and what to do."""
 
 
@@ -208,25 +209,25 @@ def prepare(
     try:
         validate_repo_id(name)
     except errors.HFValidationError as error:
-        raise ValueError(str(error)) from None
+        raise InputError(str(error)) from None
     if "/" not in name:
-        raise ValueError(f"{name} lacks its owner: say OWNER/{name}")
+        raise InputError(f"{name} lacks its owner: say OWNER/{name}")
     if revision is not None and re.fullmatch("[0-9a-f]{40}", revision):
-        raise ValueError(f"{revision} is a commit: name a branch")
+        raise InputError(f"{revision} is a commit: name a branch")
     if not is_export(folder):
-        raise ValueError(
+        raise InputError(
             f"{folder} is no exported model: make one by `tutornet export RUN "
             "DIR`"
         )
     config = read_json(folder / CONFIG)
     if license is None and license_of(config) == UNKNOWN:
-        raise ValueError(
+        raise InputError(
             f"the licence of {folder} does not follow from its corpus: say "
             "--license, for instance --license cc-by-4.0"
         )
     check_license(license or license_of(config))
     if language is not None and not re.fullmatch("[a-z]{2,3}", language):
-        raise ValueError(
+        raise InputError(
             f"language {language!r} is no ISO 639 code: give two or three "
             "small letters, as en"
         )
@@ -242,7 +243,7 @@ def prepare(
         )
     # Of what somebody made up, all kinds of errors
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"{folder / CONFIG} is damaged, and no model card can be made of "
             f"it ({type(error).__name__}: {error}): export the run again"
         ) from None
@@ -338,7 +339,7 @@ def _find_files(folder):
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
-            raise ValueError(
+            raise InputError(
                 f"{path} is a link: put the file there that it points to, or "
                 "export the run again"
             )
@@ -347,13 +348,13 @@ def _find_files(folder):
         if name not in OURS:
             strays.append(name)
     if strays:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds what no export writes: {', '.join(strays)}. Move "
             "it elsewhere, or export the run again"
         )
     missing = [name for name in NEEDED if name not in names]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"{folder} lacks {', '.join(missing)}: export the run again"
         )
     return {name: folder / name for name in names if name != README}
@@ -460,7 +461,7 @@ def _find_head(api, upload, private, progress):
         progress.made.append("the repository")
         return _find_head(api, upload, private, progress)
     if private and not head.private:
-        raise ValueError(
+        raise InputError(
             f"{name} is there and public, and --private is for one that is "
             "made: name another, or make it private in its settings on the hub"
         )
@@ -480,7 +481,7 @@ def _check_card(card):
         except (ValueError, KeyError, TypeError):
             # Not as the hub puts it, and for a person to read as it is
             pass
-        raise ValueError(f"the hub refuses the card: {said}") from None
+        raise InputError(f"the hub refuses the card: {said}") from None
 
 
 class _Problem(NamedTuple):

@@ -2,6 +2,8 @@
 
 from difflib import get_close_matches
 
+from tutornet_sb.util.errors import InputError
+
 # As of November 2026, https://huggingface.co/docs/hub/repositories-licenses.
 # The hub refuses a card with any other.
 LICENSES = frozenset(
@@ -44,7 +46,7 @@ def check_license(name):
         return
     near = get_close_matches(name.lower(), sorted(LICENSES))
     meant = f"did you mean {' or '.join(near)}? " if near else ""
-    raise ValueError(
+    raise InputError(
         f"license {name!r} is none of those that the Hugging Face hub knows: "
         f"{meant}Name another, as mit or cc-by-4.0, or 'other'"
     )

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from huggingface_hub import EvalResult, ModelCardData
 
 from tutornet_sb.experiments.compare import markdown_table
+from tutornet_sb.util.errors import InputError
 
 README = "README.md"
 UNKNOWN = "unknown"
@@ -186,7 +187,7 @@ def model_card(
             f"## Citation\n\n{CITATION}",
         ]
     except KeyError as error:
-        raise ValueError(
+        raise InputError(
             f"config.json in {folder} lacks {error}: export the run again"
         ) from None
     body = "\n\n".join(section for section in sections if section)

@@ -23,6 +23,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tutornet_sb.inference.runner import FORMAT, METADATA, OnnxModel
 from tutornet_sb.networks.acoustic_model import SpectralFeatures
+from tutornet_sb.util.errors import InputError
 
 OPSET = 17
 # Lengths of noise (seconds) on which a graph is compared with its model. It is
@@ -40,7 +41,7 @@ _LAYERS = "Conv", "MatMul", "Gemm"
 _WITHOUT_INT8 = "GRU", "RNN"
 
 
-class NoInt8Error(ValueError):
+class NoInt8Error(InputError):
     """A graph that int8 would not make faster."""
 
 
@@ -78,9 +79,9 @@ class ConvolutionSTFT(torch.nn.Module):
         super().__init__()
         self.pad = pad
         if not (stft.center and stft.onesided) or stft.normalized_stft:
-            raise ValueError("the STFT must be centred, onesided and plain")
+            raise InputError("the STFT must be centred, onesided and plain")
         if stft.pad_mode != "constant":
-            raise ValueError(f"pad_mode {stft.pad_mode}: 'constant' is needed")
+            raise InputError(f"pad_mode {stft.pad_mode}: 'constant' is needed")
         self.hop_length = stft.hop_length
         self.bins = stft.n_fft // 2 + 1
         # torch.stft puts the window into the middle of n_fft samples.
@@ -216,7 +217,7 @@ def write_graph(module, inputs, path, names, axes, metadata):
         # Of many classes, and over many lines
         except Exception as error:
             reason = str(error).strip().partition("\n")[0][:200]
-            raise ValueError(
+            raise InputError(
                 f"this network cannot be written as ONNX: {reason}"
             ) from None
     _finish(path, metadata)
@@ -373,7 +374,7 @@ def write_onnx(model, path, about):
         # onnxruntime has its own classes.
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise InputError(
                 f"this network cannot be written as ONNX: {reason}"
             ) from None
     return written
@@ -421,7 +422,7 @@ def compare(model, written, wavs, lengths):
     encoding = model(wavs, lengths.double() / wavs.shape[1])
     log_probs, frames = written.encode(wavs.numpy(), lengths.numpy())
     if frames.tolist() != encoding.lengths.tolist():
-        raise ValueError(
+        raise InputError(
             f"{encoding.lengths.tolist()} frames became {frames.tolist()}"
         )
     expected, found = (
@@ -436,7 +437,7 @@ def compare(model, written, wavs, lengths):
         for ours, theirs in zip(expected, found, strict=True)
     )
     if not difference <= TOLERANCE:
-        raise ValueError(f"log-probabilities differ by {difference:.3g} nats")
+        raise InputError(f"log-probabilities differ by {difference:.3g} nats")
     return difference, expected, found
 
 

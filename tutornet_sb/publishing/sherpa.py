@@ -22,6 +22,7 @@ import torch
 from tutornet_sb.networks.acoustic_model import difference
 from tutornet_sb.networks.streaming import check_streamable
 from tutornet_sb.publishing.onnx import OnnxGraph, replace_stft, write_graph
+from tutornet_sb.util.errors import InputError
 
 OFFLINE = "from_omnilingual_asr_ctc"
 ONLINE = "from_t_one_ctc"
@@ -94,12 +95,12 @@ class OnlineGraph(torch.nn.Module):
         encoder = model.encoder
         hop = self.stft.hop_length
         if PIECE % hop:
-            raise ValueError(
+            raise InputError(
                 f"frames of {hop} samples do not divide sherpa's pieces of "
                 f"{PIECE} samples"
             )
         if self.stft.after > hop:
-            raise ValueError(
+            raise InputError(
                 f"windows that reach {self.stft.after} samples past their "
                 f"middle do not fit frames of {hop} samples"
             )
@@ -280,7 +281,7 @@ def write_sherpa(model, path):
 def _write_offline(model, path):
     rate = model.features.sample_rate
     if rate != OFFLINE_RATE:
-        raise ValueError(
+        raise InputError(
             f"the model hears {rate} Hz; sherpa-onnx hands whole utterances "
             f"over at {OFFLINE_RATE} Hz only"
         )

@@ -10,6 +10,7 @@ import math
 import torch
 
 from tutornet_sb.distillation.targets import TeacherTargets
+from tutornet_sb.util.errors import InputError
 
 POSTERIORS = ("fp16", "uint8", "topk")
 HIDDEN = ("fp16", "int8", "pq", "rq")
@@ -37,7 +38,7 @@ def _from_bytes(raw, dtype):
 def _to_half(x, what):
     half = x.to(torch.float16)
     if not half.isfinite().all():
-        raise ValueError(
+        raise InputError(
             f"{what} reach {x.abs().max().item():.3g}, which is more than "
             "fp16 holds: choose another encoding"
         )
@@ -386,7 +387,7 @@ def train_codebooks(kind, states, code_bytes, seed=0):
 
     size = states.shape[-1]
     if not 0 < code_bytes <= size:
-        raise ValueError(
+        raise InputError(
             f"code_bytes of {size} dimensions must be 1 to {size}, got "
             f"{code_bytes}"
         )
@@ -480,22 +481,22 @@ class TargetCodec(torch.nn.Module):
     ):
         super().__init__()
         if symbols and posteriors not in POSTERIORS:
-            raise ValueError(
+            raise InputError(
                 f"no encoding of posteriors {posteriors!r}; choose from: "
                 + ", ".join(POSTERIORS)
             )
         if taps and hidden not in HIDDEN:
-            raise ValueError(
+            raise InputError(
                 f"no encoding of hidden states {hidden!r}; choose from: "
                 + ", ".join(HIDDEN)
             )
         if symbols == 1 or (symbols and not 0 <= blank_index < symbols):
-            raise ValueError(
+            raise InputError(
                 f"blank {blank_index} of {symbols} symbols leaves no others, "
                 "or is none of them"
             )
         if symbols and posteriors == "topk" and top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {top_k}")
+            raise InputError(f"top_k must be at least 1, got {top_k}")
         self.symbols = symbols
         self.blank_index = blank_index
         self.taps = dict(taps)
@@ -527,14 +528,14 @@ class TargetCodec(torch.nn.Module):
     def _check_codebooks(self, hidden, code_bytes, codebooks):
         for path, size in self.taps.items():
             if not 0 < code_bytes <= size:
-                raise ValueError(
+                raise InputError(
                     f"code_bytes: layer {path} of {size} dimensions needs 1 to "
                     f"{size} bytes a frame, got {code_bytes}"
                 )
             wanted = codebook_shape(hidden, size, code_bytes)
             found = tuple(getattr(codebooks.get(path), "shape", ()))
             if found != wanted:
-                raise ValueError(
+                raise InputError(
                     f"the codebooks of layer {path} must be {wanted}, and is "
                     f"{found}"
                 )
@@ -561,7 +562,7 @@ class TargetCodec(torch.nn.Module):
         """
         hidden, posteriors = targets.hidden.float(), targets.posteriors.float()
         if not (hidden.isfinite().all() and posteriors.isfinite().all()):
-            raise ValueError("targets are not finite")
+            raise InputError("targets are not finite")
         encoded = [hidden.new_empty(*hidden.shape[:2], 0, dtype=torch.uint8)]
         sizes = list(self.taps.values())
         for states, part in zip(

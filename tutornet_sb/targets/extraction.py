@@ -37,6 +37,7 @@ from tutornet_sb.targets.store import (
 from tutornet_sb.teachers.pseudo_labels import longest_first
 from tutornet_sb.teachers.teacher import Teacher
 from tutornet_sb.util import processes, signals
+from tutornet_sb.util.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +120,7 @@ def describe(teacher, pieces, blank_index, encodings):
     """
     taps = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
     if not taps and not teacher.symbols:
-        raise ValueError(
+        raise InputError(
             "a teacher without a CTC head teaches by hidden states, and no "
             "layer is tapped"
         )
@@ -345,7 +346,7 @@ def fill_store(
     store = TargetStore(folder)
     missing = [key for key in data.data_ids if key not in store]
     if missing:
-        raise ValueError(
+        raise InputError(
             f"the target store {folder} still lacks {len(missing)} utterances, "
             f"the first of them {missing[0]}: has another process removed them?"
         )
@@ -444,7 +445,7 @@ def _sound(keys, targets):
     lost = ~(targets.hidden.isfinite().all(-1) | ~mask).all(-1)
     for key, is_lost in zip(keys, lost.tolist(), strict=True):
         if is_lost:
-            raise ValueError(
+            raise InputError(
                 f"utterance {key}: hidden states of the teacher are not finite"
             )
     hidden = targets.hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
@@ -630,5 +631,5 @@ def _encode(codec, valid, keys):
             try:
                 codec.encode(alone)
             except ValueError as error:
-                raise ValueError(f"utterance {key}: {error}") from None
+                raise InputError(f"utterance {key}: {error}") from None
         raise

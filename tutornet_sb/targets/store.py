@@ -40,6 +40,7 @@ from tutornet_sb.targets.encodings import (
     TargetCodec,
     codebook_shape,
 )
+from tutornet_sb.util.errors import InputError, MissingFileError, OccupiedError
 from tutornet_sb.util.files import (
     UNFINISHED,
     locked,
@@ -202,7 +203,7 @@ def check_same(folder, theirs, ours):
 
 def _differ(folder, key, there, now):
     there, now = _shorten(there, now), _shorten(now, there)
-    raise ValueError(
+    raise InputError(
         f"the target store {folder} holds other targets than this run wants: "
         f"there {key} is {there}, and now it is {now}. Choose another folder, "
         "or delete that one"
@@ -243,9 +244,9 @@ def read_header(folder):
     """
     path = Path(folder) / HEADER
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no target store: no {HEADER}")
+        raise MissingFileError(f"{folder} holds no target store: no {HEADER}")
     if path.stat().st_size > HEADER_BYTES:
-        raise ValueError(f"{path} is damaged: it is longer than any header")
+        raise InputError(f"{path} is damaged: it is longer than any header")
     try:
         header = json.loads(path.read_text(encoding="utf-8"))
         _check_header(header)
@@ -256,13 +257,13 @@ def read_header(folder):
         reason = "nested too deeply"
     else:
         if header["what"]["format"] != FORMAT:
-            raise ValueError(
+            raise InputError(
                 f"{folder} is a target store of format "
                 f"{header['what']['format']}, and this version reads {FORMAT}: "
                 "delete it and fill it anew"
             )
         return header
-    raise ValueError(
+    raise InputError(
         f"{path} is damaged ({reason}): delete the folder and fill it anew"
     )
 
@@ -277,32 +278,32 @@ def _check_header(header):
         *((f"taps.{path}", size, 1, 2**20) for path, size in taps.items()),
     ):
         if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"{name} is {value!r}")
+            raise InputError(f"{name} is {value!r}")
     period = what["frame_period"]
     if type(period) not in (int, float) or not 0 < period < math.inf:
-        raise ValueError(f"frame_period is {period!r}")
+        raise InputError(f"frame_period is {period!r}")
     encodings = what["encodings"]
     for name in ("posteriors", "hidden"):
         if not isinstance(encodings.get(name, ""), str):
-            raise ValueError(f"{name} is {encodings[name]!r}")
+            raise InputError(f"{name} is {encodings[name]!r}")
     for name in ("top_k", "code_bytes"):
         value = encodings.get(name, 1)
         if type(value) is not int or not 1 <= value <= 2**20:
-            raise ValueError(f"{name} is {value!r}")
+            raise InputError(f"{name} is {value!r}")
     if encodings.get("hidden") in QUANTISERS and "code_bytes" not in encodings:
-        raise ValueError("code_bytes is missing")
+        raise InputError("code_bytes is missing")
     if vocabulary is not None:
         if not isinstance(vocabulary["symbols"], list):
-            raise ValueError("symbols are no list")
+            raise InputError("symbols are no list")
         if type(vocabulary["blank_index"]) is not int:
-            raise ValueError("blank_index is no number")
+            raise InputError("blank_index is no number")
     if len(bytes.fromhex(made["id"])) != 8:
-        raise ValueError(f"id is {made['id']!r}")
+        raise InputError(f"id is {made['id']!r}")
     if not isinstance(made["codebooks"], (str, type(None))):
-        raise ValueError("codebooks has no checksum")
+        raise InputError("codebooks has no checksum")
     for name in "errors", "statistics":
         if not isinstance(made.get(name, {}), dict):
-            raise ValueError(f"{name} is {made[name]!r}")
+            raise InputError(f"{name} is {made[name]!r}")
     numbers = {
         name: value
         for name, value in flatten(made).items()
@@ -311,10 +312,10 @@ def _check_header(header):
     for name, value in numbers.items():
         for number in value if isinstance(value, list) else [value]:
             if type(number) is not float or not math.isfinite(number):
-                raise ValueError(f"{name} is {number!r}")
+                raise InputError(f"{name} is {number!r}")
     for path, found in made.get("statistics", {}).items():
         if {*map(len, found.values())} != {taps[path]}:
-            raise ValueError(f"statistics.{path} are of other dimensions")
+            raise InputError(f"statistics.{path} are of other dimensions")
 
 
 def _check_depth(tree, most=50):
@@ -406,7 +407,7 @@ def create_store(folder, what, made=None, codebooks=None):
     ours = {SHARDS, LOCK, CODEBOOKS}
     for path in folder.iterdir():
         if path.name not in ours and not path.name.endswith(UNFINISHED):
-            raise FileExistsError(
+            raise OccupiedError(
                 f"{folder} holds {path.name} and no target store: choose "
                 "another folder"
             )
@@ -454,7 +455,7 @@ def _read_codebooks(folder, header):
     found = path.stat().st_size if path.is_file() else 0
     content = path.read_bytes() if found == wanted else b""
     if hashlib.sha256(content).hexdigest() != header["made"]["codebooks"]:
-        raise ValueError(
+        raise InputError(
             f"{path} is missing or damaged, and without it no hidden state can "
             "be read: delete the folder and fill it anew"
         )
@@ -557,7 +558,7 @@ class ShardWriter:
         """
         name = key.encode()
         if len(name) >= 2**16:
-            raise ValueError(f"the id {key[:40]}... is too long")
+            raise InputError(f"the id {key[:40]}... is too long")
         parts = [x.contiguous().numpy().tobytes() for x in (posteriors, hidden)]
         sizes = len(name), len(posteriors), samples
         # What stands before the posteriors is under their checksum.
@@ -664,7 +665,7 @@ class TargetStore:
         try:
             self.codec = make_codec(self.what, codebooks)
         except (TypeError, ValueError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{self.folder / HEADER} is damaged ({error}): delete the "
                 "folder and fill it anew"
             ) from None
@@ -678,7 +679,7 @@ class TargetStore:
             except ShardDamage:
                 if partial:
                     continue
-                raise ValueError(
+                raise InputError(
                     f"{self._diagnose(path)}. `tutornet targets` with --repair "
                     "fills them again"
                 ) from None
@@ -828,12 +829,12 @@ class TargetStore:
         if record is not None and record.key == key:
             parts = self._parts(mapped, record, hidden)
         if parts is None:
-            raise ValueError(
+            raise InputError(
                 f"{path} is damaged: the targets of {key} are not what was "
                 "written. `tutornet targets` with --repair fills them again"
             )
         if samples is not None and samples != record.samples:
-            raise ValueError(
+            raise InputError(
                 f"utterance {key}: the teacher heard {record.samples} samples "
                 f"when {self.folder} was filled, and now it has {samples}. "
                 "Has the corpus changed, or is the waveform changed before the "

@@ -19,6 +19,7 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import ctc_greedy_decode
 from tqdm import tqdm
 
+from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,7 @@ def transcribe(source, wavs, wav_lens):
         for cost, ids in zip(costs, symbols, strict=True)
     ]
     if not all(map(math.isfinite, confidences)):
-        raise ValueError(
+        raise InputError(
             f"the output of {source.name} is not finite for an utterance: are "
             "its weights sound, and is the audio at its sample rate?"
         )
@@ -279,7 +280,7 @@ def write_pseudo_labels(
     """
     path = Path(path)
     if source.pieces is None:
-        raise ValueError(f"{source.name} has no CTC head and cannot transcribe")
+        raise InputError(f"{source.name} has no CTC head and cannot transcribe")
     told = {"teacher": source.name, "letters": "".join(sorted(letters))}
     done = _resume(path, told)
     todo = {key for key in data.data_ids if key not in done}
@@ -351,12 +352,12 @@ def read_pseudo_labels(path, min_confidence=0.0):
     """
     path = Path(path)
     if not 0 <= min_confidence <= 1:
-        raise ValueError(f"min_confidence is {min_confidence}, not in 0 to 1")
+        raise InputError(f"min_confidence is {min_confidence}, not in 0 to 1")
     state = _state(path)
     if not (
         path.is_file() and state.is_file() and read_json(state)["complete"]
     ):
-        raise ValueError(
+        raise InputError(
             f"{path} is not there or not complete: run write_pseudo_labels, "
             "which goes on where it stopped"
         )
@@ -364,7 +365,7 @@ def read_pseudo_labels(path, min_confidence=0.0):
     sure = [row for row in rows if float(row["confidence"]) >= min_confidence]
     kept = [row for row in sure if row["transcript"]]
     if not kept:
-        raise ValueError(
+        raise InputError(
             f"no transcript of {path} is left: of {len(rows)}, "
             f"{len(rows) - len(sure)} are below min_confidence "
             f"{min_confidence:g} and {len(sure)} are empty"
@@ -389,7 +390,7 @@ def _resume(path, told):
     known = read_json(state) if state.is_file() else {}
     for key, value in told.items():
         if known.get(key) != value:
-            raise ValueError(
+            raise InputError(
                 f"{path} holds pseudo-labels of another kind: there {key} is "
                 f"{known.get(key, 'not known')}, and now it is {value}. Delete "
                 "it, or choose another file"
@@ -419,7 +420,7 @@ def _read(path):
         except (ValueError, csv.Error):
             sound = False
         if not sound:
-            raise ValueError(
+            raise InputError(
                 f"{path} is damaged at line {reader.line_num}: delete it and "
                 "run the same command again"
             )

@@ -25,6 +25,7 @@ from tutornet_sb.corpora.tokenizer import decoder, pieces
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import AcousticModel, OneByOneModel
 from tutornet_sb.networks.export_folder import SAFETENSORS, load_export
+from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.redaction import first_line, hide_secrets
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -116,26 +117,26 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
     source = str(source)
     is_folder = Path(source).is_dir()
     if is_folder and revision is not None:
-        raise ValueError(
+        raise InputError(
             f"{source} is a folder; a revision ({revision}) is of a hub id"
         )
     if not is_folder and not HUB_ID.fullmatch(source):
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{source} is neither a folder nor a hub id (owner/name)"
         )
     if kind is None:
         kind = recognise(source, revision)
     if kind not in KINDS:
-        raise ValueError(
+        raise InputError(
             f"no kind of teacher is called {kind!r}; there are "
             + ", ".join(KINDS)
         )
     folder = source
     if kind == "run" and not is_folder:
-        raise ValueError(f"a run must be a folder, and {source} is none")
+        raise InputError(f"a run must be a folder, and {source} is none")
     if kind == "encoder_asr":
         if not trust_remote_code:
-            raise ValueError(
+            raise InputError(
                 f"{source} is described by a {HYPERPARAMS}, which can run any "
                 "code on this machine: read it, then allow it by "
                 "trust_remote_code (--trust-remote-code), and from the hub "
@@ -146,11 +147,15 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
     load = KINDS[kind]
     if kind == "run":
         load = functools.partial(load, trust_remote_code=trust_remote_code)
-    model, symbols, blank_index, decode = load(folder, revision)
+    try:
+        model, symbols, blank_index, decode = load(folder, revision)
+    # Of the networks, whose modules also run where this package is not
+    except ValueError as error:
+        raise InputError(str(error)) from error
     if symbols is not None:
         outputs = model.head.out_features
         if len(symbols) > outputs:
-            raise ValueError(
+            raise InputError(
                 f"{source} has {len(symbols)} symbols for {outputs} outputs"
             )
         # Outputs that no symbol was ever trained on.
@@ -208,7 +213,7 @@ def download(source, revision, files=None):
         httpx2.HTTPError,
     ) as error:
         reason = hide_secrets(str(error).strip().partition("\n")[0])
-    raise ValueError(
+    raise InputError(
         f"there is no folder {source}, and as a hub id it cannot be loaded: "
         + reason
     )
@@ -233,10 +238,10 @@ def _config(source, revision, name=CONFIG):
         return {}
     try:
         if path.stat().st_size > _MOST_BYTES:
-            raise ValueError(f"it is longer than {_MOST_BYTES} bytes")
+            raise InputError(f"it is longer than {_MOST_BYTES} bytes")
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{source}: {name} is damaged: {error}") from None
+        raise InputError(f"{source}: {name} is damaged: {error}") from None
     return config if isinstance(config, dict) else {}
 
 
@@ -269,7 +274,7 @@ def recognise(source, revision=None):
     if model_type is None:
         if _find(source, HYPERPARAMS, revision) is not None:
             return "encoder_asr"
-        raise ValueError(
+        raise InputError(
             f"{source} cannot be loaded: it has neither {runs.MODEL_YAML} "
             f"(a run of train.py), {HYPERPARAMS} (EncoderASR of SpeechBrain) "
             f"nor {CONFIG} with a model_type (Hugging Face transformers) or "
@@ -283,10 +288,10 @@ def recognise(source, revision=None):
 
 def _check_type(source, revision, known):
     if _find(source, CONFIG, revision) is None:
-        raise FileNotFoundError(f"{source} has no {CONFIG}")
+        raise MissingFileError(f"{source} has no {CONFIG}")
     model_type = _config(source, revision).get("model_type")
     if model_type not in known:
-        raise ValueError(
+        raise InputError(
             f"{source} is of type {model_type}; of this kind, these can be "
             "teachers: " + ", ".join(known)
         )
@@ -307,7 +312,7 @@ def _read(cls, source, revision, file):
         return cls.from_pretrained(source, revision=revision)
     # A missing file raises all kinds of errors.
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"{source} has no readable {file}: {first_line(error)}"
         ) from None
 
@@ -333,7 +338,7 @@ def _refuse_ways_out(source, revision):
     found = [key for key in config if key == "fast_tokenizer_files"]
     found += [key for key in special if key.endswith("_file")]
     if found:
-        raise ValueError(
+        raise InputError(
             f"{source}: its tokenizer names other files ({', '.join(found)} in "
             f"{TOKENIZER_CONFIG} or {SPECIAL_TOKENS}): one like it needs none, "
             "so take that out"
@@ -350,7 +355,7 @@ def _load_ctc(source, revision):
     network = huggingface.load_published(AutoModelForCTC, source, revision)
     tokenizer = _read(Wav2Vec2CTCTokenizer, source, revision, "vocab.json")
     if tokenizer.pad_token_id is None:
-        raise ValueError(
+        raise InputError(
             f"the tokenizer of {source} names no pad_token, which is the blank"
         )
     outputs = network.lm_head.out_features
@@ -461,7 +466,7 @@ class PipelineEncoder(torch.nn.Module):
             outputs.append(output)
         shapes = [tuple(output.shape) for output in outputs]
         if any(len(shape) != 3 for shape in shapes):
-            raise ValueError(
+            raise InputError(
                 "the encoder must give (batch, frames, symbols), and gives "
                 f"{shapes[0]}"
             )
@@ -481,7 +486,7 @@ class PipelineEncoder(torch.nn.Module):
                     self.output_size = layer.in_features
                     break
         if self._head is None:
-            raise ValueError(
+            raise InputError(
                 "the encoder has no linear layer whose softmax is its output"
             )
 
@@ -543,24 +548,24 @@ def _load_encoder_asr(folder, revision):
 
     folder = Path(folder)
     if not (folder / HYPERPARAMS).is_file():
-        raise FileNotFoundError(f"{folder} has no {HYPERPARAMS}")
+        raise MissingFileError(f"{folder} has no {HYPERPARAMS}")
     try:
         with open(folder / HYPERPARAMS, encoding="utf-8") as file:
             hparams = load_hyperpyyaml(file)
     # It can hold anything.
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"{folder / HYPERPARAMS} cannot be loaded "
             f"({type(error).__name__}: {first_line(error)})"
         ) from None
     for key in ("modules", "pretrainer", "tokenizer", "decoding_function"):
         if key not in hparams:
-            raise ValueError(
+            raise InputError(
                 f"{folder / HYPERPARAMS} has no {key!r}, so it is not that of "
                 "an EncoderASR"
             )
     if "encoder" not in hparams["modules"]:
-        raise ValueError(f"{folder / HYPERPARAMS}: modules has no 'encoder'")
+        raise InputError(f"{folder / HYPERPARAMS}: modules has no 'encoder'")
     pipeline = hparams["modules"]["encoder"].eval()
     _collect(hparams["pretrainer"], pipeline, folder)
 
@@ -574,14 +579,14 @@ def _load_encoder_asr(folder, revision):
     elif isinstance(tokenizer, sentencepiece.SentencePieceProcessor):
         symbols, decode = pieces(tokenizer), tokenizer.decode
     else:
-        raise ValueError(
+        raise InputError(
             f"{folder}: the tokenizer is a {type(tokenizer).__name__}; a "
             "SentencePieceProcessor or a CTCTextEncoder is needed"
         )
     try:
         encoder = PipelineEncoder(pipeline)
     except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
+        raise InputError(f"{folder}: {error}") from None
     sample_rate = hparams.get("sample_rate")
     if sample_rate is None:
         normalizer = hparams.get("audio_normalizer")
@@ -602,7 +607,7 @@ def _collect(pretrainer, pipeline, folder):
         if (folder / file).is_file():
             pretrainer.paths[name] = str(folder / file)
         elif name not in pretrainer.paths:
-            raise FileNotFoundError(f"{folder} has no {file}")
+            raise MissingFileError(f"{folder} has no {file}")
     loaded = set()
     for name, thing in pretrainer.loadables.items():
         if isinstance(thing, torch.nn.Module):
@@ -616,7 +621,7 @@ def _collect(pretrainer, pipeline, folder):
         if parameter not in loaded and not _is_published(pipeline, name)
     ]
     if forgotten:
-        raise ValueError(
+        raise InputError(
             f"{folder / HYPERPARAMS}: the pretrainer does not load "
             f"{len(forgotten)} parameters of the encoder, such as "
             + forgotten[0]
@@ -644,7 +649,7 @@ def _load_strictly(module, path):
         weights = torch_patched_state_dict_load(path)
     # The kinds of damage raise all kinds of errors.
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be read as model weights "
             f"({type(error).__name__}: {first_line(error)})"
         ) from None
@@ -652,7 +657,7 @@ def _load_strictly(module, path):
         module.load_state_dict(weights)
     except RuntimeError as error:
         faults = " ".join(str(error).split()[:40])
-        raise ValueError(
+        raise InputError(
             f"{path} holds the weights of another network: {faults}"
         ) from None
 
@@ -676,7 +681,7 @@ def _blank_index(hparams, folder):
         default = getattr(parameters.get(name), "default", inspect._empty)
         if default is not inspect._empty:
             return default
-    raise ValueError(
+    raise InputError(
         f"{folder / HYPERPARAMS} names no blank: decoding_function has neither "
         "blank_id nor blank_index"
     )

@@ -6,13 +6,14 @@ import torch
 
 from tutornet_sb.distillation.targets import at_least_float32
 from tutornet_sb.networks.acoustic_model import frame_mask
+from tutornet_sb.util.errors import InputError
 
 # SentencePiece's sign of a word boundary, which it puts before each word
 _BOUNDARY = "▁"
 _SPACES = str.maketrans(_BOUNDARY, " ")
 
 
-class VocabularyError(ValueError):
+class VocabularyError(InputError):
     """A teacher's posteriors cannot teach this vocabulary."""
 
 
@@ -189,7 +190,7 @@ def match_vocabulary(
         (student_name, ours, student_blank),
     ):
         if not 0 <= blank < len(pieces):
-            raise ValueError(
+            raise InputError(
                 f"{name} has {len(pieces)} symbols, so index {blank} cannot "
                 "be its blank"
             )

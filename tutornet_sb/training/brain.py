@@ -22,6 +22,7 @@ from tutornet_sb.training.checkpoints import (
     Stopwatch,
 )
 from tutornet_sb.util import processes, signals
+from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class StageBrain(sb.Brain):
         )
         if processes.count() > 1 and len(loader) < 2:
             # Of a single batch, SpeechBrain's sampler gives the utterances.
-            raise ValueError(
+            raise InputError(
                 f"{processes.count()} processes are too many for the "
                 f"{len(train_set)} utterances of an epoch, which make less "
                 "than two batches for each: use fewer, or lower batch_seconds"
@@ -202,7 +203,7 @@ class StageBrain(sb.Brain):
             if p.requires_grad and id(p) not in saved
         ]
         if unsaved:
-            raise ValueError(
+            raise InputError(
                 f"{unsaved[0]} and {len(unsaved) - 1} more parameters would be "
                 "trained but not saved: add their module to the recoverables"
             )
@@ -408,7 +409,7 @@ class StageBrain(sb.Brain):
         self.not_finite = []
         logger.warning("%s is left out, %s", where, whose)
         if self.lost_steps > self.nonfinite_patience:
-            raise ValueError(
+            raise InputError(
                 f"{self.lost_steps} steps in a row up to {where} had no finite "
                 f"loss or gradient; of the last, {whose}. Lower --lr or "
                 "--max_grad_norm, train by --precision fp32, or see whether "

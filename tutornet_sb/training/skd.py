@@ -5,6 +5,7 @@ import torch
 
 from tutornet_sb.distillation.alignment import count_symbols
 from tutornet_sb.training.ctc import CTCBrain
+from tutornet_sb.util.errors import InputError
 
 
 class SKDBrain(CTCBrain):
@@ -31,7 +32,7 @@ class SKDBrain(CTCBrain):
     def __init__(self, modules, hparams, **kwargs):
         super().__init__(modules, hparams, **kwargs)
         if not (self.hparams.ctc_weight or self.hparams.skd_weight_final):
-            raise ValueError(
+            raise InputError(
                 "ctc_weight and skd_weight_final are both 0, so nothing would "
                 "be learnt in the end: say --skd_weight_final 1 too"
             )

@@ -1,15 +1,12 @@
 """Errors as a user sees them: one line that says what to do, and a code."""
 
 import difflib
-import dis
 import errno
 import logging
 import os
 import sys
-import sysconfig
 import traceback
 from contextlib import contextmanager
-from pathlib import Path
 
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
@@ -21,10 +18,6 @@ UNEXPECTED, BAD_INPUT = 1, 2
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
 # What torch.save says of such a disk
 FULL_IN_TORCH = "PytorchStreamWriter failed", "unexpected pos"
-LIBRARIES = tuple(
-    sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")
-)
-PACKAGE = str(Path(__file__).parents[1])
 # Names that are listed when none is near
 MANY = 40
 WORKER = "in DataLoader worker process"
@@ -40,6 +33,10 @@ class SettingError(InputError):
 
 class MissingFileError(SettingError, FileNotFoundError):
     """An experiment names a file that is not there."""
+
+
+class OccupiedError(InputError, FileExistsError):
+    """A folder or file that would be written holds something else."""
 
 
 def nearest(name, names):
@@ -76,8 +73,8 @@ def nearest(name, names):
 def explain(error):
     """Say in one line what went wrong, and tell whose fault it is.
 
-    What a ``raise`` of our own says was written for the user, and so was what
-    the system says of files. Anything else was not foreseen.
+    The message of an :class:`InputError` was written for the user, and so was
+    that of the system about files. Anything else was not foreseen.
 
     Arguments
     ---------
@@ -107,7 +104,7 @@ def explain(error):
             f"the package {package} is needed and not installed: pip install "
             + wanted.replace("_", "-")
         ), BAD_INPUT
-    if isinstance(error, InputError) or _is_deliberate(error):
+    if isinstance(error, InputError):
         return text, BAD_INPUT
     if getattr(error, "errno", None) in FULL or (
         isinstance(error, RuntimeError)
@@ -180,24 +177,6 @@ def yaml_problem(error):
         mark = error.context_mark or mark
     where = f"line {mark.line + 1}: " if mark else ""
     return where + " ".join((error.problem or error.context or "").split())
-
-
-def _is_deliberate(error):
-    """Tell whether a raise statement outside all libraries made an error."""
-    if isinstance(error, (AssertionError, NotImplementedError)):
-        return False
-    trace = error.__traceback__
-    if trace is None:
-        return False
-    while trace.tb_next is not None:
-        trace = trace.tb_next
-    code = trace.tb_frame.f_code
-    file = code.co_filename
-    # What is frozen into Python has no file.
-    ours = file.startswith(PACKAGE) or not file.startswith(("<", *LIBRARIES))
-    # Not what an operation such as a division raises
-    operation = dis.opname[code.co_code[trace.tb_lasti]]
-    return ours and operation == "RAISE_VARARGS"
 
 
 @contextmanager

@@ -9,6 +9,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
+from tutornet_sb.util.errors import InputError
+
 logger = logging.getLogger(__name__)
 
 UNFINISHED = ".unfinished"
@@ -35,7 +37,7 @@ def read_json(path):
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} is damaged ({error}): delete it and run the same command "
             "again"
         ) from None

@@ -25,6 +25,7 @@ from speechbrain.utils.distributed import (
     is_distributed_initialized,
 )
 
+from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import read_json, write_json
 
 # The main process may have days of work to do alone. One that dies is noticed
@@ -264,7 +265,7 @@ def check_shared(path):
         time.sleep(1)
     for number, host in enumerate(gather(None if sees else _host())):
         if host is not None:
-            raise ValueError(
+            raise InputError(
                 f"process {number} on {host} does not see {path} as the main "
                 "process has written it: the machines of a run must share "
                 "the corpus and the results, under the same paths"
@@ -364,7 +365,7 @@ class StepSize:
         del end_of_epoch
         for name, before in read_json(path).items():
             if self.content[name] != before:
-                raise ValueError(
+                raise InputError(
                     f"this stage was begun with {name}: {before}, and now it "
                     f"is {self.content[name]}: use as many, or begin the stage "
                     f"anew by deleting {Path(path).parent.parent}"

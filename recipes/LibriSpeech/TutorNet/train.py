@@ -52,7 +52,6 @@ from speechbrain.decoders.ctc import CTCBeamSearcher
 from speechbrain.utils.distributed import infer_device
 from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
-from tutornet_sb.networks.weights import load_model_weights
 
 from tutornet_sb.corpora import minilibri
 from tutornet_sb.corpora.audio import read_utterance
@@ -84,6 +83,7 @@ from tutornet_sb.inference.transcription import check_language_model
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.streaming import Stream, check_streamable
+from tutornet_sb.networks.weights import load_model_weights
 from tutornet_sb.targets.encodings import QUANTISERS
 from tutornet_sb.targets.extraction import (
     StoredTeacher,
@@ -228,13 +228,13 @@ def prepare_corpus(hparams):
                 if name.startswith(prefix) and name not in untranscribed
             ]
         if not splits[kind]:
-            raise ValueError(
+            raise InputError(
                 f"{data_root} has no {prefix} split among "
                 f"{', '.join(manifests)}"
             )
         both = [name for name in splits[kind] if name in untranscribed]
         if both:
-            raise ValueError(
+            raise InputError(
                 f"corpus '{corpus['name']}': {both[0]} stands in "
                 f"{kind}_splits and in untranscribed_splits"
             )
@@ -311,7 +311,7 @@ def read_data(hparams, data_root, manifests, splits):
             ).data
             for key, item in part.items():
                 if key in found:
-                    raise ValueError(
+                    raise InputError(
                         f"utterance {key} stands in {found[key]['split']} and "
                         f"in {split}: utterances that are heard together need "
                         "names of their own"
@@ -1172,7 +1172,7 @@ def refuse_other(there, now, folder, hparams):
     if not trained or not other:
         return bool(other)
     if not hparams["continue_anyway"]:
-        raise ValueError(
+        raise InputError(
             f"{folder} holds another experiment: {other}. Give this one its "
             "own --output_folder, delete that one, or go on in it by "
             "--continue_anyway True"
