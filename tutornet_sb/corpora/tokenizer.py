@@ -9,6 +9,9 @@ import sentencepiece
 from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import write_atomically
 
+# Index of the blank of CTC, which every tokenizer of ours has first
+BLANK = 0
+
 # Of a character model, where nothing else is said
 LETTERS = string.ascii_uppercase + "'"
 

@@ -60,6 +60,15 @@ stream does not know; set `causal: true` and train again
         raise InputError("model: in training mode; call model.eval() first")
 
 
+def can_stream(model):
+    """Whether a model can be run on audio as it comes in."""
+    try:
+        check_streamable(model.eval())
+    except ValueError:
+        return False
+    return True
+
+
 class Stream:
     """Encode a waveform piece by piece, as the model would encode the whole.
 

@@ -72,6 +72,15 @@ class TeacherSource(NamedTuple):
     decode: Callable[[list[int]], str] | None
     sample_rate: int
 
+    def describe(self):
+        """What results and model cards say of it."""
+        return {
+            "name": Path(self.name.partition("@")[0]).name,
+            "source": self.name,
+            "kind": self.kind,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+        }
+
 
 def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
     """Load a teacher of any kind.

@@ -1,5 +1,6 @@
 """What every training stage shares: schedule, logs, checkpoints, scores."""
 
+import json
 import logging
 import math
 import re
@@ -36,7 +37,8 @@ class StageBrain(sb.Brain):
 
     ``hparams`` holds ``epoch_counter``, ``lr_schedule`` (called as
     ``lr_schedule(optimizer, total_steps=steps)``), ``log_folder``,
-    ``train_logger`` and ``avg_checkpoints``; ``modules`` holds ``student``.
+    ``train_logger``, ``metrics_file`` (JSON lines, one an epoch) and
+    ``avg_checkpoints``; ``modules`` holds ``student``.
 
     Attributes
     ----------
@@ -164,6 +166,7 @@ class StageBrain(sb.Brain):
         if if_main_process():
             done = self.hparams.epoch_counter.current
             _keep_epochs(self.hparams.train_logger.save_file, done)
+            _keep_epochs(self.hparams.metrics_file, done)
             self.writer = SummaryWriter(
                 self.hparams.log_folder, purge_step=done + 1
             )
@@ -271,7 +274,6 @@ class StageBrain(sb.Brain):
             encoding.lengths,
             self.student.frame_period,
             frames=encoding.hidden.shape[1],
-            blank_index=self.hparams.blank_index,
             delay=self.hparams.delay,
         )
 
@@ -523,6 +525,9 @@ class StageBrain(sb.Brain):
             )
             if if_main_process():
                 named = {"train": self.train_figures, "valid": figures}
+                row = meta | {"step": self.optimizer_step} | named
+                with open(self.hparams.metrics_file, "a") as file:
+                    file.write(json.dumps(row, default=float) + "\n")
                 for split, values in named.items():
                     for name, value in values.items():
                         self.writer.add_scalar(f"{name}/{split}", value, epoch)
@@ -547,7 +552,7 @@ def _keep_epochs(path, last):
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    epochs = [re.match(r"epoch: (\d+),", line) for line in lines]
+    epochs = [re.match(r'\{?"?epoch"?: (\d+),', line) for line in lines]
     kept = "".join(
         line
         for line, epoch in zip(lines, epochs, strict=True)
