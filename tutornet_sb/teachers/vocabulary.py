@@ -216,7 +216,7 @@ def match_vocabulary(
             f"not among the {len(theirs)} of {teacher_name}: {_list(unknown)}. "
             "Its posteriors cannot teach them. Let it teach hidden "
             "representations only, by stages: [rkd, ctc], or transcripts, by "
-            "method: pseudo"
+            "stages: [pseudo]"
         )
     # What is written as SentencePiece writes it stands where it does, too.
     boundary = ours.index(_BOUNDARY) if _BOUNDARY in ours else -1

@@ -81,18 +81,27 @@ def prepare_corpus(settings):
         ],
     )
 
+    corpus = read_corpus(settings, root, manifests, splits, file, tokenizer)
+    _check_letters(corpus, settings["max_skipped"])
+    return corpus
+
+
+def read_corpus(settings, root, manifests, splits, tokenizer_file, tokenizer):
+    """Read the manifests of a corpus that is prepared, a ``Corpus``."""
+
     def read(names, speeds=(100,)):
         return _read_manifests({n: manifests[n] for n in names}, root, speeds)
 
-    train = read(splits["train"], settings["speed_perturb"] or [100])
-    silent = read(splits["untranscribed"], settings["speed_perturb"] or [100])
+    speeds = settings["speed_perturb"] or [100]
+    train = read(splits["train"], speeds)
+    silent = read(splits["untranscribed"], speeds)
     silent |= keep_share(train, settings["transcribed_share"])
     for key in silent:
         silent[key] |= {"transcribed": False}
-    corpus = Corpus(
+    return Corpus(
         manifests,
         splits,
-        file,
+        tokenizer_file,
         tokenizer,
         train,
         silent,
@@ -102,8 +111,6 @@ def prepare_corpus(settings):
             for split in dict.fromkeys([*splits["valid"], *splits["test"]])
         },
     )
-    _check_letters(corpus, settings["max_skipped"])
-    return corpus
 
 
 def _limits(settings):
@@ -115,7 +122,10 @@ def _limits(settings):
 
 
 def _prepare_folder(settings):
-    """Find or make a corpus in LibriSpeech layout."""
+    """Find or make a corpus in LibriSpeech layout.
+
+    Returns its folder, the manifests, and the names of the splits by kind.
+    """
     corpus, folder = settings["corpus"], settings["data_folder"]
     if folder is None and corpus["minilibri"] is None:
         raise SettingError(
