@@ -1,5 +1,6 @@
 """Figures of a finished student: error rates, speed, latency, results.json."""
 
+import logging
 import platform
 from importlib.metadata import version
 
@@ -18,12 +19,15 @@ from tutornet_sb.inference.scores import (
 )
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.streaming import Stream, can_stream
+from tutornet_sb.networks.weights import load_model_weights
 from tutornet_sb.targets.extraction import weights_hash
 from tutornet_sb.training.ctc import CTCBrain
 from tutornet_sb.training.data import make_batches, make_dataset
-from tutornet_sb.util.files import read_json, write_json
+from tutornet_sb.util.files import read_json, write_atomically, write_json
 from tutornet_sb.util.machine import describe_machine
 from tutornet_sb.util.processes import own_share, run_on_main
+
+logger = logging.getLogger(__name__)
 
 STAGE_SUMMARY = "stage.json"
 # What is told of a teacher that is a run
@@ -36,6 +40,31 @@ OF_TEACHER = (
     "train_seconds",
     "real_time_factor",
 )
+
+
+def load_stage(stage, experiment):
+    """Load a finished stage into the student; return its figures, or None."""
+    folder = experiment.stage_folder(stage)
+    weights, summary = folder / runs.WEIGHTS, folder / STAGE_SUMMARY
+    if not (weights.is_file() and summary.is_file()):
+        return None
+    logger.info("Stage %s is finished: using %s", stage.name, weights)
+    load_model_weights(experiment.student, weights)
+    return read_json(summary)
+
+
+def save_stage(stage, figures, experiment):
+    """Save the student and the figures of a stage that is finished."""
+    folder = experiment.stage_folder(stage)
+    _save_weights(experiment.student, folder / runs.WEIGHTS)
+    # The head was fitted in one process.
+    load_model_weights(experiment.student, folder / runs.WEIGHTS)
+    run_on_main(write_json, [folder / STAGE_SUMMARY, figures])
+
+
+def _save_weights(model, path):
+    state = model.state_dict()
+    run_on_main(write_atomically, [path, lambda to: torch.save(state, to)])
 
 
 def make_searcher(experiment):
@@ -147,13 +176,14 @@ def _describe(teacher):
 
 
 def save_results(stages, experiment):
-    """Write ``results.json``: what the run is, and all its figures.
+    """Save the student, and what the run is with all its figures.
 
     ``stages`` holds the figures of each stage by name.
     """
     settings, student = experiment.settings, experiment.student
     corpus, last = settings["corpus"], list(stages.values())[-1]
     run_on_main(add_latency, [last["splits"], experiment])
+    _save_weights(student, experiment.folder / runs.WEIGHTS)
     results = {
         "format": runs.FORMAT,
         "role": experiment.role,

@@ -10,15 +10,13 @@
 The same command resumes an interrupted run.
 """
 
-import io
 import logging
 import sys
-from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 
 from tutornet_sb.util.environment import check_torchaudio
-from tutornet_sb.util.errors import SettingError, failing_in_one_line
+from tutornet_sb.util.errors import failing_in_one_line
 
 # Before SpeechBrain loads it
 with failing_in_one_line("train.py", "--debug" in sys.argv):
@@ -31,13 +29,12 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.train_logger import FileTrainLogger
 
 from tutornet_sb.corpora.tokenizer import pieces
-from tutornet_sb.distillation.frame_weighting import name_weighting
 from tutornet_sb.distillation.intermediate import IntermediateHeads
 from tutornet_sb.distillation.pairs import make_projectors
 from tutornet_sb.experiments.compare import short_table
 from tutornet_sb.networks import runs
-from tutornet_sb.networks.weights import load_model_weights
 from tutornet_sb.training import folder
+from tutornet_sb.training.arguments import parse_arguments
 from tutornet_sb.training.checkpoints import AtomicCheckpointer
 from tutornet_sb.training.corpus import check_longest, prepare_corpus
 from tutornet_sb.training.data import (
@@ -46,10 +43,11 @@ from tutornet_sb.training.data import (
     training_items,
 )
 from tutornet_sb.training.evaluation import (
-    STAGE_SUMMARY,
     evaluate,
+    load_stage,
     make_searcher,
     save_results,
+    save_stage,
 )
 from tutornet_sb.training.experiment import Experiment
 from tutornet_sb.training.offline import make_teacher, prepare_head
@@ -60,21 +58,11 @@ from tutornet_sb.training.teacher import (
     teacher_folder,
 )
 from tutornet_sb.util import processes, signals
-from tutornet_sb.util.files import read_json, write_atomically, write_json
-from tutornet_sb.util.options import Options, read_options
 from tutornet_sb.util.processes import main_first, own_share, run_on_main
 
 logger = logging.getLogger(__name__)
 
 RECIPE = Path(__file__).resolve().parent
-HELP = """In this recipe:
-  --debug               show the traceback of an error, before its line
-  --KEY VALUE           give any value of hparams/base.yaml
-Exit codes: 0 done, 1 unexpected error, 2 bad input or command line, 75 stopped
-by a signal (the same command resumes)."""
-# Options of SpeechBrain's short trial runs. They would leave stages behind that
-# look finished.
-NOT_OFFERED = "debug_batches", "debug_epochs", "debug_persistently", "test_only"
 
 
 # ------------------------------------------------------------------------ data
@@ -84,10 +72,8 @@ def dataio_prepare(stage, experiment, counter, run_opts):
     Returns the sets, the teacher, the seconds of its preparation, and the
     seconds of speech in the training set.
     """
-    items, valid_items = (
-        training_items(stage, experiment),
-        experiment.corpus.valid,
-    )
+    items = training_items(stage, experiment)
+    valid_items = experiment.corpus.valid
     seconds = sum(float(item["duration"]) for item in items.values())
     make = partial(make_dataset, experiment=experiment)
     train, valid = make(items, epochs=counter), make(valid_items)
@@ -105,17 +91,12 @@ def dataio_prepare(stage, experiment, counter, run_opts):
 
 # ---------------------------------------------------------------------- stages
 def train_stage(stage, epochs, experiment, run_opts):
-    """Train one stage and leave its best weights in the student.
-
-    Returns the figures of the stage.
-    """
+    """Train a stage, load its best weights, and return its figures."""
     settings, student = experiment.settings, experiment.student
     where = experiment.stage_folder(stage)
-    weights, summary = where / runs.WEIGHTS, where / STAGE_SUMMARY
-    if weights.is_file() and summary.is_file():
-        logger.info("Stage %s is finished: using %s", stage.name, weights)
-        load_model_weights(student, weights)
-        return read_json(summary)
+    finished = load_stage(stage, experiment)
+    if finished is not None:
+        return finished
 
     # The same whether the stages before it were run now or long ago, but not
     # the same masks of dropout and augmentation in all processes
@@ -163,7 +144,6 @@ def train_stage(stage, epochs, experiment, run_opts):
         checkpointer=checkpointer,
     )
     logger.info("Stage %s: %d epochs in %s", stage.name, epochs, where)
-    logger.info("%s", stage.summary)
     brain.fit(
         counter,
         train,
@@ -175,36 +155,18 @@ def train_stage(stage, epochs, experiment, run_opts):
             "generator": torch.Generator(),
         },
     )
-    figures = {
-        "epochs": epochs,
-        "steps": brain.steps_per_epoch * epochs,
-        "train_audio_seconds": seconds,
-        "train_seconds": brain.watch.seconds,
-        **brain.load_best(valid_loader),
-        "processes": processes.count(),
-    }
+    figures = {"epochs": epochs, "train_audio_seconds": seconds}
+    figures |= brain.finish(valid_loader)
     if extraction is not None:
         figures["extraction_seconds"] = extraction
-    if stage.teacher == "hidden":
-        figures["pairs"] = [pair._asdict() for pair in experiment.pairs]
-        figures["frame_weighting"] = name_weighting(
-            settings["representation_loss"].weighting, teacher.symbols
-        )
     if stage.initialises:
         prepare_head(experiment, teacher, train)
-    state = student.state_dict()
-    run_on_main(write_atomically, [weights, lambda p: torch.save(state, p)])
-    # The head was fitted in one process.
-    load_model_weights(student, weights)
-    run_on_main(write_json, [summary, figures])
+    save_stage(stage, figures, experiment)
     return figures
 
 
 def prepare(experiment, run_opts):
-    """Find all that a run needs, and all that may be wrong with it.
-
-    Returns the experiment of a teacher that is to be trained first, or None.
-    """
+    """Find all that a run needs; return a teacher that is yet to be trained."""
     sb.create_experiment_directory(str(experiment.folder))
     run_on_main(folder.save_settings, [experiment])
     processes.check_shared(experiment.folder / runs.HYPERPARAMS)
@@ -237,42 +199,10 @@ def train(experiment, run_opts):
         figures = train_stage(stage, epochs, experiment, run_opts)
         evaluate(stage, figures, experiment, run_opts)
         stages[stage.name] = figures
-    state, weights = student.state_dict(), experiment.folder / runs.WEIGHTS
-    run_on_main(write_atomically, [weights, lambda p: torch.save(state, p)])
     save_results(stages, experiment)
 
 
 # ------------------------------------------------------------------------ main
-def parse(words):
-    """Read a command line and join the other processes, if there are any.
-
-    Returns the main file, the options of SpeechBrain and those of the recipe.
-    """
-    if not sys.stderr.isatty():
-        # In a file each state of a bar would stay.
-        words = [*words, "--noprogressbar"]
-    printed = io.StringIO()
-    try:
-        with redirect_stderr(printed):
-            main_file, run_opts, typed = Options.from_command_line_args(words)
-    except SystemExit as stop:
-        if not stop.code:
-            print(f"\n{HELP}")
-            raise
-        raise SettingError(
-            printed.getvalue().strip().rpartition("error: ")[2]
-            + ", see --help for the options"
-        ) from None
-    for name in NOT_OFFERED:
-        if getattr(run_opts, name) != getattr(type(run_opts), name):
-            raise SettingError(
-                f"--{name} is not offered: a run of few batches would look "
-                "like a finished one. Give a small corpus instead"
-            )
-    sb.utils.distributed.ddp_init_group(run_opts)
-    return main_file, run_opts, read_options(typed)
-
-
 def run(main_file, run_opts, options):
     """Run one experiment, its teacher's first if that is not trained."""
     experiment = main_first(Experiment.load, [main_file, options, RECIPE])
@@ -310,7 +240,7 @@ def main():
     # Logging shows tracebacks of its own when the disk is full.
     logging.raiseExceptions = debug
     with failing_in_one_line("train.py", debug), processes.ending_together():
-        show(run(*parse(words)))
+        show(run(*parse_arguments(words)))
 
 
 if __name__ == "__main__":
