@@ -20,7 +20,7 @@ class CTCBrain(StageBrain):
     """Train a student by CTC alone, or score one that is trained.
 
     ``hparams`` holds besides those of :class:`StageBrain` the ``tokenizer``
-    (a ``SentencePieceProcessor``) and optionally ``searcher``, SpeechBrain's CTC
+    (a ``SentencePieceProcessor``) and optionally ``searcher``, a CTC
     beam search that decodes the test splits a second time. ``modules`` may
     hold ``heads``, :class:`IntermediateHeads` that are trained beside the
     student's own.
