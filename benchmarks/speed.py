@@ -139,7 +139,7 @@ def main():
             ]
         )
     table = markdown_table(rows)
-    insert(RECIPE / "README.md", "speed", table)
+    insert(ROOT / "docs" / "export.md", "speed", table)
     print(table)
 
 
