@@ -180,7 +180,7 @@ def test_the_results_hold_all_that_is_promised(work, results):
         ("encoder", "encoder", 0.5),
     ]
     for pair in pairs:
-        words = "{student} of the student learns {teacher} of the teacher"
+        words = "{student} of the student is fitted to {teacher} of the teacher"
         assert words.format(**pair) in log
     assert "pairs" not in results["stages"]["skd"]
     # Batches of an epoch, one epoch a stage
@@ -616,7 +616,7 @@ def test_each_speed_has_its_own_targets_in_the_default_store(finished):
         key = f"train-clean-100/{key}"
         plain, slow = store.read(key), store.read(f"{key}@90")
         assert len(slow) == pytest.approx(len(plain) / 0.9, abs=2)
-    # Those of the development set are heard as they are.
+    # Those of the development set are used as they are.
     with open(manifests / "dev-clean.csv", newline="") as file:
         dev = list(csv.DictReader(file))
     assert keys and len(store) == 2 * len(keys) + len(dev)
@@ -624,7 +624,7 @@ def test_each_speed_has_its_own_targets_in_the_default_store(finished):
 
 KILL_WHILE_FILLING = """
 import os, signal
-from tutornet_sb.distillation import extraction
+from tutornet_sb.targets import extraction
 write, written = extraction._write, []
 def kill(writer, *args):
     write(writer, *args)
@@ -686,7 +686,7 @@ def test_splits_may_use_the_same_ids(taught):
     ]
     assert both[0] & both[1]
     succeed(taught, **STORE | {"output_folder": "later", "store_folder": "new"})
-    # What would be heard together must not.
+    # Utterances of one set must not.
     error = error_of(
         train(
             taught,
@@ -696,7 +696,7 @@ def test_splits_may_use_the_same_ids(taught):
             "train_splits: [train-clean-100, dev-clean]}",
         )
     )
-    assert "stands in train-clean-100 and in dev-clean" in error
+    assert "is in train-clean-100 and in dev-clean" in error
 
 
 def check_store(folder):
