@@ -9,6 +9,8 @@ import sentencepiece
 from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import write_atomically
 
+# Index of the unknown symbol, which doubles as the blank of CTC
+BLANK = 0
 # Of a character model, where nothing else is said
 LETTERS = string.ascii_uppercase + "'"
 

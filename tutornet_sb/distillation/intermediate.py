@@ -9,15 +9,7 @@ from tutornet_sb.distillation.taps import select_taps
 
 
 class Intermediate(NamedTuple):
-    """A layer of the student that gets a head of its own.
-
-    Attributes
-    ----------
-    student : str
-        Dotted path of the layer.
-    weight : float
-        Of this head's losses beside those of the student's own head.
-    """
+    """A layer of the student with a head, and the weight of its losses."""
 
     student: str
     weight: float = 1.0
@@ -25,22 +17,6 @@ class Intermediate(NamedTuple):
 
 def read_intermediate(rows):
     """Check the intermediate heads of an experiment.
-
-    Arguments
-    ---------
-    rows : list of dict
-        Mappings with the key ``student`` and, if it is not 1, ``weight``.
-
-    Returns
-    -------
-    list of Intermediate
-        The same.
-
-    Raises
-    ------
-    ValueError
-        If one has a key missing or unknown or stands there twice, or if a
-        weight is not a number from 0 up.
 
     Example
     -------
@@ -56,21 +32,17 @@ class IntermediateHeads(torch.nn.ModuleList):
 
     Each is trained as the student's own head is, by CTC (arXiv 2102.03216) and
     by the teacher's posteriors (Inter-KD, arXiv 2211.15075), so that the layers
-    below it learn from nearby. As projectors, they are dropped afterwards.
+    below it get a loss nearby. As projectors, they are dropped afterwards.
 
     Arguments
     ---------
     rows : list of dict
-        As for :func:`read_intermediate`.
+        ``student`` (dotted path of a layer) and ``weight`` (of this head's
+        losses beside those of the student's own head, by default 1).
     student : AcousticModel
-        In any mode; it is left as it was.
+        In any mode; it is not changed.
     symbols : int
         Of the student's own head.
-
-    Raises
-    ------
-    ValueError
-        If the rows are wrong, or a layer cannot be tapped.
 
     Example
     -------
@@ -99,16 +71,5 @@ class IntermediateHeads(torch.nn.ModuleList):
         self.weights = [row.weight for row in rows]
 
     def forward(self, hidden):
-        """Compute the scores of each head.
-
-        Arguments
-        ---------
-        hidden : list of torch.Tensor
-            Outputs of the layers, ``(batch, frames, dim)`` each.
-
-        Returns
-        -------
-        list of torch.Tensor
-            Scores before the softmax, ``(batch, frames, symbols)`` each.
-        """
+        """Logits ``(batch, frames, symbols)`` from each layer's outputs."""
         return [head(x) for head, x in zip(self, hidden, strict=True)]

@@ -1,4 +1,4 @@
-"""Layers of a model laid open: which there are, and what they return."""
+"""Hidden layers of a model: which there are, and their outputs."""
 
 import difflib
 import re
@@ -24,22 +24,14 @@ SHORT_SECONDS = 0.5
 
 
 class Tap(NamedTuple):
-    """Where a layer's output keeps what.
-
-    Attributes
-    ----------
-    time_axis : int
-        Axis of the frames in the layer's output.
-    hidden_size : int
-        Dimension of one frame.
-    """
+    """Axis of the frames in a layer's output, and dimension of a frame."""
 
     time_axis: int
     hidden_size: int
 
 
 class Layer(NamedTuple):
-    """What can be said of one layer of a model.
+    """One layer of a model.
 
     Attributes
     ----------
@@ -48,11 +40,11 @@ class Layer(NamedTuple):
     kind : str
         Name of its class.
     shape : tuple, optional
-        Shape of its output: numbers, but ``"batch"`` and ``"frames"`` for the
-        axes that go with these. None if it is not called, or returns no tensor.
+        Shape of its output: numbers, but ``"batch"`` and ``"frames"`` for these
+        axes. None if it is not called, or returns no tensor.
     frame_period : float, optional
         Distance between two frames of its output (seconds). None if no axis,
-        or more than one, goes with time.
+        or more than one, grows with time.
     parameters : int
         Parameters of it and of the layers in it.
     tap : Tap, optional
@@ -77,28 +69,7 @@ def _first_tensor(output):
 
 @contextmanager
 def trying_out(model):
-    """Evaluate a model and leave its modes and the random numbers as found.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        In evaluation mode until the end of the block.
-
-    Yields
-    ------
-    torch.device
-        Where the model is.
-
-    Example
-    -------
-    >>> layer = torch.nn.Dropout().train()
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), layer)
-    >>> with trying_out(model) as device:
-    ...     layer.training, device
-    (False, device(type='cpu'))
-    >>> layer.training
-    True
-    """
+    """Evaluate a model on its device, and restore modes and random numbers."""
     modes = {layer: layer.training for layer in model.modules()}
     device = next(model.parameters()).device
     cuda = [device] if device.type == "cuda" else []
@@ -144,41 +115,26 @@ def _probe(model, samples):
     return shapes, encoding.hidden.shape[1]
 
 
-def _changing(short, long):
-    return [axis for axis in range(len(short)) if short[axis] != long[axis]]
-
-
-def _name_axes(short, long):
-    changing = _changing(short, long)
-    names = [
-        "frames" if axis in changing else size for axis, size in enumerate(long)
-    ]
-    if 2 in names:
-        names[names.index(2)] = "batch"
-    return tuple(names)
-
-
-def _find_tap(short, long, frames):
-    """The only axis that changes with time, as the model's frames do."""
-    changing = _changing(short, long)
-    if len(short) != 3 or len(changing) != 1:
-        return None
-    axis = changing[0]
-    batch, size = (n for other, n in enumerate(short) if other != axis)
-    if (short[axis], long[axis]) != frames or batch != 2 or size == 0:
-        return None
-    return Tap(axis, size)
+def _describe(short, long, frames):
+    """Shape and tap of a layer, from its outputs' shapes on two waveforms."""
+    growing = [axis for axis, n in enumerate(short) if n != long[axis]]
+    shape = ["frames" if a in growing else n for a, n in enumerate(long)]
+    if 2 in shape:
+        shape[shape.index(2)] = "batch"
+    tap = None
+    if len(short) == 3 and len(growing) == 1:
+        (axis,) = growing
+        batch, size = (n for other, n in enumerate(short) if other != axis)
+        if (short[axis], long[axis]) == frames and batch == 2 and size:
+            tap = Tap(axis, size)
+    return tuple(shape), tap
 
 
 def list_layers(model):
-    """Describe all layers of a model, as seen on two waveforms of noise.
+    """Describe all layers of a model by its outputs on two noise waveforms.
 
-    The second of them is the longer: what grows with it is an axis of frames.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In any mode; it is left as it was.
+    The second of them is the longer: an axis that grows with it is of frames.
+    The model, an ``AcousticModel`` in any mode, is not changed.
 
     Returns
     -------
@@ -187,7 +143,7 @@ def list_layers(model):
 
     Raises
     ------
-    ValueError
+    InputError
         If the model cannot be run, for instance when its sizes do not match.
 
     Example
@@ -216,8 +172,7 @@ def list_layers(model):
         shape = frame_period = tap = None
         a, b = short.get(path), long.get(path)
         if a is not None and b is not None and len(a) == len(b):
-            shape = _name_axes(a, b)
-            tap = _find_tap(a, b, (short_frames, long_frames))
+            shape, tap = _describe(a, b, (short_frames, long_frames))
             if shape.count("frames") == 1:
                 axis = shape.index("frames")
                 frame_period = seconds / (b[axis] - a[axis])
@@ -235,57 +190,20 @@ def list_layers(model):
 
 
 def find_taps(model):
-    """Find the layers a model can be tapped at.
+    """Path -> ``Tap`` of the layers that have the model's own frames.
 
-    These are the layers with one output frame for each of the model's own, as
-    seen on two waveforms of different length. Any order of axes will do. What
-    cannot be seen is whether a layer reads the frames backwards, as half of a
-    bidirectional one does: do not tap it.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In any mode; it is left as it was.
-
-    Returns
-    -------
-    dict
-        Dotted path of each such layer -> ``Tap``, in the model's order.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> taps = find_taps(AcousticModel(LogMelFeatures(), encoder, head))
-    >>> taps["encoder"], taps["encoder.conv"]
-    (Tap(time_axis=1, hidden_size=8), Tap(time_axis=2, hidden_size=8))
+    Any order of axes will do. Not detected is a layer that reads the frames
+    backwards, as half of a bidirectional one does: do not tap it.
     """
     return {layer.path: layer.tap for layer in list_layers(model) if layer.tap}
 
 
 def find_stack(model):
-    """Find the layers an encoder is a stack of.
+    """Paths of the layers an encoder is a stack of, first to last.
 
     These are the numbered layers (``encoder.blocks.0`` and so on) that can be
     tapped: those nearest the top of the encoder, of several such rows the
-    longest, and of these the last. ``RecurrentEncoder`` so has one layer for
-    both of its directions.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In any mode; it is left as it was.
-
-    Returns
-    -------
-    list of str
-        Dotted paths from the first layer to the last; empty if no two layers
-        are numbered.
+    longest, and of these the last. Empty if no two layers are numbered.
 
     Example
     -------
@@ -313,40 +231,22 @@ def find_stack(model):
 
 
 def select_taps(model, paths, owner):
-    """Find the taps of some layers, or say which of them has none.
+    """Path -> ``Tap`` of some layers, each named once.
 
     Arguments
     ---------
     model : AcousticModel
-        In any mode; it is left as it was.
+        In any mode; it is not changed.
     paths : list of str
-        Dotted paths of layers, each once.
+        Dotted paths of layers.
     owner : str
-        Whose layers they are, for errors: ``teacher`` or ``student``.
-
-    Returns
-    -------
-    dict
-        Path -> ``Tap``, in the order of ``paths``.
+        ``teacher`` or ``student``, for errors.
 
     Raises
     ------
-    ValueError
+    InputError
         If a path is given twice or names no layer of the model, or if the
         layer's output does not have the model's own frames.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> model = AcousticModel(LogMelFeatures(), encoder, head)
-    >>> select_taps(model, ["encoder"], "teacher")
-    {'encoder': Tap(time_axis=1, hidden_size=8)}
     """
     if isinstance(paths, str):
         raise InputError(f"the taps of the {owner} are a list: [{paths}]")
@@ -374,18 +274,17 @@ def select_taps(model, paths, owner):
 
 
 def _nearest(name, names):
-    # Not errors.nearest: of hundreds of layers, the first ones tell nothing
-    # where none is near, and a path that is near may be of the wrong block.
+    # Not errors.nearest: paths of several blocks may be near
     close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.0)
     return ", ".join(close)
 
 
 def encode_with_taps(model, taps, *inputs):
-    """Encode a batch and keep the outputs of some layers on the way.
+    """Encode a batch and return the outputs of some layers too.
 
     A hidden layer taken from a model that ``DistributedDataParallel`` wraps
-    must come out of the wrapper, which otherwise waits for gradients that never
-    come. So the layers' outputs are made part of the model's own.
+    must be returned by the wrapper, which otherwise waits for gradients that
+    never come. So the layers' outputs are made part of the model's own.
 
     Arguments
     ---------
@@ -400,15 +299,15 @@ def encode_with_taps(model, taps, *inputs):
     Returns
     -------
     encoding : Encoding
-        What the model returns.
+        Output of the model.
     hidden : list of torch.Tensor
         Copies of the layers' outputs in the order of ``taps``, each
         ``(batch, frames, dim)``, with gradients where the model has them.
 
     Raises
     ------
-    ValueError
-        If a layer is left out of this pass, or has other frames than the model.
+    InputError
+        If a layer is skipped in this pass, or has other frames than the model.
 
     Example
     -------

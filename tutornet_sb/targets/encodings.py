@@ -1,8 +1,10 @@
-"""Teacher's targets as bytes, so many for each frame.
+"""Teacher's targets as bytes, a fixed number for each frame.
 
-What weights a frame is always kept as the teacher said it, whatever the rest is
-rounded to: the probability of the blank, and the root mean square of the hidden
-states.
+What frame weights depend on is kept precisely, whatever the rest is rounded to:
+the probability of the blank, and the root mean square of the hidden states.
+
+``encode`` turns ``(..., size)`` into ``(..., frame_bytes)``; ``decode``, or for
+shares of a probability mass ``(..., 1)`` ``share_out``, turn it back.
 """
 
 import math
@@ -17,7 +19,7 @@ HIDDEN = ("fp16", "int8", "pq", "rq")
 CENTROIDS = 256
 # Frames whose distances to centroids are held at a time: few enough for a cache
 CHUNK = 512
-# Sums of centroids that residual quantisation searches on from
+# Beam of residual quantisation: partial sums of centroids that are kept
 BEAM = 8
 
 
@@ -30,7 +32,7 @@ def _to_bytes(x):
 
 
 def _from_bytes(raw, dtype):
-    # A part of a lone frame is contiguous and yet not where numbers may begin.
+    # A slice of one frame is contiguous, but may not be aligned.
     raw = raw.clone(memory_format=torch.contiguous_format)
     return raw.view(dtype)
 
@@ -62,66 +64,44 @@ def _share_out(mass, parts):
 
 
 class Halves:
-    """Shares or hidden states in fp16.
-
-    Arguments
-    ---------
-    size : int
-        Dimension of a frame.
-    """
+    """Shares or hidden states in fp16."""
 
     def __init__(self, size):
         self.frame_bytes = 2 * size
 
     def encode(self, values):
-        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
+        """To fp16."""
         return _to_bytes(_to_half(values, "hidden states"))
 
     def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
+        """From fp16."""
         return _from_bytes(raw, torch.float16).to(torch.float32)
 
     def share_out(self, raw, mass):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)`` that sum to a mass.
-
-        It is ``(..., 1)``.
-        """
+        """From fp16, so that they sum to a mass."""
         return _share_out(mass, self.decode(raw))
 
 
 class ByteShares:
-    """The root of each symbol's share in a byte, off by 1/510 at the most.
-
-    Arguments
-    ---------
-    symbols : int
-        Symbols besides the blank.
-    """
+    """The root of each symbol's share in a byte, off by at most 1/510."""
 
     def __init__(self, symbols):
         self.frame_bytes = symbols
 
     def encode(self, shares):
-        """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
+        """To the roots of shares."""
         return _to_root(shares)
 
     def share_out(self, raw, mass):
-        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``, as above."""
+        """From the roots of shares."""
         return _share_out(mass, _from_root(raw))
 
 
 class TopShares:
     """The k greatest shares, their roots in a byte each.
 
-    What is left goes to the other symbols in equal parts, so that the shares
-    still sum to 1.
-
-    Arguments
-    ---------
-    symbols : int
-        Symbols besides the blank.
-    k : int
-        Symbols to keep; all if there are no more.
+    The rest is split evenly among the other symbols, so that the shares still
+    sum to 1.
     """
 
     def __init__(self, symbols, k):
@@ -134,15 +114,15 @@ class TopShares:
         self.frame_bytes = self.index_bytes + self.k
 
     def encode(self, shares):
-        """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
+        """To indices and the roots of their shares."""
         kept, index = shares.topk(self.k, dim=-1)
         index = _to_bytes(index.to(self.index))
         return torch.cat([index, _to_root(kept)], dim=-1)
 
     def share_out(self, raw, mass):
-        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``, as above."""
+        """From indices and the roots of their shares."""
         index = _from_bytes(raw[..., : self.index_bytes], self.index).long()
-        # A damaged index must not lead out of the row.
+        # A damaged index must not leave the row.
         index = index.clamp(0, self.symbols - 1)
         kept = _from_root(raw[..., self.index_bytes :])
         others = self.symbols - self.k
@@ -161,20 +141,15 @@ class TopShares:
 class ByteStates:
     """Hidden states in a byte each, times a scale of the frame in float32.
 
-    Off by about 1/254 of the frame's greatest at the most. The scale is the one
-    that gives the frame its root mean square back.
-
-    Arguments
-    ---------
-    size : int
-        Dimension of a frame.
+    Off by at most about 1/254 of the frame's greatest. The scale restores the
+    frame's root mean square.
     """
 
     def __init__(self, size):
         self.frame_bytes = 4 + size
 
     def encode(self, states):
-        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
+        """To a scale and a byte each."""
         step = states.abs().amax(-1, keepdim=True) / 127
         codes = (states / step.clamp(min=_tiny(step))).round().clamp(-127, 127)
         rounded = _rms(codes)
@@ -183,7 +158,7 @@ class ByteStates:
         return torch.cat([_to_bytes(scale), _to_bytes(codes)], dim=-1)
 
     def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
+        """From a scale and a byte each."""
         scale = _from_bytes(raw[..., :4], torch.float32)
         return _from_bytes(raw[..., 4:], torch.int8) * scale
 
@@ -191,15 +166,10 @@ class ByteStates:
 class QuantisedStates(torch.nn.Module):
     """Hidden states by centroids of codebooks, a byte for each codebook.
 
-    A frame is divided by its root mean square, which is kept in fp16 and given
-    back to what is decoded.
-
-    Arguments
-    ---------
-    size : int
-        Dimension of a frame.
-    codebooks : torch.Tensor
-        Centroids, ``(code bytes, 256, dim)``.
+    A frame is divided by its root mean square, which is kept in fp16 and
+    restored. Codebooks are ``(code bytes, 256, dim)``. A subclass has ``find``,
+    from frames ``(frames, size)`` to codes ``(frames, code bytes)``, and
+    ``look_up`` from rows of all codebooks, one under another, to frames.
     """
 
     def __init__(self, size, codebooks):
@@ -212,7 +182,7 @@ class QuantisedStates(torch.nn.Module):
         self.register_buffer("first", first, persistent=False)
 
     def encode(self, states):
-        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
+        """To a root mean square and the codes of centroids."""
         rms = _rms(states)
         unit = (states / rms.clamp(min=_tiny(rms))).flatten(0, -2)
         codes = torch.cat([self.find(part) for part in unit.split(CHUNK)])
@@ -221,30 +191,19 @@ class QuantisedStates(torch.nn.Module):
         return torch.cat([half, codes], dim=-1)
 
     def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
+        """From a root mean square and the codes of centroids."""
         rms = _from_bytes(raw[..., :2], torch.float16).to(torch.float32)
         index = raw[..., 2:].flatten(0, -2).long() + self.first
         unit = self.look_up(index).unflatten(0, raw.shape[:-1])
         found = _rms(unit)
         return unit * (rms / found.clamp(min=_tiny(found)))
 
-    def find(self, unit):
-        """Find the codes ``(frames, code bytes)`` of ``(frames, size)``."""
-        raise NotImplementedError
-
-    def look_up(self, index):
-        """Turn rows of the codebooks, one under another, into frames."""
-        raise NotImplementedError
-
 
 class ProductStates(QuantisedStates):
-    """Product quantisation: each codebook is of a part of the dimensions.
-
-    Zeros pad the last part.
-    """
+    """Product quantisation: each codebook is of a part of the dimensions."""
 
     def find(self, unit):
-        """Find the nearest centroid to each part."""
+        """Nearest centroid to each part."""
         parts = len(self.codebooks)
         unit = _pad(unit, parts).unflatten(-1, (parts, -1)).transpose(0, 1)
         squares = self.codebooks.square().sum(-1).unsqueeze(1)
@@ -254,7 +213,7 @@ class ProductStates(QuantisedStates):
         return distances.argmin(-1).transpose(0, 1)
 
     def look_up(self, index):
-        """Put the centroids one after another."""
+        """Concatenate the centroids."""
         table = self.codebooks.flatten(0, 1)
         unit = torch.nn.functional.embedding(index, table).flatten(-2)
         return unit[..., : self.size]
@@ -263,18 +222,17 @@ class ProductStates(QuantisedStates):
 class ResidualStates(QuantisedStates):
     """Residual quantisation: the sum of centroids, one of each codebook.
 
-    Each codebook is of what those before it leave. At the same size it is
+    Each codebook is of the residuals of those before it. At the same size it is
     nearer than product quantisation, and slower to encode.
     """
 
     _products = None
 
     def find(self, unit):
-        """Search the sums, the best ``BEAM`` of each length at a time.
+        """Codes of the nearest sums, by beam search.
 
-        The squared distance to a sum of centroids is, but for what is the same
-        for all, ``sum |c|^2 - 2 x c + 2 sum c c'``: all products are computed
-        once.
+        The squared distance to a sum of centroids is, up to a constant,
+        ``sum |c|^2 - 2 x c + 2 sum c c'``: all products are computed once.
         """
         table = self.codebooks.flatten(0, 1)
         products, squares = self._inner_products(table)
@@ -310,7 +268,7 @@ class ResidualStates(QuantisedStates):
         return self._products, table.square().sum(-1).view(-1, 1, CENTROIDS)
 
     def look_up(self, index):
-        """Add the centroids up."""
+        """Add up the centroids."""
         table = self.codebooks.flatten(0, 1)
         return torch.nn.functional.embedding_bag(index, table, mode="sum")
 
@@ -329,21 +287,7 @@ def _pad(states, parts):
 
 
 def codebook_shape(kind, size, code_bytes):
-    """Shape of the codebooks of a layer.
-
-    Arguments
-    ---------
-    kind : str
-        ``pq`` or ``rq``.
-    size : int
-        Dimension of the layer.
-    code_bytes : int
-        Codebooks, and bytes of a frame.
-
-    Returns
-    -------
-    tuple of int
-        Codebooks, centroids, dimension of a centroid.
+    """Codebooks, centroids and dimension of a centroid, for a layer's size.
 
     Example
     -------
@@ -355,28 +299,9 @@ def codebook_shape(kind, size, code_bytes):
 
 
 def train_codebooks(kind, states, code_bytes, seed=0):
-    """Find the centroids of a quantiser by k-means.
+    """Codebooks of a quantiser by k-means, see :func:`codebook_shape`.
 
-    Arguments
-    ---------
-    kind : str
-        ``pq`` or ``rq``.
-    states : torch.Tensor
-        Hidden states of a sample of frames, ``(frames, size)``.
-    code_bytes : int
-        Codebooks, and bytes of a frame.
-    seed : int
-        Of the k-means.
-
-    Returns
-    -------
-    torch.Tensor
-        As :func:`codebook_shape` says.
-
-    Raises
-    ------
-    ValueError
-        If there are no bytes, or more than dimensions.
+    `states` are the hidden states of a sample of frames, ``(frames, size)``.
 
     Example
     -------
@@ -398,15 +323,14 @@ def train_codebooks(kind, states, code_bytes, seed=0):
         quantiser = faiss.ProductQuantizer(unit.shape[1], code_bytes, 8)
     else:
         quantiser = faiss.ResidualQuantizer(size, code_bytes, 8)
-        # Measured on a small teacher: as near as its default, in a tenth of the
-        # time.
+        # On a small teacher as near as its default, in a tenth of the time
         quantiser.train_type = faiss.ResidualQuantizer.Train_default
         quantiser.max_beam_size = 1
         quantiser.cp.niter = 10
     # k-means wants a point for each centroid.
     unit = unit.repeat(-(-CENTROIDS // len(unit)), 1)
     quantiser.cp.seed = seed
-    # It would print a warning about small samples.
+    # No warning about small samples
     quantiser.cp.min_points_per_centroid = 1
     quantiser.train(unit.float().cpu().contiguous().numpy())
     found = quantiser.centroids if kind == "pq" else quantiser.codebooks
@@ -418,7 +342,7 @@ class TargetCodec(torch.nn.Module):
     """Targets of a teacher to bytes and back.
 
     Each frame has two strings of bytes, one of its posteriors and one of its
-    hidden states, since softmax-level distillation needs the first alone. The
+    hidden states, since softmax-level distillation needs only the first. The
     posteriors begin with ``p(blank)`` or, where that is smaller,
     ``1 - p(blank)`` in fp16; each other symbol has its share of the latter. So
     the blank is never rounded away, and posteriors sum to 1 whatever the
@@ -428,8 +352,6 @@ class TargetCodec(torch.nn.Module):
     ---------
     symbols : int
         Symbols of the posteriors; 0 for a teacher without a CTC head.
-    blank_index : int
-        Index of the blank.
     taps : dict
         Dimension of each tapped layer by its path, in the order of the hidden
         states.
@@ -447,14 +369,9 @@ class TargetCodec(torch.nn.Module):
     codebooks : dict, optional
         For ``pq`` and ``rq``: centroids of each layer by its path.
 
-    Raises
-    ------
-    ValueError
-        If an encoding is unknown or its numbers are out of range.
-
     Example
     -------
-    >>> codec = TargetCodec(29, 0, {"encoder": 8}, 0.02, hidden="fp16")
+    >>> codec = TargetCodec(29, {"encoder": 8}, 0.02, hidden="fp16")
     >>> hidden = torch.randn(1, 3, 8)
     >>> posteriors = torch.softmax(torch.randn(1, 3, 29), dim=-1)
     >>> lengths = torch.tensor([3])
@@ -470,7 +387,6 @@ class TargetCodec(torch.nn.Module):
     def __init__(
         self,
         symbols,
-        blank_index,
         taps,
         frame_period,
         posteriors="topk",
@@ -490,23 +406,20 @@ class TargetCodec(torch.nn.Module):
                 f"no encoding of hidden states {hidden!r}; choose from: "
                 + ", ".join(HIDDEN)
             )
-        if symbols == 1 or (symbols and not 0 <= blank_index < symbols):
-            raise InputError(
-                f"blank {blank_index} of {symbols} symbols leaves no others, "
-                "or is none of them"
-            )
+        if symbols == 1:
+            raise InputError("1 symbol leaves none besides the blank")
         if symbols and posteriors == "topk" and top_k < 1:
             raise InputError(f"top_k must be at least 1, got {top_k}")
         self.symbols = symbols
-        self.blank_index = blank_index
         self.taps = dict(taps)
         self.frame_period = frame_period
         self.shares = None
         if symbols:
+            others = symbols - 1
             self.shares = {
-                "fp16": lambda: Halves(symbols - 1),
-                "uint8": lambda: ByteShares(symbols - 1),
-                "topk": lambda: TopShares(symbols - 1, top_k),
+                "fp16": lambda: Halves(others),
+                "uint8": lambda: ByteShares(others),
+                "topk": lambda: TopShares(others, top_k),
             }[posteriors]()
         if taps and hidden in QUANTISERS:
             self._check_codebooks(hidden, code_bytes, codebooks or {})
@@ -536,29 +449,15 @@ class TargetCodec(torch.nn.Module):
             found = tuple(getattr(codebooks.get(path), "shape", ()))
             if found != wanted:
                 raise InputError(
-                    f"the codebooks of layer {path} must be {wanted}, and is "
+                    f"the codebooks of layer {path} must be {wanted}, got "
                     f"{found}"
                 )
 
     def encode(self, targets):
-        """Turn targets into bytes.
+        """Encode finite targets of utterances.
 
-        Arguments
-        ---------
-        targets : TeacherTargets
-            Of one utterance or several, finite on all frames.
-
-        Returns
-        -------
-        posteriors : torch.Tensor
-            ``(batch, frames, posterior_bytes)``, uint8.
-        hidden : torch.Tensor
-            ``(batch, frames, hidden_bytes)``, uint8.
-
-        Raises
-        ------
-        ValueError
-            If targets are not finite, or too large for their encoding.
+        Returns posteriors ``(batch, frames, posterior_bytes)`` and hidden
+        states ``(batch, frames, hidden_bytes)``, uint8.
         """
         hidden, posteriors = targets.hidden.float(), targets.posteriors.float()
         if not (hidden.isfinite().all() and posteriors.isfinite().all()):
@@ -572,27 +471,25 @@ class TargetCodec(torch.nn.Module):
         hidden = torch.cat(encoded, dim=-1)
         if not self.shares:
             return hidden[..., :0], hidden
-        blank = self.blank_index
-        others = [posteriors[..., :blank], posteriors[..., blank + 1 :]]
-        others = torch.cat(others, dim=-1)
+        # The blank is the first symbol.
+        likely, others = posteriors[..., :1], posteriors[..., 1:]
         # Not 1 - p(blank), which loses what is next to nothing.
         nonblank = others.sum(-1, keepdim=True)
         shares = others / nonblank.clamp(min=_tiny(nonblank))
-        # The smaller of the two, since fp16 is fine near 0 alone; the sign says
+        # The smaller of the two, since fp16 is fine near 0 only; the sign says
         # which.
-        likely = posteriors[..., blank : blank + 1]
         half = torch.where(nonblank <= 0.5, nonblank, -likely)
         half = _to_bytes(half.to(torch.float16))
         return torch.cat([half, self.shares.encode(shares)], dim=-1), hidden
 
     def decode(self, raw, lengths, taps=()):
-        """Turn bytes into targets.
+        """Decode bytes into targets in float32.
 
         Arguments
         ---------
         raw : torch.Tensor
-            Posteriors and, if any layer is wanted, hidden states, one after
-            another along dim, ``(batch, frames, bytes)``, uint8.
+            Posteriors and, if any layer is wanted, hidden states, concatenated
+            along dim, ``(batch, frames, bytes)``, uint8.
         lengths : torch.Tensor
             Valid frames of each utterance, integers of shape ``(batch,)``.
         taps : list of str
@@ -601,7 +498,7 @@ class TargetCodec(torch.nn.Module):
         Returns
         -------
         TeacherTargets
-            In float32.
+            On the teacher's frames.
         """
         at, parts = self.posterior_bytes, {}
         for path, states in self.states.items():
@@ -621,9 +518,5 @@ class TargetCodec(torch.nn.Module):
             others = self.shares.share_out(
                 raw[..., 2 : self.posterior_bytes], nonblank
             )
-            blank = self.blank_index
-            posteriors = torch.cat(
-                [others[..., :blank], likely, others[..., blank:]],
-                dim=-1,
-            )
+            posteriors = torch.cat([likely, others], dim=-1)
         return TeacherTargets(hidden[0], posteriors, lengths, self.frame_period)

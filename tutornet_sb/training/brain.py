@@ -236,28 +236,13 @@ class StageBrain(sb.Brain):
         hidden, one = torch.zeros(1, 1, 1), torch.ones(1)
         loss(outputs, TeacherTargets(hidden, posteriors, one, frame_period=1.0))
 
-    def teach(self, batch):
-        """Give the teacher's targets of a batch, on its own frames.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``; with ``targets`` if they come from a store.
-
-        Returns
-        -------
-        TeacherTargets
-            Of the teacher.
-        """
-        return self.modules.teacher.teach(batch)
-
     def align(self, targets, encoding):
         """Put the teacher's targets on the student's frames.
 
         Arguments
         ---------
         targets : TeacherTargets
-            From ``teach``.
+            On the teacher's frames.
         encoding : Encoding
             The student's own.
 
@@ -270,9 +255,8 @@ class StageBrain(sb.Brain):
             targets,
             encoding.lengths,
             self.student.frame_period,
-            frames=encoding.hidden.shape[1],
-            blank_index=self.hparams.blank_index,
             delay=self.hparams.delay,
+            frames=encoding.hidden.shape[1],
         )
 
     @property

@@ -6,6 +6,7 @@ import speechbrain as sb
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
+from tutornet_sb.corpora.tokenizer import BLANK
 from tutornet_sb.distillation.losses import ctc_loss, frames_needed
 from tutornet_sb.distillation.taps import encode_with_taps
 from tutornet_sb.inference.scores import score
@@ -18,9 +19,9 @@ logger = logging.getLogger(__name__)
 class CTCBrain(StageBrain):
     """Train a student by CTC alone, or score one that is trained.
 
-    ``hparams`` holds besides those of :class:`StageBrain` the ``tokenizer``
-    (a ``SentencePieceProcessor``), ``blank_index`` and optionally ``searcher``,
-    a SpeechBrain CTC beam searcher that decodes the test splits a second time.
+    ``hparams`` holds besides those of :class:`StageBrain` the ``tokenizer`` (a
+    ``SentencePieceProcessor``) and optionally ``searcher``, a SpeechBrain CTC
+    beam searcher that decodes the test splits a second time.
     ``modules`` may hold ``heads``, :class:`IntermediateHeads` that learn beside
     the student's own in training.
 
@@ -141,7 +142,6 @@ class CTCBrain(StageBrain):
             tokens[rows],
             encoding.lengths[rows],
             token_lengths[rows],
-            self.hparams.blank_index,
         )
 
     def transcribe(self, encoding, batch, stage):
@@ -161,9 +161,7 @@ class CTCBrain(StageBrain):
         log_probs = torch.log_softmax(encoding.logits.float(), dim=-1).cpu()
         # SpeechBrain rounds relative lengths to frames again.
         relative = encoding.lengths.cpu() / log_probs.shape[1]
-        greedy = ctc_greedy_decode(
-            log_probs, relative, blank_id=self.hparams.blank_index
-        )
+        greedy = ctc_greedy_decode(log_probs, relative, blank_id=BLANK)
         self.references.update(zip(batch.id, batch.wrd, strict=True))
         texts = map(_tidy, self.hparams.tokenizer.decode(greedy))
         self.hypotheses.update(zip(batch.id, texts, strict=True))

@@ -95,7 +95,8 @@ class RKDBrain(StageBrain):
         torch.Tensor
             Scalar, per hidden unit and frame.
         """
-        targets = self.align(self.teach(batch), representation.encoding)
+        given = self.modules.teacher.targets(batch)
+        targets = self.align(given, representation.encoding)
         representation_loss, terms = self.hparams.representation_loss, {}
         for name, pair, part, projected in zip(
             self.names,
@@ -125,7 +126,7 @@ class RKDBrain(StageBrain):
             Floats by name.
         """
         figures = super().figures(stage_loss)
-        errors = getattr(self.modules.teacher, "errors", {})
+        errors = self.modules.teacher.errors
         for name, pair in zip(self.names, self.pairs, strict=True):
             mean = figures.pop(f"{name}_mean")
             square = figures.pop(f"{name}_square")

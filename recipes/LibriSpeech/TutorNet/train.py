@@ -60,7 +60,7 @@ from tutornet_sb.corpora.librispeech import (
     prepare_librispeech,
 )
 from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
-from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
+from tutornet_sb.corpora.tokenizer import BLANK, pieces, train_tokenizer
 from tutornet_sb.distillation.frame_weighting import name_weighting
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.intermediate import IntermediateHeads
@@ -93,7 +93,7 @@ from tutornet_sb.targets.extraction import (
     measure_hidden,
     weights_hash,
 )
-from tutornet_sb.targets.store import flatten
+from tutornet_sb.targets.header import flatten
 from tutornet_sb.teachers.pseudo_labels import (
     letters_of,
     read_pseudo_labels,
@@ -512,7 +512,7 @@ def fit_for_ctc(items, hparams, student):
 
 def pseudo_label(items, source, hparams):
     """Let the teacher transcribe, and keep what it is sure of."""
-    letters = letters_of(pieces(hparams["tokenizer"]), hparams["blank_index"])
+    letters = letters_of(pieces(hparams["tokenizer"]))
     spoken = {key: item | {"speeds": [100]} for key, item in items.items()}
     data = make_dataset(spoken, hparams)
     path = Path(hparams["output_folder"]) / "pseudo_labels.csv"
@@ -526,7 +526,7 @@ def pseudo_label(items, source, hparams):
         "%d utterances are learnt from the transcripts of %s; %d of which it "
         "is too unsure and %d in which it hears nothing are left out: see %s",
         len(labels.transcripts),
-        source.name,
+        source.source,
         labels.unsure,
         labels.empty,
         path,
@@ -730,7 +730,7 @@ def find_teacher(hparams, run_opts):
         },
     )
     asked, has_head = hparams["pairs"], source.pieces is not None
-    pairs = check_teacher(source.name, source.model, has_head, hparams)
+    pairs = check_teacher(source.source, source.model, has_head, hparams)
     for pair in pairs:
         logger.info(
             "RKD: %s of the student learns %s of the teacher, weight %g",
@@ -775,9 +775,8 @@ def match_symbols(source, transcribed, hparams):
         source.pieces,
         ours,
         source.blank_index,
-        hparams["blank_index"],
         unused=unused,
-        teacher_name=f"teacher {source.name}",
+        teacher_name=f"teacher {source.source}",
         student_name=f"corpus {hparams['corpus']['name']}",
     )
     for line in vocabulary.describe():
@@ -801,10 +800,9 @@ def blank_alone(source, hparams):
     """Keep of a foreign vocabulary what frame weighting asks for."""
     if source.pieces is None:
         return None
-    blank = hparams["blank_index"]
-    targets = [0 if blank else 1] * len(source.pieces)
-    targets[source.blank_index] = blank
-    return VocabularyMap(targets, len(pieces(hparams["tokenizer"])), blank)
+    targets = [1] * len(source.pieces)
+    targets[source.blank_index] = BLANK
+    return VocabularyMap(targets, len(pieces(hparams["tokenizer"])))
 
 
 def stage_epochs(hparams):
@@ -871,10 +869,7 @@ def fill_targets(source, sets, hparams, run_opts):
     taps = teacher_taps(hparams["pairs"])
     teacher = Teacher(source.model, taps, hparams["vocabulary"])
     what = describe(
-        teacher,
-        pieces(hparams["tokenizer"]),
-        hparams["blank_index"],
-        encodings_of(hparams),
+        teacher, pieces(hparams["tokenizer"]), encodings_of(hparams)
     )
     folder = hparams["store_folder"]
     if folder is None:
@@ -895,7 +890,7 @@ def fill_targets(source, sets, hparams, run_opts):
                 batch_seconds=hparams["batch_seconds"],
                 num_workers=hparams["num_workers"],
                 precision=run_opts.get("precision", "fp32"),
-                made={"teacher": source.name},
+                made={"teacher": source.source},
                 progressbar=not run_opts.get("noprogressbar", False),
             )
     return store
@@ -932,7 +927,6 @@ def prepare_head(student, teacher, train, hparams):
         {
             "frames": hparams["head_frames"],
             "delay": hparams["delay"],
-            "blank_index": hparams["blank_index"],
         },
     )
     logger.info("The head was fitted to the teacher: %.3f nats a frame", loss)
@@ -1140,7 +1134,7 @@ def add_latency(splits, student, source, scored, hparams):
 def describe_source(source):
     """What can be told of a teacher that is no run of this recipe."""
     return {
-        "folder": source.name,
+        "folder": source.source,
         "name": source.kind,
         "parameters": sum(p.numel() for p in source.model.parameters()),
     }
@@ -1504,7 +1498,7 @@ def run_alone(text, run_opts, overrides, hparams):
     }
     if taught:
         results["teacher"] = (
-            summarize(source.name)
+            summarize(source.source)
             if source.kind == "run"
             else describe_source(source)
         ) | {"weights_sha256": weights_hash(source.model)}
