@@ -41,36 +41,28 @@ def align(targets, lengths, frame_period, delay=0.0, frames=None):
       would lie behind the end, where the student must have emitted them.
 
     Before the teacher's first and after its last valid frame, that frame is
-    repeated, without its spike. Lengths are read on the host, to check them.
+    repeated, without its spike. Utterances whose durations differ by more than
+    both frames and half of the shorter one are an error.
 
     Arguments
     ---------
     targets : TeacherTargets
-        Teacher's targets on its own frames.
+        On the teacher's frames.
     lengths : torch.Tensor
         Student's valid frames, integers of shape ``(batch,)``.
     frame_period : float
         Distance between two of the student's frames (seconds).
     delay : float
-        How much later the targets arrive (seconds): the student's frame at time
-        ``t`` gets the teacher of time ``t - delay``. For unidirectional
-        students.
+        How much later the targets arrive (seconds), for unidirectional
+        students: their frame at time ``t`` gets the teacher of ``t - delay``.
     frames : int, optional
         Frames of the student's padded batch; by default the greatest length.
 
     Returns
     -------
     TeacherTargets
-        Targets with the student's frames, lengths and frame period, zero on
-        padding. Where nothing needs to change, the tensors that came in, and no
-        ``posterior_mask``.
-
-    Raises
-    ------
-    InputError
-        If teacher and student disagree about the duration of an utterance by
-        more than both frames and half of the shorter one, or if an argument is
-        out of range.
+        On the student's frames, zero on padding. Where nothing needs to change,
+        the tensors that came in, and no ``posterior_mask``.
 
     Example
     -------
@@ -142,14 +134,7 @@ def align(targets, lengths, frame_period, delay=0.0, frames=None):
 
 
 def count_symbols(targets):
-    """Number of symbols that CTC reads from posteriors that are targets.
-
-    Example
-    -------
-    >>> p = torch.eye(3)[[1, 1, 0, 1, 2]].unsqueeze(0)
-    >>> count_symbols(TeacherTargets(p, p, torch.tensor([5]), 0.02)).item()
-    3
-    """
+    """Number of symbols that CTC reads from posteriors that are targets."""
     best = targets.posteriors.argmax(-1)
     mask = frame_mask(targets.lengths, best.shape[1])
     if targets.posterior_mask is not None:
@@ -160,9 +145,8 @@ def count_symbols(targets):
 def _check_durations(theirs, ours, teacher, student, their_period, our_period):
     """Refuse utterances whose durations disagree.
 
-    Centred transforms count a frame that begins before the end (up to a frame
-    too many), the convolutions of wav2vec 2.0 only whole ones (up to a frame
-    and 5 ms too few). Half a frame is slack.
+    Centred transforms count up to a frame too many, the convolutions of wav2vec
+    2.0 up to a frame and 5 ms too few. Half a frame is slack.
     """
     most = 2 * (teacher + student) + min(teacher, student)
     for position, (their, our) in enumerate(zip(theirs, ours, strict=True)):

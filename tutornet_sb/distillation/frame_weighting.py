@@ -38,11 +38,7 @@ def nonblank(targets):
     return (1 - at_least_float32(targets.posteriors[..., BLANK])).clamp(min=0)
 
 
-FRAME_WEIGHTINGS = {
-    "uniform": uniform,
-    "energy": energy,
-    "nonblank": nonblank,
-}
+FRAME_WEIGHTINGS = {"uniform": uniform, "energy": energy, "nonblank": nonblank}
 
 
 def name_weighting(name, symbols):
@@ -53,18 +49,8 @@ def name_weighting(name, symbols):
 def frame_weights(targets, name=None):
     """Weights ``w_t`` that sum to 1 over the valid frames of each utterance.
 
-    Arguments
-    ---------
-    targets : TeacherTargets
-        Targets of the batch.
-    name : str, optional
-        One of ``FRAME_WEIGHTINGS``; by default ``nonblank``, or ``energy`` for
-        a teacher without a CTC head.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(batch, frames)``, 0 on padding.
+    `name` is one of ``FRAME_WEIGHTINGS``, or None, see :func:`name_weighting`.
+    The weights are ``(batch, frames)``, 0 on padding.
 
     Example
     -------

@@ -55,33 +55,11 @@ def fit_head(
     is overconfident on unseen ones. It is an addition of ours to TutorNet
     (arXiv 2008.00671).
 
-    Arguments
-    ---------
-    student : AcousticModel
-        Its head is fitted in place.
-    teacher : Teacher or StoredTeacher
-        With a CTC head, and the student's symbols.
-    batches : iterable of speechbrain.dataio.batch.PaddedBatch
-        With ``sig``, and ``targets`` if they come from a store, in an order
-        that any part of is a fair sample.
-    frames : int
-        Frames to take at most.
-    delay : float
-        Seconds by which the teacher's frames are moved back.
-    steps : int
-        Iterations of L-BFGS at most.
-    penalty : float
-        Of the squared weights, biases excluded.
-
-    Returns
-    -------
-    float
-        The first term at the end (nats a frame).
-
-    Raises
-    ------
-    InputError
-        If hidden states of the student or posteriors are not finite.
+    The teacher needs a CTC head and the student's symbols, the batches ``sig``,
+    and ``targets`` if they come from a store, in an order that any part of is a
+    fair sample. At most `frames` are used, with the teacher's moved back by
+    `delay` seconds, for at most `steps` iterations; biases have no penalty.
+    Returns the first term at the end (nats a frame).
     """
     training = student.training
     student.eval()

@@ -16,13 +16,7 @@ class Intermediate(NamedTuple):
 
 
 def read_intermediate(rows):
-    """Check the intermediate heads of an experiment.
-
-    Example
-    -------
-    >>> read_intermediate([{"student": "encoder.conv", "weight": 0.5}])
-    [Intermediate(student='encoder.conv', weight=0.5)]
-    """
+    """Check the intermediate heads of an experiment, given as mappings."""
     example = "{student: encoder.conv, weight: 0.5}"
     return read_rows(rows, "intermediate", Intermediate, example)
 
@@ -43,22 +37,6 @@ class IntermediateHeads(torch.nn.ModuleList):
         In any mode; it is not changed.
     symbols : int
         Of the student's own head.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=2)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> student = AcousticModel(LogMelFeatures(), encoder, head)
-    >>> path = "encoder.layers.outputs.0"
-    >>> IntermediateHeads([{"student": path}], student, 29)
-    IntermediateHeads(
-      (0): Linear(in_features=8, out_features=29, bias=True)
-    )
     """
 
     def __init__(self, rows, student, symbols):

@@ -29,19 +29,8 @@ def representation_loss(h_teacher, h_student, weights):
     """RKD: ``w_t * || h_t^T - P(h_t^S) ||^2 / D_T``.
 
     TutorNet (arXiv 2008.00671) names the step and the frame weighting; this
-    formula is our reading of it.
-
-    Arguments
-    ---------
-    h_teacher, h_student : torch.Tensor
-        Hidden states, the student's projected, ``(batch, frames, dim)``.
-    weights : torch.Tensor
-        Frame weights, ``(batch, frames)``.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(batch, frames)``.
+    formula is our reading of it. Hidden states, the student's projected, are
+    ``(batch, frames, dim)``, weights and the cost ``(batch, frames)``.
     """
     return weights * (h_teacher - h_student).square().mean(-1)
 
@@ -52,25 +41,12 @@ def l2(p, log_q):
     arXiv 2008.00671, as in Inter-KD (arXiv 2211.15075). As for all softmax
     losses, `p` are posteriors of the teacher and `log_q` log-posteriors of the
     student, both ``(..., symbols)``; the cost is ``(...)``.
-
-    Example
-    -------
-    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
-    >>> l2(p, q.log()).item()
-    0.5
     """
     return (p - log_q.exp()).square().sum(-1)
 
 
 def kl(p, log_q, temperature=1.0):
-    """``temperature^2 * KL(p_t || q_t)`` in nats (arXiv 1503.02531).
-
-    Example
-    -------
-    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
-    >>> round(kl(p, q.log()).item(), 4)
-    0.6931
-    """
+    """``temperature^2 * KL(p_t || q_t)`` in nats (arXiv 1503.02531)."""
     return temperature**2 * (torch.xlogy(p, p) - p * log_q).sum(-1)
 
 
@@ -79,12 +55,6 @@ def guided(p, log_q, blank=BLANK):
 
     Frames where the teacher's best symbol is blank are left to CTC (Kurata and
     Audhkhasi, Guiding CTC posterior spike timings, Interspeech 2019).
-
-    Example
-    -------
-    >>> p, q = torch.tensor([0.2, 0.8]), torch.tensor([0.5, 0.5])
-    >>> guided(p, q.log()).item(), guided(p.flip(0), q.log()).item()
-    (0.5, 0.0)
     """
     best = p.argmax(-1, keepdim=True)
     missed = 1 - torch.take_along_dim(log_q, best, -1).exp()
@@ -96,13 +66,7 @@ SOFTMAX_LOSSES = {"l2": l2, "kl": kl, "guided": guided}
 
 
 def soften(posteriors, temperature):
-    """Turn ``softmax(z)`` into ``softmax(z / temperature)``.
-
-    Example
-    -------
-    >>> soften(torch.tensor([0.8, 0.2]), 2.0)
-    tensor([0.6667, 0.3333])
-    """
+    """Turn ``softmax(z)`` into ``softmax(z / temperature)``."""
     if temperature == 1:
         return posteriors
     tiny = torch.finfo(posteriors.dtype).tiny
@@ -113,14 +77,8 @@ def select_frames(p, mask, beside=None):
     """Valid frames within `beside` frames of the teacher's spikes; None: all.
 
     0 is blank elimination, 1 and more the symmetric selection of arXiv
-    2506.01503. Posteriors are ``(batch, frames, symbols)``, the masks given and
-    returned ``(batch, frames)``.
-
-    Example
-    -------
-    >>> p = torch.eye(2)[[0, 0, 1, 0]].unsqueeze(0)
-    >>> select_frames(p, torch.ones(1, 4, dtype=torch.bool), 1).int().tolist()
-    [[0, 1, 1, 1]]
+    2506.01503. `p` is ``(batch, frames, symbols)``, the masks are
+    ``(batch, frames)``.
     """
     if beside is None:
         return mask
@@ -146,16 +104,6 @@ class RepresentationLoss(torch.nn.Module):
     weighting : str, optional
         Frame weighting, one of ``frame_weighting.FRAME_WEIGHTINGS``; by
         default ``nonblank``, or ``energy`` for a teacher without a CTC head.
-
-    Example
-    -------
-    >>> from tutornet_sb.distillation.targets import TeacherTargets
-    >>> hidden = torch.tensor([[[1.0, -1.0], [9.0, 9.0]]])
-    >>> p = torch.tensor([[[0.9, 0.1], [0.0, 1.0]]])
-    >>> targets = TeacherTargets(hidden, p, torch.tensor([1]), 0.02)
-    >>> loss = RepresentationLoss()(torch.zeros(1, 2, 2), targets)
-    >>> round(loss.item(), 3)
-    1.0
     """
 
     def __init__(self, weighting=None):
@@ -168,15 +116,9 @@ class RepresentationLoss(torch.nn.Module):
         self.weighting = weighting
 
     def forward(self, projected, targets):
-        """Loss of a batch, a scalar.
+        """Loss of projected hidden states, ``(batch, frames, dim)``.
 
-        Arguments
-        ---------
-        projected : torch.Tensor
-            Student's hidden states after the projector,
-            ``(batch, frames, dim)``.
-        targets : TeacherTargets
-            Teacher's targets on the student's frames.
+        The ``TeacherTargets`` must be on the student's frames.
         """
         _check_shapes("projected", projected, "hidden", targets.hidden, "dim")
         mask = frame_mask(targets.lengths, projected.shape[1])
@@ -271,14 +213,9 @@ class SoftmaxLoss(torch.nn.Module):
         self.selection = selection
 
     def forward(self, logits, targets):
-        """Loss of a batch, a scalar.
+        """Loss of the student's logits, ``(batch, frames, symbols)``.
 
-        Arguments
-        ---------
-        logits : torch.Tensor
-            Student's scores before the softmax, ``(batch, frames, symbols)``.
-        targets : TeacherTargets
-            Teacher's targets on the student's frames, with a CTC head.
+        The ``TeacherTargets`` must be on the student's frames.
         """
         teacher = at_least_float32(targets.posteriors)
         require_ctc_head(
@@ -314,26 +251,13 @@ def frames_needed(tokens, token_lengths=None):
     """Frames that CTC needs for transcripts.
 
     One for every symbol and one for the blank between equal neighbours (Graves
-    et al., ICML 2006).
-
-    Arguments
-    ---------
-    tokens : list of int or torch.Tensor
-        A transcript, or several padded ones, ``(batch, tokens)``.
-    token_lengths : torch.Tensor, optional
-        Valid tokens of each transcript, integers of shape ``(batch,)``.
-
-    Returns
-    -------
-    torch.Tensor
-        Integers of shape ``()`` or ``(batch,)``.
+    et al., ICML 2006): of a transcript, a list or ``(tokens,)``, or of several
+    padded ones, ``(batch, tokens)``, with their lengths, ``(batch,)``.
 
     Example
     -------
-    >>> frames_needed(torch.tensor([[2, 2, 3, 3]]), torch.tensor([3]))
-    tensor([4])
-    >>> frames_needed([2, 2, 3, 3]).item()
-    6
+    >>> frames_needed([2, 2, 3, 3])
+    tensor(6)
     """
     tokens = torch.as_tensor(tokens)
     equal = tokens[..., 1:] == tokens[..., :-1]
@@ -344,7 +268,10 @@ def frames_needed(tokens, token_lengths=None):
 
 
 def ctc_loss(logits, tokens, lengths, token_lengths):
-    """CTC loss ``-log P(y|x)`` (Graves et al., ICML 2006), in nats.
+    """CTC loss ``-log P(y|x)`` (Graves et al., ICML 2006), mean of utterances.
+
+    One with fewer frames than :func:`frames_needed` counts as 0, as in
+    SpeechBrain.
 
     Arguments
     ---------
@@ -353,22 +280,12 @@ def ctc_loss(logits, tokens, lengths, token_lengths):
     tokens : torch.Tensor
         Transcripts, padded integers of shape ``(batch, tokens)``.
     lengths, token_lengths : torch.Tensor
-        Valid frames and tokens of each utterance, integers of shape
-        ``(batch,)``.
+        Valid frames and tokens of each utterance, integers ``(batch,)``.
 
     Returns
     -------
     torch.Tensor
-        Scalar, the mean over utterances. One with fewer frames than
-        :func:`frames_needed` counts as 0, as in SpeechBrain.
-
-    Example
-    -------
-    >>> logits = torch.zeros(1, 2, 2)
-    >>> one = torch.tensor([1])
-    >>> loss = ctc_loss(logits, one.unsqueeze(0), 2 * one, one)
-    >>> round(loss.exp().item(), 4)  # three of the four paths
-    1.3333
+        Scalar (nats).
     """
     mask = frame_mask(lengths, logits.shape[1])
     logits = zero_padding(at_least_float32(logits), mask)

@@ -19,13 +19,7 @@ class Pair(NamedTuple):
 
 
 def read_pairs(pairs):
-    """Check pairs given as mappings.
-
-    Example
-    -------
-    >>> read_pairs([{"teacher": "encoder", "student": "encoder.conv"}])
-    [Pair(teacher='encoder', student='encoder.conv', weight=1.0)]
-    """
+    """Check pairs given as mappings; returns a list of ``Pair``."""
     example = "{teacher: encoder, student: encoder, weight: 1.0}"
     if not pairs or not isinstance(pairs, (list, tuple)):
         raise InputError(
@@ -47,38 +41,9 @@ def choose_pairs(pairs, teacher, student):
     1909.10351). Each has the weight 1/N. A shorter stack makes fewer pairs, an
     encoder that is no stack one.
 
-    Arguments
-    ---------
-    pairs : int or list of dict
-        How many, or mappings with the keys ``teacher``, ``student`` (dotted
-        paths) and, if it is not 1, ``weight``.
-    teacher, student : AcousticModel
-        In any mode; they are not changed.
-
-    Returns
-    -------
-    list of Pair
-        From the lowest layers up, or in the order given.
-
-    Raises
-    ------
-    InputError
-        If named pairs are wrong, or a network cannot be run.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> def make(layers):
-    ...     encoder = RecurrentEncoder(64, 4, hidden_size=4, layers=layers)
-    ...     return AcousticModel(LogMelFeatures(), encoder, torch.nn.Identity())
-    >>> for pair in choose_pairs(2, make(3), make(2)):
-    ...     print(*pair)
-    encoder.layers.outputs.1 encoder.layers.outputs.0 0.5
-    encoder encoder 0.5
+    Named pairs are mappings with the keys ``teacher``, ``student`` (dotted
+    paths) and, if it is not 1, ``weight``. The models, in any mode, are not
+    changed.
     """
     if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < 1:
         return read_pairs(pairs)
@@ -104,13 +69,6 @@ def read_rows(rows, name, kind, example):
 
     `name` is that of the list, `kind` a named tuple whose last field is
     ``weight``, and `example` a row, for the messages.
-
-    Example
-    -------
-    >>> read_rows([{"teacher": "head"}], "pairs", Pair, "...")
-    Traceback (most recent call last):
-    ...
-    tutornet_sb.util.errors.InputError: pairs[0]: student is missing
     """
     if not isinstance(rows, (list, tuple)):
         raise InputError(
@@ -158,14 +116,8 @@ def teacher_taps(pairs):
 class Projectors(torch.nn.ModuleList):
     """One projector for each pair; from :func:`make_projectors`.
 
-    Attributes
-    ----------
-    pairs : list of Pair
-        The pairs.
-    student_taps : dict
-        Path -> ``Tap`` of the student's layers, each once.
-    parts : list of slice
-        Each pair's part of the teacher's hidden states along dim.
+    ``student_taps`` are those of the student's layers, each once, and ``parts``
+    the slices of each pair in the teacher's hidden states along dim.
     """
 
     def __init__(self, projectors, pairs, student_taps, parts):
@@ -187,48 +139,9 @@ class Projectors(torch.nn.ModuleList):
 
 
 def make_projectors(factory, pairs, teacher, student):
-    """Make a projector for each pair, of the sizes of its layers.
+    """Make ``factory(student_size, teacher_size)`` for each pair.
 
-    Arguments
-    ---------
-    factory : callable
-        Called as ``factory(student_size, teacher_size)`` for each pair, for
-        instance ``Projector``.
-    pairs : list of Pair
-        From :func:`choose_pairs`.
-    teacher : Teacher or StoredTeacher
-        Tapped at the layers of :func:`teacher_taps`, or at more.
-    student : AcousticModel
-        In any mode; it is not changed.
-
-    Returns
-    -------
-    Projectors
-        For the module ``projector`` of an ``RKDBrain``.
-
-    Raises
-    ------
-    InputError
-        If a layer cannot be tapped.
-
-    Example
-    -------
-    >>> from tutornet_sb.distillation.projector import Projector
-    >>> from tutornet_sb.teachers.teacher import Teacher
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> def make(size):
-    ...     encoder = RecurrentEncoder(64, 7, hidden_size=size, layers=1)
-    ...     head = torch.nn.Linear(2 * size, 29)
-    ...     return AcousticModel(LogMelFeatures(), encoder, head)
-    >>> pairs = [Pair("encoder", "encoder"), Pair("encoder", "encoder.conv")]
-    >>> teacher = Teacher(make(6), teacher_taps(pairs))
-    >>> projectors = make_projectors(Projector, pairs, teacher, make(4))
-    >>> projectors[1].map
-    Linear(in_features=7, out_features=12, bias=True)
+    The teacher must be tapped at the layers of :func:`teacher_taps`, or more.
     """
     sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
     parts = {

@@ -31,24 +31,10 @@ class Tap(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One layer of a model.
+    """One layer of a model; None stands for what it does not have.
 
-    Attributes
-    ----------
-    path : str
-        Dotted path from the model.
-    kind : str
-        Name of its class.
-    shape : tuple, optional
-        Shape of its output: numbers, but ``"batch"`` and ``"frames"`` for these
-        axes. None if it is not called, or returns no tensor.
-    frame_period : float, optional
-        Distance between two frames of its output (seconds). None if no axis,
-        or more than one, grows with time.
-    parameters : int
-        Parameters of it and of the layers in it.
-    tap : Tap, optional
-        None if it cannot be tapped.
+    The shape has ``"batch"`` and ``"frames"`` for these axes, frames are
+    ``frame_period`` seconds apart, and parameters include inner ones.
     """
 
     path: str
@@ -136,28 +122,7 @@ def list_layers(model):
     The second of them is the longer: an axis that grows with it is of frames.
     The model, an ``AcousticModel`` in any mode, is not changed.
 
-    Returns
-    -------
-    list of Layer
-        In the model's order.
-
-    Raises
-    ------
-    InputError
-        If the model cannot be run, for instance when its sizes do not match.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> layers = list_layers(AcousticModel(LogMelFeatures(), encoder, head))
-    >>> layers[0].path, layers[0].shape, layers[0].frame_period
-    ('features', ('batch', 'frames', 64), 0.01)
+    Returns a list of ``Layer`` in the model's order.
     """
     rate = model.features.sample_rate
     short_samples = round(SHORT_SECONDS * rate)
@@ -204,18 +169,6 @@ def find_stack(model):
     These are the numbered layers (``encoder.blocks.0`` and so on) that can be
     tapped: those nearest the top of the encoder, of several such rows the
     longest, and of these the last. Empty if no two layers are numbered.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=2)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> find_stack(AcousticModel(LogMelFeatures(), encoder, head))
-    ['encoder.layers.outputs.0', 'encoder.layers.outputs.1']
     """
     rows = {}
     for path in find_taps(model):
@@ -233,20 +186,7 @@ def find_stack(model):
 def select_taps(model, paths, owner):
     """Path -> ``Tap`` of some layers, each named once.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In any mode; it is not changed.
-    paths : list of str
-        Dotted paths of layers.
-    owner : str
-        ``teacher`` or ``student``, for errors.
-
-    Raises
-    ------
-    InputError
-        If a path is given twice or names no layer of the model, or if the
-        layer's output does not have the model's own frames.
+    The model is not changed; `owner` is ``teacher`` or ``student``, for errors.
     """
     if isinstance(paths, str):
         raise InputError(f"the taps of the {owner} are a list: [{paths}]")
@@ -286,44 +226,9 @@ def encode_with_taps(model, taps, *inputs):
     must be returned by the wrapper, which otherwise waits for gradients that
     never come. So the layers' outputs are made part of the model's own.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        Also one that ``DistributedDataParallel`` wraps.
-    taps : dict
-        Path -> ``Tap``, from :func:`select_taps`. Of a tuple, the first tensor
-        is taken; of several calls in one pass, the last.
-    *inputs : torch.Tensor
-        Those of the model.
-
-    Returns
-    -------
-    encoding : Encoding
-        Output of the model.
-    hidden : list of torch.Tensor
-        Copies of the layers' outputs in the order of ``taps``, each
-        ``(batch, frames, dim)``, with gradients where the model has them.
-
-    Raises
-    ------
-    InputError
-        If a layer is skipped in this pass, or has other frames than the model.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> model = AcousticModel(LogMelFeatures(), encoder, head)
-    >>> taps = select_taps(model, ["encoder.conv", "encoder"], "student")
-    >>> wavs, whole = torch.randn(2, 16000), torch.ones(2)
-    >>> encoding, hidden = encode_with_taps(model, taps, wavs, whole)
-    >>> [tuple(h.shape) for h in hidden]
-    [(2, 51, 8), (2, 51, 8)]
+    Returns the encoding and copies of the outputs of `taps`, a dictionary from
+    :func:`select_taps`, in its order, each ``(batch, frames, dim)``. Of a tuple
+    the first tensor is taken; of several calls in one pass, the last.
     """
     root = getattr(model, "module", model)
     if isinstance(root, OneByOneModel) and len(inputs[0]) > 1:

@@ -16,23 +16,9 @@ def warped_loss(frame_loss, p, log_q, mask, selected, tolerance):
     the same symbol, a frame is compared with one of another symbol, whatever
     the tolerance.
 
-    Arguments
-    ---------
-    frame_loss : callable
-        Called as ``frame_loss(p, log_q)``, ``(..., symbols)`` to ``(...)``.
-    p, log_q : torch.Tensor
-        Posteriors of the teacher and log-posteriors of the student,
-        ``(batch, frames, symbols)``.
-    mask, selected : torch.Tensor
-        Valid frames, and those whose comparison costs anything, boolean
-        ``(batch, frames)``.
-    tolerance : int
-        Frames.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(batch,)``.
+    The loss turns ``(p, log_q)``, both ``(..., symbols)``, into ``(...)``;
+    `p` and `log_q` are ``(batch, frames, symbols)``. Valid frames, and those
+    whose comparison has a cost, are ``(batch, frames)``, the sum ``(batch,)``.
     """
     # Each teacher frame against the student's frames around it
     outside = ~around(mask, tolerance)
@@ -76,14 +62,7 @@ def around(x, tolerance):
 def changes(p, mask):
     """Frames after which CTC reads another symbol than up to them.
 
-    From posteriors ``(batch, frames, symbols)``; both masks are
-    ``(batch, frames)``.
-
-    Example
-    -------
-    >>> p = torch.eye(3)[[1, 0, 1, 1, 0, 2]].unsqueeze(0)
-    >>> changes(p, torch.ones(1, 6, dtype=torch.bool)).int().tolist()
-    [[0, 0, 0, 1, 1, 1]]
+    `p` is ``(batch, frames, symbols)``, both masks are ``(batch, frames)``.
     """
     best = p.argmax(-1)
     spikes = (best != BLANK) & mask
@@ -126,37 +105,11 @@ def warped_sum(costs, inserted, dropped, mask):
     matrices of the min-plus semiring, multiplied pairwise, so that the depth is
     logarithmic in the frames.
 
-    Arguments
-    ---------
-    costs : torch.Tensor
-        Of the teacher's frame ``t`` and the student's frame
-        ``t - tolerance + i``, infinite where there is none,
-        ``(batch, frames, 2 * tolerance + 1)``.
-    inserted : torch.Tensor
-        Of the same student frame if it is inserted after the teacher's frame
-        ``t``, infinite where it may not be, of the same shape.
-    dropped : torch.Tensor
-        Of the teacher's frame ``t`` if it is dropped, infinite where it may not
-        be, ``(batch, frames)``.
-    mask : torch.Tensor
-        Valid frames, ``(batch, frames)``.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(batch,)``.
-
-    Example
-    -------
-    >>> none = torch.inf
-    >>> costs = torch.tensor([[[none, 0.0, 2.0], [3.0, 4.0, none]]])
-    >>> mask = torch.ones(1, 2, dtype=torch.bool)
-    >>> never = torch.full_like(costs, none)
-    >>> warped_sum(costs, never, never[..., 0], mask)
-    tensor([4.])
-    >>> inserted = torch.tensor([[[none, 0.5, 0.5], [none, none, none]]])
-    >>> warped_sum(costs, inserted, torch.tensor([[none, 0.25]]), mask)
-    tensor([0.7500])
+    The costs are of the teacher's frame ``t`` and the student's frame
+    ``t - tolerance + i``, and if that is inserted after ``t``, both
+    ``(batch, frames, 2 * tolerance + 1)``, and if ``t`` is dropped,
+    ``(batch, frames)``; they are infinite where that may not be. The sum is
+    ``(batch,)``.
     """
     chain = _chain(costs)
     # Both advance, which keeps the place in the band, or only the teacher,

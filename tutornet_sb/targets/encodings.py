@@ -14,8 +14,6 @@ import torch
 from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.util.errors import InputError
 
-POSTERIORS = ("fp16", "uint8", "topk")
-HIDDEN = ("fp16", "int8", "pq", "rq")
 CENTROIDS = 256
 # Frames whose distances to centroids are held at a time: few enough for a cache
 CHUNK = 512
@@ -23,8 +21,8 @@ CHUNK = 512
 BEAM = 8
 
 
-def _tiny(x):
-    return torch.finfo(x.dtype).tiny
+def _divide(x, y):
+    return x / y.clamp(min=torch.finfo(y.dtype).tiny)
 
 
 def _to_bytes(x):
@@ -59,54 +57,48 @@ def _from_root(codes):
 
 def _share_out(mass, parts):
     """Give each part its share of a mass."""
-    total = parts.sum(-1, keepdim=True)
-    return parts * (mass / total.clamp(min=_tiny(total)))
+    return parts * _divide(mass, parts.sum(-1, keepdim=True))
 
 
-class Halves:
+class _Halves:
     """Shares or hidden states in fp16."""
 
-    def __init__(self, size):
+    def __init__(self, size, top_k=None):
         self.frame_bytes = 2 * size
 
     def encode(self, values):
-        """To fp16."""
         return _to_bytes(_to_half(values, "hidden states"))
 
     def decode(self, raw):
-        """From fp16."""
         return _from_bytes(raw, torch.float16).to(torch.float32)
 
     def share_out(self, raw, mass):
-        """From fp16, so that they sum to a mass."""
         return _share_out(mass, self.decode(raw))
 
 
-class ByteShares:
+class _ByteShares:
     """The root of each symbol's share in a byte, off by at most 1/510."""
 
-    def __init__(self, symbols):
+    def __init__(self, symbols, top_k=None):
         self.frame_bytes = symbols
 
     def encode(self, shares):
-        """To the roots of shares."""
         return _to_root(shares)
 
     def share_out(self, raw, mass):
-        """From the roots of shares."""
         return _share_out(mass, _from_root(raw))
 
 
-class TopShares:
+class _TopShares:
     """The k greatest shares, their roots in a byte each.
 
     The rest is split evenly among the other symbols, so that the shares still
     sum to 1.
     """
 
-    def __init__(self, symbols, k):
+    def __init__(self, symbols, top_k):
         self.symbols = symbols
-        self.k = min(k, symbols)
+        self.k = min(top_k, symbols)
         self.index = torch.uint8 if symbols <= 256 else torch.int32
         if 256 < symbols <= 2**15:
             self.index = torch.int16
@@ -114,13 +106,11 @@ class TopShares:
         self.frame_bytes = self.index_bytes + self.k
 
     def encode(self, shares):
-        """To indices and the roots of their shares."""
         kept, index = shares.topk(self.k, dim=-1)
         index = _to_bytes(index.to(self.index))
         return torch.cat([index, _to_root(kept)], dim=-1)
 
     def share_out(self, raw, mass):
-        """From indices and the roots of their shares."""
         index = _from_bytes(raw[..., : self.index_bytes], self.index).long()
         # A damaged index must not leave the row.
         index = index.clamp(0, self.symbols - 1)
@@ -138,7 +128,7 @@ class TopShares:
         return shares.scatter_(-1, index, kept * unit)
 
 
-class ByteStates:
+class _ByteStates:
     """Hidden states in a byte each, times a scale of the frame in float32.
 
     Off by at most about 1/254 of the frame's greatest. The scale restores the
@@ -149,21 +139,18 @@ class ByteStates:
         self.frame_bytes = 4 + size
 
     def encode(self, states):
-        """To a scale and a byte each."""
         step = states.abs().amax(-1, keepdim=True) / 127
-        codes = (states / step.clamp(min=_tiny(step))).round().clamp(-127, 127)
-        rounded = _rms(codes)
-        scale = _rms(states) / rounded.clamp(min=_tiny(rounded))
+        codes = _divide(states, step).round().clamp(-127, 127)
+        scale = _divide(_rms(states), _rms(codes))
         codes = codes.to(torch.int8)
         return torch.cat([_to_bytes(scale), _to_bytes(codes)], dim=-1)
 
     def decode(self, raw):
-        """From a scale and a byte each."""
         scale = _from_bytes(raw[..., :4], torch.float32)
         return _from_bytes(raw[..., 4:], torch.int8) * scale
 
 
-class QuantisedStates(torch.nn.Module):
+class _QuantisedStates(torch.nn.Module):
     """Hidden states by centroids of codebooks, a byte for each codebook.
 
     A frame is divided by its root mean square, which is kept in fp16 and
@@ -182,28 +169,24 @@ class QuantisedStates(torch.nn.Module):
         self.register_buffer("first", first, persistent=False)
 
     def encode(self, states):
-        """To a root mean square and the codes of centroids."""
         rms = _rms(states)
-        unit = (states / rms.clamp(min=_tiny(rms))).flatten(0, -2)
+        unit = _divide(states, rms).flatten(0, -2)
         codes = torch.cat([self.find(part) for part in unit.split(CHUNK)])
         codes = codes.to(torch.uint8).unflatten(0, states.shape[:-1])
         half = _to_bytes(_to_half(rms, "root mean squares of hidden states"))
         return torch.cat([half, codes], dim=-1)
 
     def decode(self, raw):
-        """From a root mean square and the codes of centroids."""
         rms = _from_bytes(raw[..., :2], torch.float16).to(torch.float32)
         index = raw[..., 2:].flatten(0, -2).long() + self.first
         unit = self.look_up(index).unflatten(0, raw.shape[:-1])
-        found = _rms(unit)
-        return unit * (rms / found.clamp(min=_tiny(found)))
+        return unit * _divide(rms, _rms(unit))
 
 
-class ProductStates(QuantisedStates):
+class _ProductStates(_QuantisedStates):
     """Product quantisation: each codebook is of a part of the dimensions."""
 
     def find(self, unit):
-        """Nearest centroid to each part."""
         parts = len(self.codebooks)
         unit = _pad(unit, parts).unflatten(-1, (parts, -1)).transpose(0, 1)
         squares = self.codebooks.square().sum(-1).unsqueeze(1)
@@ -213,13 +196,12 @@ class ProductStates(QuantisedStates):
         return distances.argmin(-1).transpose(0, 1)
 
     def look_up(self, index):
-        """Concatenate the centroids."""
         table = self.codebooks.flatten(0, 1)
         unit = torch.nn.functional.embedding(index, table).flatten(-2)
         return unit[..., : self.size]
 
 
-class ResidualStates(QuantisedStates):
+class _ResidualStates(_QuantisedStates):
     """Residual quantisation: the sum of centroids, one of each codebook.
 
     Each codebook is of the residuals of those before it. At the same size it is
@@ -268,12 +250,13 @@ class ResidualStates(QuantisedStates):
         return self._products, table.square().sum(-1).view(-1, 1, CENTROIDS)
 
     def look_up(self, index):
-        """Add up the centroids."""
         table = self.codebooks.flatten(0, 1)
         return torch.nn.functional.embedding_bag(index, table, mode="sum")
 
 
-QUANTISERS = {"pq": ProductStates, "rq": ResidualStates}
+POSTERIORS = {"fp16": _Halves, "uint8": _ByteShares, "topk": _TopShares}
+QUANTISERS = {"pq": _ProductStates, "rq": _ResidualStates}
+HIDDEN = {"fp16": _Halves, "int8": _ByteStates, **QUANTISERS}
 
 
 def _rms(states):
@@ -316,8 +299,7 @@ def train_codebooks(kind, states, code_bytes, seed=0):
             f"code_bytes of {size} dimensions must be 1 to {size}, got "
             f"{code_bytes}"
         )
-    rms = _rms(states)
-    unit = states / rms.clamp(min=_tiny(rms))
+    unit = _divide(states, _rms(states))
     if kind == "pq":
         unit = _pad(unit, code_bytes)
         quantiser = faiss.ProductQuantizer(unit.shape[1], code_bytes, 8)
@@ -348,40 +330,11 @@ class TargetCodec(torch.nn.Module):
     the blank is never rounded away, and posteriors sum to 1 whatever the
     encoding.
 
-    Arguments
-    ---------
-    symbols : int
-        Symbols of the posteriors; 0 for a teacher without a CTC head.
-    taps : dict
-        Dimension of each tapped layer by its path, in the order of the hidden
-        states.
-    frame_period : float
-        Distance between two frames (seconds).
-    posteriors : str
-        ``fp16``, ``uint8`` or ``topk``.
-    top_k : int
-        For ``topk``: symbols kept besides the blank.
-    hidden : str
-        ``fp16``, ``int8``, ``pq`` or ``rq``.
-    code_bytes : int
-        For ``pq`` and ``rq``: bytes of a frame of each layer, besides the two
-        of its root mean square.
-    codebooks : dict, optional
-        For ``pq`` and ``rq``: centroids of each layer by its path.
-
-    Example
-    -------
-    >>> codec = TargetCodec(29, {"encoder": 8}, 0.02, hidden="fp16")
-    >>> hidden = torch.randn(1, 3, 8)
-    >>> posteriors = torch.softmax(torch.randn(1, 3, 29), dim=-1)
-    >>> lengths = torch.tensor([3])
-    >>> targets = TeacherTargets(hidden, posteriors, lengths, 0.02)
-    >>> parts = codec.encode(targets)
-    >>> [tuple(part.shape) for part in parts]
-    [(1, 3, 10), (1, 3, 16)]
-    >>> decoded = codec.decode(torch.cat(parts, dim=-1), lengths, ["encoder"])
-    >>> torch.allclose(decoded.hidden, hidden, rtol=1e-3)
-    True
+    `taps` are the dimensions of the tapped layers by path, in the order of the
+    hidden states; encodings are named in ``POSTERIORS`` and ``HIDDEN``. `top_k`
+    symbols are kept besides the blank; `code_bytes` are those of a
+    quantised layer besides two of its root mean square, and `codebooks` its
+    centroids by path.
     """
 
     def __init__(
@@ -415,12 +368,7 @@ class TargetCodec(torch.nn.Module):
         self.frame_period = frame_period
         self.shares = None
         if symbols:
-            others = symbols - 1
-            self.shares = {
-                "fp16": lambda: Halves(others),
-                "uint8": lambda: ByteShares(others),
-                "topk": lambda: TopShares(others, top_k),
-            }[posteriors]()
+            self.shares = POSTERIORS[posteriors](symbols - 1, top_k)
         if taps and hidden in QUANTISERS:
             self._check_codebooks(hidden, code_bytes, codebooks or {})
             states = [
@@ -428,8 +376,7 @@ class TargetCodec(torch.nn.Module):
                 for path, size in self.taps.items()
             ]
         else:
-            make = Halves if hidden == "fp16" else ByteStates
-            states = [make(size) for size in self.taps.values()]
+            states = [HIDDEN[hidden](size) for size in self.taps.values()]
         self.states = dict(zip(self.taps, states, strict=True))
         # So that codebooks follow the module to its device.
         self.quantised = torch.nn.ModuleList(
@@ -475,7 +422,7 @@ class TargetCodec(torch.nn.Module):
         likely, others = posteriors[..., :1], posteriors[..., 1:]
         # Not 1 - p(blank), which loses what is next to nothing.
         nonblank = others.sum(-1, keepdim=True)
-        shares = others / nonblank.clamp(min=_tiny(nonblank))
+        shares = _divide(others, nonblank)
         # The smaller of the two, since fp16 is fine near 0 only; the sign says
         # which.
         half = torch.where(nonblank <= 0.5, nonblank, -likely)
@@ -483,22 +430,10 @@ class TargetCodec(torch.nn.Module):
         return torch.cat([half, self.shares.encode(shares)], dim=-1), hidden
 
     def decode(self, raw, lengths, taps=()):
-        """Decode bytes into targets in float32.
+        """Decode bytes into ``TeacherTargets`` in float32.
 
-        Arguments
-        ---------
-        raw : torch.Tensor
-            Posteriors and, if any layer is wanted, hidden states, concatenated
-            along dim, ``(batch, frames, bytes)``, uint8.
-        lengths : torch.Tensor
-            Valid frames of each utterance, integers of shape ``(batch,)``.
-        taps : list of str
-            Layers wanted, in their order.
-
-        Returns
-        -------
-        TeacherTargets
-            On the teacher's frames.
+        The bytes are posteriors and, if layers are wanted, hidden states, one
+        after another, ``(batch, frames, bytes)``; lengths are ``(batch,)``.
         """
         at, parts = self.posterior_bytes, {}
         for path, states in self.states.items():

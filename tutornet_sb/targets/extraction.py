@@ -85,20 +85,8 @@ def _settings(features):
 def describe(teacher, pieces, encodings):
     """Describe the targets of a teacher, to be compared with a store's.
 
-    Arguments
-    ---------
-    teacher : Teacher
-        With its taps and its vocabulary.
-    pieces : list of str
-        Symbols of the targets by index, those of the student.
-    encodings : dict
-        ``posteriors``, ``top_k``, ``hidden`` and ``code_bytes``, as for
-        ``TargetCodec``.
-
-    Returns
-    -------
-    dict
-        Of JSON's types.
+    `pieces` are the student's symbols; `encodings` holds ``posteriors``,
+    ``top_k``, ``hidden`` and ``code_bytes`` as for ``TargetCodec``.
     """
     taps = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
     if not taps and not teacher.symbols:
@@ -157,20 +145,8 @@ class StoredTeacher(torch.nn.Module):
     ``targets(batch)``. Its batches have ``targets``, which :meth:`read` returns
     for each utterance.
 
-    Arguments
-    ---------
-    store : TargetStore
-        Filled.
-    taps : list of str
-        Layers wanted, of those in the store.
-
-    Attributes
-    ----------
-    taps, hidden_sizes, symbols, frame_period
-        As of ``Teacher``.
-    errors : dict
-        Error of the encoded hidden states by layer and frame weighting, as the
-        representation loss has it.
+    `taps` are the layers wanted, of those in the store. ``errors`` are those of
+    the encoded hidden states by layer and frame weighting.
     """
 
     def __init__(self, store, taps=()):
@@ -225,40 +201,11 @@ def fill_store(
     Under DDP all processes call it, and each writes its part. A call after a
     killed one resumes. Random numbers are left as found.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store; made if there is none.
-    what : dict
-        What the targets are, from :func:`describe`.
-    teacher : Teacher
-        On the device where it is to run.
-    data : speechbrain.dataio.dataset.DynamicItemDataset
-        Provides ``id`` (the key in the store), ``sig`` (the waveform at the
-        teacher's sample rate) and ``duration`` (seconds).
-    batch_seconds : float
-        Audio of a batch, padding included (seconds).
-    num_workers : int
-        Processes that read audio.
-    precision : str
-        Of the teacher's arithmetic, ``fp32``, ``fp16`` or ``bf16``.
-    made : dict
-        What else to note about how the store is made.
-    progressbar : bool
-        Whether to show one in a terminal.
-
-    Returns
-    -------
-    TargetStore
-        With all of the data.
-
-    Raises
-    ------
-    InputError
-        If the store holds other targets or is damaged, or if the teacher's
-        output is not finite.
-    OSError
-        If the disk is full.
+    `what` the targets are is from :func:`describe`, `made` is noted beside it.
+    The data set, a ``DynamicItemDataset``, provides ``id`` (the key in the
+    store), ``sig`` (at the teacher's sample rate) and ``duration`` (seconds).
+    The teacher runs on its device in batches of up to `batch_seconds`, padding
+    included, in ``fp32``, ``fp16`` or ``bf16``. Returns the store.
     """
     extract = _Extractor(batch_seconds, num_workers, precision, progressbar)
     with ExitStack() as stack:
@@ -274,14 +221,7 @@ def fill_store(
         processes.wait_for_all()
         _fill(store, teacher, extract, data)
         processes.wait_for_all()
-    store = TargetStore(folder)
-    missing = [key for key in data.data_ids if key not in store]
-    if missing:
-        raise InputError(
-            f"the target store {folder} still lacks {len(missing)} utterances, "
-            f"the first of them {missing[0]}: has another process removed them?"
-        )
-    return store
+    return TargetStore(folder)
 
 
 def _same_random_numbers(teacher):
@@ -363,8 +303,16 @@ def _sample(extract, teacher, data):
         for begin in range(0, len(order), 64):
             keys = [data.data_ids[i] for i in order[begin : begin + 64]]
             for batch, targets in extract(teacher, data, keys):
-                found.append(_check_finite(batch.id, targets))
-                frames += int(targets.lengths.sum())
+                mask = _check_finite(batch.id, targets)
+                found.append(
+                    TeacherTargets(
+                        zero_padding(targets.hidden, mask).cpu(),
+                        targets.posteriors.cpu(),
+                        targets.lengths.cpu(),
+                        targets.frame_period,
+                    )
+                )
+                frames += int(mask.sum())
                 bar.update(min(frames, SAMPLE_FRAMES) - bar.n)
             if frames >= SAMPLE_FRAMES:
                 break
@@ -372,20 +320,16 @@ def _sample(extract, teacher, data):
 
 
 def _check_finite(keys, targets):
-    """Targets on the CPU, zero on padded frames; all must be finite."""
+    """Name an utterance whose targets are not finite; returns the mask."""
     mask = frame_mask(targets.lengths, targets.hidden.shape[1])
-    finite = (targets.hidden.isfinite().all(-1) | ~mask).all(-1)
+    finite = [x.isfinite().all(-1) for x in targets[:2]]
+    finite = (finite[0] & finite[1] | ~mask).all(-1)
     for key, is_finite in zip(keys, finite.tolist(), strict=True):
         if not is_finite:
             raise InputError(
-                f"utterance {key}: hidden states of the teacher are not finite"
+                f"utterance {key}: targets of the teacher are not finite"
             )
-    return TeacherTargets(
-        zero_padding(targets.hidden, mask).cpu(),
-        targets.posteriors.cpu(),
-        targets.lengths.cpu(),
-        targets.frame_period,
-    )
+    return mask
 
 
 def _states(sample):
@@ -507,12 +451,12 @@ def _count_time(folder, started):
 
 def _write(writer, codec, batch, targets, missing):
     """Write what is missing of a batch, without its padding."""
-    mask = frame_mask(targets.lengths, targets.posteriors.shape[1])
+    mask = _check_finite(batch.id, targets)
     valid = targets._replace(
         hidden=targets.hidden[mask].unsqueeze(0),
         posteriors=targets.posteriors[mask].unsqueeze(0),
     )
-    parts = [part[0].cpu() for part in _encode(codec, valid, batch.id)]
+    parts = [part[0].cpu() for part in codec.encode(valid)]
     lengths = targets.lengths.tolist()
     wavs, relative = batch.sig
     samples = (relative * wavs.shape[1]).round().long().tolist()
@@ -521,23 +465,3 @@ def _write(writer, codec, batch, targets, missing):
     ):
         if key in missing:
             writer.add(key, *both, count)
-
-
-def _encode(codec, valid, keys):
-    """Encode the valid frames of a batch, or name the utterance that fails."""
-    try:
-        return codec.encode(valid)
-    except ValueError:
-        lengths = valid.lengths.tolist()
-        for key, hidden, posteriors in zip(
-            keys,
-            valid.hidden.split(lengths, dim=1),
-            valid.posteriors.split(lengths, dim=1),
-            strict=True,
-        ):
-            alone = valid._replace(hidden=hidden, posteriors=posteriors)
-            try:
-                codec.encode(alone)
-            except ValueError as error:
-                raise InputError(f"utterance {key}: {error}") from None
-        raise

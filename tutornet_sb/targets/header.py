@@ -203,16 +203,8 @@ def codebook_shapes(what):
 def create_store(folder, what, made=None, codebooks=None):
     """Make an empty store in a folder that is new or empty.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store.
-    what : dict
-        What the targets are, from ``extraction.describe``.
-    made : dict, optional
-        How they are made; is not compared with any run.
-    codebooks : dict, optional
-        Centroids by layer, for quantised hidden states.
+    `what` is from ``extraction.describe``, `made` notes how the targets are
+    made, and `codebooks` are the centroids by layer.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -61,18 +61,9 @@ MAPPED = 128
 class Record(NamedTuple):
     """Place of one utterance in a shard.
 
-    Attributes
-    ----------
-    key : str
-        Of the utterance.
-    frames : int
-        Teacher's frames.
-    samples : int
-        Of the teacher's input.
-    checksums : tuple of int
-        CRC-32 of all up to the posteriors, and of the hidden states.
-    begin, body, end : int
-        First byte of the record and of its posteriors, and the one after it.
+    Samples are of the teacher's input. The checksums are of all up to the
+    posteriors, and of the hidden states. The last are the first byte of the
+    record and of its posteriors, and the one after it.
     """
 
     key: str
@@ -85,18 +76,9 @@ class Record(NamedTuple):
 
 
 class Damage(NamedTuple):
-    """A damaged shard.
+    """A damaged shard: what was found, lost utterances, and sound records.
 
-    Attributes
-    ----------
-    path : pathlib.Path
-        The shard.
-    reason : str
-        What was found.
-    keys : list of str
-        Utterances that are lost, as far as their names can be read.
-    sound : list of Record
-        Records that are not.
+    Utterances are listed as far as their names can be read.
     """
 
     path: Path
@@ -197,14 +179,8 @@ class ShardWriter:
     def add(self, key, posteriors, hidden, samples):
         """Add an utterance; shards before the current one are never lost.
 
-        Arguments
-        ---------
-        key : str
-            Of the utterance.
-        posteriors, hidden : torch.Tensor
-            From ``TargetCodec.encode``, ``(frames, bytes)``, on the CPU.
-        samples : int
-            Of the waveform.
+        Posteriors and hidden states are from ``TargetCodec.encode``,
+        ``(frames, bytes)``, on the CPU; samples are of the waveform.
         """
         name = key.encode()
         if len(name) >= 2**16:
@@ -285,19 +261,8 @@ class TargetStore:
     Every process opens its own, and so does a copy by ``pickle``. Beside the
     mapped files it takes 20 bytes for each utterance.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store.
-    partial : bool
-        Whether damaged shards are left out; otherwise they raise.
-
-    Attributes
-    ----------
-    what, made : dict
-        From the header.
-    codec : TargetCodec
-        Turns bytes into targets.
+    Damaged shards are left out if `partial`; otherwise they raise. ``what`` and
+    ``made`` are from the header, ``codec`` turns bytes into targets.
     """
 
     def __init__(self, folder, partial=False):
@@ -313,6 +278,7 @@ class TargetStore:
                 f"{self.folder / HEADER} is damaged ({error}): delete the "
                 "folder and fill it again"
             ) from None
+        self.taps = self.codec.taps
         self._store = bytes.fromhex(self.made["id"])
         self._maps = OrderedDict()
         self._shards, self._ends = [], []
@@ -345,11 +311,6 @@ class TargetStore:
 
     def __contains__(self, key):
         return self._find(key) is not None
-
-    @property
-    def taps(self):
-        """Dimension of each layer by its path."""
-        return self.codec.taps
 
     def keys(self):
         """Yield the key of every utterance, in no particular order."""
@@ -414,28 +375,11 @@ class TargetStore:
         return parts
 
     def read(self, key, samples=None, hidden=True):
-        """Read the encoded targets of an utterance.
+        """Read encoded targets ``(frames, bytes)``, for ``TargetCodec.decode``.
 
-        Arguments
-        ---------
-        key : str
-            Of the utterance.
-        samples : int, optional
-            Of the student's input, which must be that of the teacher.
-        hidden : bool
-            Whether hidden states are wanted too.
-
-        Returns
-        -------
-        torch.Tensor
-            For ``TargetCodec.decode``, ``(frames, bytes)``, uint8.
-
-        Raises
-        ------
-        KeyError
-            If the store does not have it.
-        InputError
-            If it is damaged, or of another waveform.
+        Samples, if given, are of the student's input, which must be that of the
+        teacher. Without `hidden`, only posteriors are read. An utterance that
+        is missing raises a ``KeyError``.
         """
         place = self._find(key)
         if place is None:

@@ -34,22 +34,7 @@ class PipelineEncoder(torch.nn.Module):
     trial on noise, which also measures the frame period. Padding would change
     the output, since SpeechBrain's containers drop the lengths.
 
-    Arguments
-    ---------
-    pipeline : torch.nn.Module
-        Called as ``(wavs, wav_lens)``, in evaluation mode.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.features import Fbank
-    >>> from speechbrain.nnet.containers import LengthsCapableSequential
-    >>> linear = torch.nn.Linear(40, 5)
-    >>> pipeline = LengthsCapableSequential(
-    ...     Fbank(n_mels=40), torch.nn.ReLU(), linear, torch.nn.LogSoftmax(-1)
-    ... )
-    >>> encoder = PipelineEncoder(pipeline)
-    >>> encoder.stride, encoder.output_size, encoder.head is linear
-    (160.0, 40, True)
+    The pipeline is called as ``(wavs, wav_lens)``, in evaluation mode.
     """
 
     def __init__(self, pipeline):

@@ -39,19 +39,10 @@ class Hypothesis(NamedTuple):
 
 
 class PseudoLabels(NamedTuple):
-    """Transcripts to train on, and counts of what was dropped.
+    """Transcripts by id to train on, and counts of what was dropped.
 
-    Attributes
-    ----------
-    transcripts : dict
-        Transcript of each utterance by id.
-    unsure : int
-        Utterances below the required confidence.
-    empty : int
-        Utterances without a word.
-    left_out : int
-        Characters outside the student's vocabulary that are missing in the
-        transcripts.
+    These are utterances below the required confidence, utterances without a
+    word, and characters outside the student's vocabulary.
     """
 
     transcripts: dict
@@ -71,24 +62,9 @@ def transcribe(source, wavs, wav_lens):
     and also when one that was not emitted nearly was. Of an empty transcript
     it is ``P(y|x)`` itself.
 
-    Arguments
-    ---------
-    source : TeacherSource
-        With a CTC head, in evaluation mode.
-    wavs : torch.Tensor
-        Waveforms, ``(batch, samples)``.
-    wav_lens : torch.Tensor
-        Valid part of each waveform relative to the longest, ``(batch,)``.
-
-    Returns
-    -------
-    list of Hypothesis
-        One for each utterance.
-
-    Raises
-    ------
-    InputError
-        If the teacher's output is not finite.
+    The source is a ``TeacherSource`` with a CTC head, in evaluation mode; the
+    waveforms, ``(batch, samples)``, and their relative lengths are as for its
+    model. Returns a ``Hypothesis`` for each.
     """
     _, logits, lengths = source.model(wavs, wav_lens)
     log_probs = torch.log_softmax(logits.float(), dim=-1)
@@ -117,13 +93,6 @@ def surprise(log_probs, lengths, symbols, blank_index=0):
 
     From log-probabilities ``(batch, frames, symbols)``, valid frames
     ``(batch,)`` and lists of symbols without blanks.
-
-    Example
-    -------
-    >>> log_probs = torch.full((1, 2, 2), 0.5).log()
-    >>> costs = surprise(log_probs, torch.tensor([2]), [[1]])
-    >>> round(mean_probability(costs[0], 1), 4)  # three of the four paths
-    0.75
     """
     counts = torch.tensor([len(ids) for ids in symbols])
     costs = torch.nn.functional.ctc_loss(
@@ -172,13 +141,7 @@ def normalise(text, letters):
 
 
 def letters_of(pieces):
-    """Set of letters that a student's symbols, listed by index, can write.
-
-    Example
-    -------
-    >>> sorted(letters_of(["<unk>", "▁", "▁AN", "D", "'"]))
-    ["'", 'A', 'D', 'N']
-    """
+    """Set of letters that a student's symbols, listed by index, can write."""
     text = [piece for i, piece in enumerate(pieces) if i != BLANK]
     return set("".join(_TAG.sub("", piece) for piece in text)) - set("▁| ")
 
@@ -196,28 +159,10 @@ def write_pseudo_labels(
 
     For one process: under DDP call it in the main process only.
 
-    Arguments
-    ---------
-    source : TeacherSource
-        The teacher. Its model is put in evaluation mode and stays on its
-        device.
-    data : speechbrain.dataio.dataset.DynamicItemDataset
-        Provides ``id``, ``sig`` (the waveform at the teacher's sample rate) and
-        ``duration`` (seconds).
-    path : str or pathlib.Path
-        File to write.
-    letters : set of str
-        The student's letters; see :func:`letters_of`.
-    batch_seconds : float
-        Audio transcribed at a time, padding included (seconds).
-    num_workers : int
-        Processes that read audio.
-
-    Raises
-    ------
-    InputError
-        If the file holds labels by another teacher or in other letters, or is
-        damaged, or if the teacher has no CTC head.
+    The data set, a ``DynamicItemDataset``, provides ``id``, ``sig`` (at the
+    teacher's sample rate) and ``duration`` (seconds); a batch holds up to
+    `batch_seconds`, padding included. `letters` are from :func:`letters_of`.
+    A file of labels by another teacher or in other letters is an error.
     """
     path = Path(path)
     if source.pieces is None:
@@ -334,26 +279,25 @@ def _resume(path, made):
 
 def _read(path):
     """Rows of a file of pseudo-labels, checked."""
-    rows = []
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         try:
-            sound = next(reader, None) == HEADER
-            for fields in reader if sound else ():
-                row = dict(zip(HEADER, fields, strict=True))
-                sound = 0 <= float(row["confidence"]) <= 1
-                sound = sound and row["left_out"].isdecimal()
-                if not sound:
-                    break
-                rows.append(row)
+            if next(reader, None) != HEADER:
+                raise ValueError
+            return [_check_row(fields) for fields in reader]
         except (ValueError, csv.Error):
-            sound = False
-        if not sound:
             raise InputError(
                 f"{path} is damaged at line {reader.line_num}: delete it and "
                 "run the same command again"
-            )
-    return rows
+            ) from None
+
+
+def _check_row(fields):
+    row = dict(zip(HEADER, fields, strict=True))
+    is_share = 0 <= float(row["confidence"]) <= 1
+    if not (is_share and row["left_out"].isdecimal()):
+        raise ValueError
+    return row
 
 
 def longest_first(data, batch_seconds, num_workers=0, done=()):

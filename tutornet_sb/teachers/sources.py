@@ -102,14 +102,7 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
     Returns
     -------
     TeacherSource
-        The teacher.
-
-    Raises
-    ------
-    InputError
-        If there is no such folder, a file is missing in it, or it is none of
-        these or cannot be loaded whole: damaged, with missing or unexpected
-        weights, not available on the hub.
+        The teacher, loaded whole: missing and unexpected weights are errors.
     """
     source = str(source)
     is_folder = Path(source).is_dir()

@@ -14,9 +14,8 @@ class Teacher(torch.nn.Module):
     """A trained model, frozen, exposing selected hidden layers.
 
     It stays in evaluation mode whatever ``train()`` is called on it or around
-    it, and needs no gradients. :class:`~tutornet_sb.targets.extraction.
-    StoredTeacher` has the attributes below and ``targets(batch)`` too, and
-    takes its place in a stage.
+    it, and needs no gradients. A ``StoredTeacher`` has the same attributes and
+    ``targets(batch)``, and takes its place in a stage.
 
     Arguments
     ---------
@@ -45,12 +44,6 @@ class Teacher(torch.nn.Module):
         Distance between two frames (seconds).
     errors : dict
         Error of encoded hidden states; none, since they are exact.
-
-    Raises
-    ------
-    InputError
-        If there is no such layer, or if its output does not have the model's
-        own frames.
 
     Example
     -------
@@ -82,6 +75,7 @@ class Teacher(torch.nn.Module):
         self.eval()
         self.taps = select_taps(model, taps, "teacher")
         self.hidden_sizes = [tap.hidden_size for tap in self.taps.values()]
+        self.frame_period = model.frame_period
         self.errors = {}
         self.to(next(model.parameters()).device)
         self.symbols = self._count_symbols()
@@ -94,11 +88,6 @@ class Teacher(torch.nn.Module):
             targets = self(silence, torch.ones(1, device=device))
         return targets.posteriors.shape[-1]
 
-    @property
-    def frame_period(self):
-        """Distance between two output frames (seconds)."""
-        return self.model.frame_period
-
     def train(self, mode=True):
         """Stay in evaluation mode, in which batch statistics do not drift."""
         return super().train(False)
@@ -106,19 +95,10 @@ class Teacher(torch.nn.Module):
     # Not inference mode: what it returns takes part in the student's graph.
     @torch.no_grad()
     def forward(self, wavs, wav_lens):
-        """Compute the targets of waveforms, in float32.
+        """``TeacherTargets`` of waveforms, in float32, on the teacher's frames.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        TeacherTargets
-            On the teacher's frames.
+        As of an ``AcousticModel``: waveforms ``(batch, samples)``, and their
+        valid parts relative to the longest, ``(batch,)``.
         """
         encoding, hidden = encode_with_taps(
             self.model, self.taps, wavs, wav_lens

@@ -34,21 +34,9 @@ class VocabularyMap(torch.nn.Module):
     after the last letter, and unless there is one before the first letter, that
     of blank counts as boundary at the frame before it.
 
-    Arguments
-    ---------
-    targets : list of int or None
-        For each teacher symbol the index of its student symbol, or None for a
-        symbol that only the teacher has.
-    symbols : int
-        Student's symbols.
-    boundary_index : int, optional
-        The student's word boundary, where the teacher's is elsewhere.
-
-    Example
-    -------
-    >>> vocabulary = VocabularyMap([1, None, 0], 2)
-    >>> vocabulary(torch.tensor([[[0.3, 0.5, 0.2]]]), torch.tensor([1]))
-    tensor([[[0.7000, 0.3000]]])
+    `targets` are the student's symbol for each of the teacher's, or None for
+    one that only the teacher has; `boundary_index` is the student's word
+    boundary, where the teacher's is elsewhere.
     """
 
     def __init__(self, targets, symbols, boundary_index=None):
@@ -114,27 +102,9 @@ def match_vocabulary(
     or a space). The blanks match whatever they are called. Pieces of several
     letters follow the same rule; they are never split.
 
-    Arguments
-    ---------
-    teacher_pieces, student_pieces : list of str
-        Symbols by index; those of a teacher without a CTC head are None.
-    teacher_blank : int
-        Index of the teacher's blank.
-    unused : list of str
-        Student's symbols that the teacher may lack, since no training
-        transcript holds them. Those it lacks get probability 0.
-    teacher_name, student_name : str
-        Names for messages.
-
-    Returns
-    -------
-    VocabularyMap
-        From teacher to student.
-
-    Raises
-    ------
-    VocabularyError
-        If the teacher lacks a symbol of the student, or a CTC head.
+    Symbols are listed by index; a teacher without a CTC head has None. It may
+    lack symbols that are `unused`, in no training transcript, which then get
+    probability 0; if it lacks others, a ``VocabularyError`` is raised.
 
     Example
     -------
