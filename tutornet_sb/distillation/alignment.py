@@ -245,10 +245,10 @@ def _place_spikes(posteriors, ticks, teacher, student, last, inside, final):
 def _windows(ticks, teacher, student, last, final):
     """First frame of each student frame's window and the one after its end.
 
-    A window as wide as a teacher frame, or less, holds the nearest alone.
+    A window as wide as a teacher frame, or less, holds only the nearest.
     """
     width = max(teacher, student)
-    # What lies before the last frame's own time is the frame's before it.
+    # Earlier teacher frames belong to the frame before the last.
     before = torch.where(final, student, width)
     first = _ceil_divide(2 * ticks - before, 2 * teacher)
     end = _ceil_divide(2 * ticks + width, 2 * teacher)

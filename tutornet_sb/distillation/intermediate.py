@@ -1,4 +1,4 @@
-"""CTC heads on intermediate layers of a student, for its training alone."""
+"""CTC heads on intermediate layers of a student, for training only."""
 
 from typing import NamedTuple
 

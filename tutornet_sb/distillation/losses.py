@@ -196,8 +196,8 @@ class SoftmaxLoss(torch.nn.Module):
             )
         if kind == "guided" and selection is not None:
             raise InputError(
-                "the guided loss is of the teacher's spikes alone, and takes "
-                f"no selection, got {selection}"
+                "the guided loss has only the teacher's spikes, and takes no "
+                f"selection, got {selection}"
             )
         frames_of = {"tolerance": tolerance, "selection": selection or 0}
         for name, frames in frames_of.items():
@@ -221,7 +221,7 @@ class SoftmaxLoss(torch.nn.Module):
         require_ctc_head(
             teacher.shape[-1],
             "softmax-level distillation",
-            "distil by rkd alone, with stages: [rkd, ctc]",
+            "distil by rkd only, with stages: [rkd, ctc]",
         )
         _check_shapes("logits", logits, "posteriors", teacher, "symbols")
         mask = frame_mask(targets.lengths, teacher.shape[1])

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -68,36 +68,43 @@ def trying_out(model):
             layer.training = mode
 
 
+@contextmanager
+def watching(model, paths, keep):
+    """Call ``keep(path, inputs, output)`` after each call of some layers."""
+    with ExitStack() as stack:
+        for path in paths:
+
+            def hook(layer, inputs, output, path=path):
+                keep(path, inputs, output)
+
+            layer = model.get_submodule(path)
+            stack.enter_context(layer.register_forward_hook(hook))
+        yield
+
+
 def _probe(model, samples):
     """Shapes of all layers' outputs, and the model's frames, on noise."""
-    shapes, handles = {}, []
+    shapes = {}
 
-    def watch(path, layer):
-        def hook(layer, inputs, output):
-            tensor = _first_tensor(output)
-            if tensor is not None:
-                shapes[path] = tuple(tensor.shape)
+    def keep(path, inputs, output):
+        tensor = _first_tensor(output)
+        if tensor is not None:
+            shapes[path] = tuple(tensor.shape)
 
-        handles.append(layer.register_forward_hook(hook))
-
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    # An own generator: a seed would be that of all devices.
+    generator = torch.Generator().manual_seed(0)
+    wavs = 0.1 * torch.randn(2, samples, generator=generator)
+    # Both at once, or no axis would be that of the batch.
+    together = getattr(model, "forward_together", model)
     try:
-        with trying_out(model) as device:
-            for path, layer in model.named_modules(remove_duplicate=False):
-                watch(path, layer)
-            # An own generator: a seed would be that of all devices.
-            generator = torch.Generator().manual_seed(0)
-            wavs = 0.1 * torch.randn(2, samples, generator=generator)
-            # Both at once, or no axis would be that of the batch.
-            together = getattr(model, "forward_together", model)
+        with trying_out(model) as device, watching(model, paths, keep):
             encoding = together(wavs.to(device), torch.ones(2, device=device))
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(
             f"the network cannot encode: {one_line(error)}. Do the sizes of "
             "its layers match?"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return shapes, encoding.hidden.shape[1]
 
 
@@ -240,15 +247,11 @@ def encode_with_taps(model, taps, *inputs):
             pad_encodings(encodings),
             [pad_frames(parts) for parts in zip(*hidden, strict=True)],
         )
-    outputs, handles = {}, []
+    outputs = {}
 
-    def watch(path):
-        def keep(layer, inputs, output):
-            # A copy, since the next layer may work in place.
-            outputs[path] = _first_tensor(output).clone()
-
-        layer = root.get_submodule(path)
-        handles.append(layer.register_forward_hook(keep))
+    def keep(path, inputs, output):
+        # A copy, since the next layer may work in place.
+        outputs[path] = _first_tensor(output).clone()
 
     def add(layer, inputs, encoding):
         return encoding, [
@@ -256,16 +259,10 @@ def encode_with_taps(model, taps, *inputs):
             for path, tap in taps.items()
         ]
 
-    # Hooked anew each time: copies of a model then have their own hooks, and
+    # Hooked each time: copies of a model then have their own hooks, and
     # replacing a layer (as SyncBatchNorm does) cannot lose them.
-    try:
-        for path in taps:
-            watch(path)
-        handles.append(root.register_forward_hook(add))
+    with watching(root, taps, keep), root.register_forward_hook(add):
         return model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _put_frames_second(path, tap, output, encoding):

@@ -16,6 +16,7 @@ from speechbrain.utils.checkpoints import (
 )
 
 from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.distillation.taps import watching
 from tutornet_sb.networks.acoustic_model import OneByOneModel
 from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.redaction import first_line
@@ -82,20 +83,15 @@ class PipelineEncoder(torch.nn.Module):
 
     def _run(self, wavs, layers):
         """Inputs of some layers, in the order of calls, and the output."""
-        calls, handles = [], []
-        for path, layer in layers.items():
+        calls = []
 
-            def keep(layer, inputs, path=path):
-                calls.append((path, inputs[0]))
+        def keep(path, inputs, output):
+            calls.append((path, inputs[0]))
 
-            handles.append(layer.register_forward_pre_hook(keep))
-        try:
+        with watching(self.pipeline, layers, keep):
             output = self.pipeline(
                 wavs, torch.ones(len(wavs), device=wavs.device)
             )
-        finally:
-            for handle in handles:
-                handle.remove()
         return calls, output
 
     def forward(self, x, lengths):
@@ -103,7 +99,7 @@ class PipelineEncoder(torch.nn.Module):
 
         Returns ``(batch, frames, output_size)`` and its frames, ``(batch,)``.
         """
-        calls, _ = self._run(x, {self._head: self.head})
+        calls, _ = self._run(x, [self._head])
         hidden = calls[-1][1]
         return hidden, torch.full_like(lengths, hidden.shape[1])
 

@@ -85,7 +85,7 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
       (or regardless of) a CTC head, for representations only.
 
     The YAML of an ``encoder_asr`` can run any code, and that of a ``run`` too
-    if it names other parts than the recipe's networks have: both ask for
+    if it names other parts than the recipe's networks have: both require
     `trust_remote_code`.
 
     Arguments

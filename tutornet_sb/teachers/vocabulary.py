@@ -29,7 +29,7 @@ class VocabularyMap(torch.nn.Module):
 
     With a word boundary, an utterance begins with one and does not end with
     one, as SentencePiece writes transcripts. The letters of wav2vec 2.0 have
-    one after each word instead, the last one too: there CTC would ask for blank
+    one after each word instead, the last one too: there CTC requires blank
     where the teacher has a boundary. So its probability counts as blank
     after the last letter, and unless there is one before the first letter, that
     of blank counts as boundary at the frame before it.

@@ -49,7 +49,7 @@ class SKDBrain(CTCBrain):
         batch : speechbrain.dataio.batch.PaddedBatch
             With ``sig``, ``tokens`` and, unless all are, ``transcribed``.
         stage : speechbrain.Stage
-            The teacher is asked in training only.
+            The teacher is used in training only.
 
         Returns
         -------
