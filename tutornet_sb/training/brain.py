@@ -202,10 +202,6 @@ class StageBrain(sb.Brain):
         hidden, one = torch.zeros(1, 1, 1), torch.ones(1)
         loss(outputs, TeacherTargets(hidden, posteriors, one, frame_period=1.0))
 
-    def teach(self, batch):
-        """Give the teacher's targets of a batch, on its own frames."""
-        return self.modules.teacher.teach(batch)
-
     def align(self, targets, encoding):
         """Put the teacher's targets on the student's frames."""
         return align(

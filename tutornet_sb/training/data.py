@@ -10,7 +10,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.dataio.sampler import DynamicBatchSampler
 
 from tutornet_sb.corpora.audio import read_utterance
-from tutornet_sb.corpora.tokenizer import BLANK, pieces
+from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.teachers.pseudo_labels import (
     letters_of,
     read_pseudo_labels,
@@ -90,7 +90,7 @@ def make_batches(data, settings, shuffle=False):
 def _pseudo_label(items, experiment):
     """Transcribe by the teacher, and keep what it is confident of."""
     settings, source = experiment.settings, experiment.teacher
-    letters = letters_of(pieces(experiment.corpus.tokenizer), BLANK)
+    letters = letters_of(pieces(experiment.corpus.tokenizer))
     unchanged = {key: item | {"speeds": [100]} for key, item in items.items()}
     path = experiment.folder / "pseudo_labels.csv"
     run_on_main(
@@ -103,7 +103,7 @@ def _pseudo_label(items, experiment):
         "%d utterances have pseudo-labels of %s; %d whose confidence is below "
         "min_confidence and %d with empty ones are left out: see %s",
         len(labels.transcripts),
-        source.name,
+        source.source,
         labels.unsure,
         labels.empty,
         path,

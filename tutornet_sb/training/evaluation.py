@@ -168,7 +168,7 @@ def _describe(teacher):
     """What results say of a teacher; of a run its figures too."""
     found = teacher.describe() | {"weights_sha256": weights_hash(teacher.model)}
     if teacher.kind == "run":
-        results = runs.read_results(teacher.name)
+        results = runs.read_results(teacher.source)
         *_, last = results["stages"].values()
         found |= {"name": results["student"], "splits": last["splits"]}
         found |= {key: results[key] for key in OF_TEACHER}

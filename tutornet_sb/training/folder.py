@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.networks import runs
-from tutornet_sb.targets.store import flatten
+from tutornet_sb.targets.header import flatten
 from tutornet_sb.util import processes
 from tutornet_sb.util.errors import InputError, SettingError
 from tutornet_sb.util.files import (

@@ -5,7 +5,7 @@ import time
 
 from speechbrain.dataio.dataloader import make_dataloader
 
-from tutornet_sb.corpora.tokenizer import BLANK, pieces
+from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.distillation.head import fit_head
 from tutornet_sb.distillation.pairs import teacher_taps
 from tutornet_sb.distillation.standardisation import Standardiser
@@ -45,7 +45,6 @@ def fill_targets(experiment, sets, run_opts):
     what = describe(
         teacher,
         pieces(experiment.corpus.tokenizer),
-        BLANK,
         {
             "posteriors": settings["posterior_encoding"],
             "top_k": settings["top_k"],
@@ -72,7 +71,7 @@ def fill_targets(experiment, sets, run_opts):
                 batch_seconds=settings["batch_seconds"],
                 num_workers=settings["num_workers"],
                 precision=run_opts.get("precision", "fp32"),
-                made={"teacher": experiment.teacher.name},
+                made={"teacher": experiment.teacher.source},
                 progressbar=not run_opts.get("noprogressbar", False),
             )
     return store

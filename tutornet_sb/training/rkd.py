@@ -67,7 +67,8 @@ class RKDBrain(StageBrain):
 
     def compute_objectives(self, representation, batch, stage):
         """Weighted squared error to the teacher's hidden states."""
-        targets = self.align(self.teach(batch), representation.encoding)
+        given = self.modules.teacher.targets(batch)
+        targets = self.align(given, representation.encoding)
         representation_loss, terms = self.hparams.representation_loss, {}
         for name, pair, part, projected in zip(
             self.names,
@@ -86,7 +87,7 @@ class RKDBrain(StageBrain):
     def figures(self, stage_loss):
         """Mean losses, relative ones, and errors of the codes of a store."""
         figures = super().figures(stage_loss)
-        errors = getattr(self.modules.teacher, "errors", {})
+        errors = self.modules.teacher.errors
         for name, pair in zip(self.names, self.pairs, strict=True):
             mean = figures.pop(f"{name}_mean")
             square = figures.pop(f"{name}_square")

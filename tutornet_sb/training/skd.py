@@ -58,7 +58,7 @@ class SKDBrain(CTCBrain):
         """
         if stage != sb.Stage.TRAIN:
             return super().compute_objectives(encodings, batch, stage)
-        given = self.teach(batch)
+        given = self.modules.teacher.targets(batch)
         targets = self.align(given, encodings[0])
         self.note_left_out(given, targets)
         weights = {

@@ -108,7 +108,7 @@ def set_teacher(experiment, run_opts):
         },
     )
     asked, has_head = settings["pairs"], source.pieces is not None
-    pairs = check_teacher(source.name, source.model, has_head, experiment)
+    pairs = check_teacher(source.source, source.model, has_head, experiment)
     for pair in pairs:
         logger.info(
             "RKD: %s of the student is fitted to %s of the teacher, weight %g",
@@ -191,9 +191,8 @@ def match_symbols(experiment):
             source.pieces,
             ours,
             source.blank_index,
-            BLANK,
             unused=unused,
-            teacher_name=f"teacher {source.name}",
+            teacher_name=f"teacher {source.source}",
             student_name=f"corpus {experiment.settings['corpus']['name']}",
         )
         for line in vocabulary.describe():
@@ -213,4 +212,4 @@ def _blank_alone(source, symbols):
         return None
     targets = [1] * len(source.pieces)
     targets[source.blank_index] = BLANK
-    return VocabularyMap(targets, symbols, BLANK)
+    return VocabularyMap(targets, symbols)
