@@ -1,4 +1,4 @@
-"""Every command of the READMEs and pages, in order, from the state of `make demo`.
+"""Every command of READMEs and pages, in order, from the state of `make demo`.
 
 Corpora, plans and networks of the hub are tiny here; the commands are those of
 the pages, but for what stands in ``REPLACED``.

@@ -302,7 +302,7 @@ def test_an_utterance_without_a_ctc_loss_is_named(
     items[0] = items[0] | {"tokens": just}
     named = [item["id"] for item in items[1 : 3 if name == "ctc" else 2]]
     for stage, told in (
-        (sb.Stage.TRAIN, "learnt from"),
+        (sb.Stage.TRAIN, "of the training set"),
         (sb.Stage.VALID, "of the development set"),
     ):
         caplog.clear()
