@@ -27,9 +27,9 @@ CODES = {401: None, 403: None, 404: "RepoNotFound", 409: None}
 class Refusal(Exception):
     """An answer that is no success."""
 
-    def __init__(self, status, message, code=None):
+    def __init__(self, status, message, code=None, **more):
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.more = status, code, more
 
 
 class Cut(Exception):
@@ -222,7 +222,8 @@ class HubServer:
             raise Refusal(403, f"You may not create models of {owner}")
         name = f"{owner}/{asked['name']}"
         if name in self.repositories:
-            raise Refusal(409, "You already created this model repo")
+            url = f"{self.url}/{name}"
+            raise Refusal(409, "You already created this model repo", url=url)
         private = asked.get("visibility") == "private"
         self.create(name, private or bool(asked.get("private")))
         return {"url": f"{self.url}/{name}", "name": name}
@@ -355,7 +356,7 @@ class Handler(BaseHTTPRequestHandler):
             except Cut:
                 self.close_connection = True
             except Refusal as refusal:
-                said = {"error": str(refusal)}
+                said = {"error": str(refusal)} | refusal.more
                 headers = {"X-Error-Message": str(refusal)}
                 if refusal.code:
                     headers["X-Error-Code"] = refusal.code

@@ -1,4 +1,4 @@
-"""Runs with random weights and something to hear, for tests all over."""
+"""Runs with random weights, and audio, for tests all over."""
 
 import csv
 import json
@@ -103,8 +103,17 @@ def write_run(folder, name, values, sample_rate=RATE):
     )
     splits = {"test-clean": {"wer": 50.0, "cer": 25.0}}
     results = figures | {
+        "format": runs.RESULTS_FORMAT,
+        "role": "student",
+        "main_file": "skd.yaml",
+        "options": {},
+        "compute_matched_to": None,
+        "baseline": None,
         "method": "skd",
         "corpus": "mini",
+        "corpus_license": "apache-2.0",
+        "language": "en",
+        "synthetic": True,
         "student": name,
         "seed": 3,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -112,7 +121,11 @@ def write_run(folder, name, values, sample_rate=RATE):
         "stages": {"rkd": {"splits": {}}, "skd": {"splits": splits}},
         "teacher": {
             "name": "jasper_dr",
-            "folder": str(folder.parent / "teacher"),
+            "source": str(folder.parent / "teacher"),
+            "kind": "run",
+            "method": "ctc",
+            "epochs": 40,
+            "parameters": 1_070_429,
             "splits": splits,
         },
     }

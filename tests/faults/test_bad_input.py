@@ -1141,7 +1141,6 @@ CASES = {
                 ("onnxruntime", "export", ["transcribe", "m.onnx", "a.wav"]),
                 ("scipy", "experiments", ["compare", "plan.yaml"]),
                 ("matplotlib", "experiments", [*COMPARE, "--to", "report"]),
-                ("jinja2", "experiments", [*COMPARE, "--to", "report"]),
             )
         ),
         data(

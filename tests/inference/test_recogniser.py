@@ -25,10 +25,10 @@ from small_runs import (
     write_run,
 )
 
-from tutornet_sb.inference import recogniser
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.description import ALLOWED, rebuild
+from tutornet_sb.networks.export_folder import read_config
 from tutornet_sb.publishing.export import export
 from tutornet_sb.teachers import sources
 from tutornet_sb.util import files
@@ -255,14 +255,17 @@ def test_what_is_not_there(tmp_path, to):
 @pytest.mark.parametrize(
     "values, match",
     [
-        ({"format": "tutornet_sb export 99"}, "of format 'tutornet_sb export"),
+        (
+            {"format": "tutornet_sb export 1"},
+            "of format 'tutornet_sb export 1'",
+        ),
         ({"symbols": "ABC"}, "'symbols' is no list of texts"),
         ({"symbols": [1, 2]}, "'symbols' is no list of texts"),
-        ({"symbols": ["A", "B"]}, r"gives \(1, 51, 29\) for its 2 symbols"),
+        ({"symbols": ["A", "B"]}, r"for its 2 symbols, got \(1, 51, 29\)"),
         ({"blank_index": 29}, "'blank_index' 29 is none of its 29 symbols"),
         ({"blank_index": -1}, "'blank_index' -1 is none"),
         ({"blank_index": True}, "'blank_index' True is none"),
-        ({"sample_rate": 8000}, "says that it hears 8000 Hz"),
+        ({"sample_rate": 8000}, "features, 16000 Hz, got 8000 Hz"),
         ({"sample_rate": 0}, "'sample_rate' is 0"),
         ({"student": [1]}, "describes no 'student'"),
         ({"student": {}}, "not one of a network"),
@@ -282,13 +285,13 @@ def test_a_config_that_is_damaged_or_a_flood(to):
         with pytest.raises(ValueError):
             load_recogniser(to)
         with pytest.raises(ValueError, match="config.json is damaged"):
-            recogniser.read_config(to)
+            read_config(to)
     path.write_text(text + " " * 2**22)
     with pytest.raises(ValueError, match="bytes, more than"):
         load_recogniser(to)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="has no config.json"):
-        recogniser.read_config(to)
+        read_config(to)
 
 
 def change_weights(folder, change):
@@ -330,7 +333,7 @@ def test_weights_are_those_of_the_network_or_refused(to):
     "told, match",
     [
         ({"format": "other"}, "of format 'other'"),
-        ({"symbols": SYMBOLS[:3]}, r"gives \(1, 50, 4\) for its 3 symbols"),
+        ({"symbols": SYMBOLS[:3]}, r"for its 3 symbols, got \(1, 50, 4\)"),
         ({"blank_index": 4}, "'blank_index' 4 is none"),
         ({"frame_period": 0}, "'frame_period' is 0"),
     ],
@@ -371,7 +374,7 @@ def test_an_onnx_file_whose_frames_are_none(tmp_path):
     # How many samples there are, not how many of each utterance
     model.graph.node[-1].input[0] = "hop"
     onnx.save(model, path)
-    with pytest.raises(ValueError, match="for the valid ones of its 50 frames"):
+    with pytest.raises(ValueError, match="must be among its 50 frames"):
         load_recogniser(path)
 
 

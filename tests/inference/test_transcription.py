@@ -32,7 +32,7 @@ from tutornet_sb.inference.latency import align_symbols
 from tutornet_sb.inference.recogniser import Recogniser, load_recogniser
 from tutornet_sb.inference.transcription import (
     Failure,
-    Hearing,
+    FileDecoder,
     find_audio,
     make_searcher,
     read_audio,
@@ -204,10 +204,10 @@ def test_words_and_their_times_are_read_from_the_path(seed, monkeypatch):
     # across all borders
     for sizes, segment in (([90], 60), ([1] * 90, 60), ([7, 1, 40, 42], 0.16)):
         monkeypatch.setattr(transcription, "_SEGMENT", segment)
-        hearing = Hearing(recogniser_of())
+        decoder = FileDecoder(recogniser_of())
         for part in log_probs.split(sizes):
-            hearing.accept(part)
-        found = hearing.finish("x", duration=1.8)
+            decoder.accept(part)
+        found = decoder.finish("x", duration=1.8)
         assert found.text == " ".join(text for text, *_ in expected)
         for word, (text, start, end, confidence) in zip(
             found.words, expected, strict=True
@@ -221,10 +221,10 @@ def test_words_and_their_times_are_read_from_the_path(seed, monkeypatch):
 def test_the_greedy_path_is_the_alignment_of_what_it_says():
     for seed in range(20):
         log_probs = random_frames(seed, frames=40)
-        hearing = Hearing(recogniser_of())
-        hearing.accept(log_probs)
-        ids = [symbol for symbol, *_ in hearing._greedy]
-        spans = [(first, last) for _, first, last, _ in hearing._greedy]
+        decoder = FileDecoder(recogniser_of())
+        decoder.accept(log_probs)
+        ids = [symbol for symbol, *_ in decoder._greedy]
+        spans = [(first, last) for _, first, last, _ in decoder._greedy]
         assert align_symbols(log_probs, ids) == spans
 
 
@@ -232,9 +232,9 @@ def test_the_confidence_of_segments_is_a_lower_bound(monkeypatch):
     log_probs = random_frames(3, frames=90)
 
     def confidence():
-        hearing = Hearing(recogniser_of())
-        hearing.accept(log_probs)
-        return hearing.finish("x", 1.8).confidence
+        decoder = FileDecoder(recogniser_of())
+        decoder.accept(log_probs)
+        return decoder.finish("x", 1.8).confidence
 
     whole = confidence()
     monkeypatch.setattr(transcription, "_SEGMENT", 0.5)
@@ -242,16 +242,16 @@ def test_the_confidence_of_segments_is_a_lower_bound(monkeypatch):
 
 
 def test_silence_has_no_words():
-    hearing = Hearing(recogniser_of())
-    hearing.accept(torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.1]] * 3).log())
-    found = hearing.finish("x", 0.06)
+    decoder = FileDecoder(recogniser_of())
+    decoder.accept(torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.1]] * 3).log())
+    found = decoder.finish("x", 0.06)
     assert found.text == "" and found.words == []
     assert found.confidence == pytest.approx(0.5**3)
 
 
 def test_output_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match="not finite"):
-        Hearing(recogniser_of()).accept(torch.full((3, 5), math.nan))
+        FileDecoder(recogniser_of()).accept(torch.full((3, 5), math.nan))
 
 
 # --------------------------------------------------------------- beam search
@@ -341,9 +341,9 @@ def test_a_language_model_decides_between_words(tmp_path):
         make_searcher(recogniser, 20),
         make_searcher(recogniser, 20, path),
     ):
-        hearing = Hearing(recogniser, searcher)
-        hearing.accept(log_probs)
-        found = hearing.finish("x", 0.24)
+        decoder = FileDecoder(recogniser, searcher)
+        decoder.accept(log_probs)
+        found = decoder.finish("x", 0.24)
         texts.append(found.text)
         starts = [round(word.start / 0.02) for word in found.words]
         assert starts == [2, 8]
@@ -653,12 +653,12 @@ def test_a_stream_says_what_the_whole_says(world, tmp_path, beam_size):
 
 
 def test_the_latest_that_was_heard_is_short():
-    hearing = Hearing(recogniser_of())
+    decoder = FileDecoder(recogniser_of())
     for row in random_frames(0, frames=90).split(10):
-        hearing.accept(row)
-    text = hearing.finish("x", 1.8).text
-    assert text.endswith(hearing.latest(5))
-    assert len(text) > 30 > len(hearing.latest(5)) > 1
+        decoder.accept(row)
+    text = decoder.finish("x", 1.8).text
+    assert text.endswith(decoder.latest(5))
+    assert len(text) > 30 > len(decoder.latest(5)) > 1
 
 
 def test_a_model_with_a_table_of_positions_gets_shorter_windows(tmp_path):

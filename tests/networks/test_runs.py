@@ -48,7 +48,7 @@ def finished(tmp_path):
     with open(manifest, "w", newline="") as file:
         csv.writer(file).writerows([["ID", "wrd"], ["a", "ONE TWO"]])
     train_tokenizer([manifest], folder / runs.TOKENIZER)
-    files.write_json(folder / runs.RESULTS, {"seed": 3})
+    files.write_json(folder / runs.RESULTS, {"format": 2, "seed": 3})
     return folder, model
 
 
@@ -108,10 +108,17 @@ def test_weights_must_be_all_and_no_others(finished, change):
 
 
 def test_results_come_back_as_written(tmp_path):
-    content = {"seed": 1, "name": "Zoë", "splits": {"dev": {"wer": 1 / 3}}}
+    content = {"format": 2, "name": "Zoë", "splits": {"dev": {"wer": 1 / 3}}}
     files.write_json(tmp_path / runs.RESULTS, content)
     assert runs.read_results(tmp_path) == content
     assert "Zoë" in (tmp_path / runs.RESULTS).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("old", [{"seed": 1}, {"format": 1}, [2]])
+def test_results_of_another_format_are_refused(tmp_path, old):
+    files.write_json(tmp_path / runs.RESULTS, old)
+    with pytest.raises(ValueError, match="this version reads 2: train again"):
+        runs.read_results(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [b"", b'{"seed": 1, ', b"\xff\xfe{}"])

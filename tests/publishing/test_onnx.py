@@ -35,6 +35,7 @@ from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.inference import runner, transcription
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.inference.runner import OnnxModel
+from tutornet_sb.inference.speech import find_speech
 from tutornet_sb.inference.transcription import find_pause
 from tutornet_sb.networks import runs
 from tutornet_sb.publishing import formats
@@ -734,13 +735,13 @@ def test_the_corpus_is_asked_for_where_it_is_needed(
     result = invoke(run, "to", form)
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
-    assert "MiniLibri: say where it lies by --data" in line
+    assert "MiniLibri: name its folder by --data" in line
     assert not (tmp_path / "to").exists()
 
 
 def test_a_corpus_that_is_not_there_is_named(run, tmp_path):
     result = invoke(run, tmp_path / "to", "--onnx", "--data", tmp_path / "no")
-    assert result.exit_code == 2 and "no: say where" in result.stderr
+    assert result.exit_code == 2 and "no: name its" in result.stderr
 
 
 def test_the_corpus_of_the_run_is_found(run, corpus, tmp_path, monkeypatch):
@@ -758,14 +759,15 @@ def test_the_corpus_of_the_run_is_found(run, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, _ = runs.load_run(copy)
     results = {"splits": {"dev-clean": {}, "test-clean": {}}}
-    speech = runs.find_speech(copy, None, results, model, needed=True)
+    speech = find_speech(copy, None, results, model, needed=True)
     assert speech.split == "test-clean"
     assert len(speech.test) == 11 and len(speech.valid) == 11
     lengths = [len(one.read()) for one in speech.test]
     assert lengths == sorted(lengths)
-    assert runs.find_speech(copy, None, None, model, needed=False) is None
+    results = {"splits": {"test-clean": {}}}
+    assert find_speech(copy, None, results, model, needed=False) is None
     with pytest.raises(ValueError, match="no dev and test split"):
-        runs.find_speech(copy, None, None, model, needed=True)
+        find_speech(copy, None, results, model, needed=True)
 
 
 def test_the_runner_is_a_file_of_its_own(exported):

@@ -135,7 +135,7 @@ def test_what_does_not_fit_the_pieces_is_refused(tmp_path):
     # Windows of 25 ms every 10 ms
     with pytest.raises(ValueError, match="reach 100 samples"):
         OnlineGraph(model)
-    with pytest.raises(ValueError, match="hears 8000 Hz"):
+    with pytest.raises(ValueError, match="got 8000 Hz"):
         write_sherpa(model, tmp_path / "m.onnx")
 
 
@@ -195,5 +195,5 @@ def test_sherpa_says_the_same(network, tmp_path):
         same += found == expected
         texts.add(expected)
     assert len(texts) > 2
-    # Random networks hear differences at which trained ones do not stumble.
+    # Random networks are sensitive to differences that trained ones tolerate.
     assert same >= 6

@@ -60,6 +60,15 @@ stream does not know; set `causal: true` and train again
         raise InputError("model: in training mode; call model.eval() first")
 
 
+def can_stream(model):
+    """Whether a ``Stream`` can use a model, which is in evaluation mode."""
+    try:
+        check_streamable(model)
+    except InputError:
+        return False
+    return True
+
+
 class Stream:
     """Encode a waveform piece by piece, as the model would encode the whole.
 

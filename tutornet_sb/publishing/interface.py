@@ -1,4 +1,4 @@
-"""What an exported model is to its users: SpeechBrain's interface."""
+"""SpeechBrain's interface to an exported model, copied into the export."""
 
 import functools
 
@@ -7,14 +7,11 @@ from speechbrain.inference.ASR import EncoderASR
 
 
 class CustomInterface(EncoderASR):
-    """An ``EncoderASR`` around an ``AcousticModel``.
+    """An ``EncoderASR`` around an ``AcousticModel``, made by ``foreign_class``.
 
-    It differs in one thing. ``EncoderASR`` gives its decoder the relative
-    lengths of the waveforms, which in a padded batch round to a frame more or
-    less than an utterance has. Here they are the frames that the model says.
-
-    Made by ``speechbrain.inference.interfaces.foreign_class`` from an exported
-    folder; the name is the one that it looks for.
+    ``EncoderASR`` gives its decoder the relative lengths of the waveforms,
+    which in a padded batch may round to one frame more or less than an
+    utterance has. Here they are the valid frames of the model.
     """
 
     def encode_batch(self, wavs, wav_lens):
@@ -30,20 +27,12 @@ class CustomInterface(EncoderASR):
         Returns
         -------
         torch.Tensor
-            ``(batch, frames, symbols)``; what stands on padded frames means
-            nothing.
+            ``(batch, frames, symbols)``; padded frames are undefined.
         """
         return self._encode(wavs, wav_lens)[0]
 
     def transcribe_batch(self, wavs, wav_lens):
-        """Transcribe waveforms.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms at the model's sample rate, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
+        """Transcribe waveforms, given as for ``encode_batch``.
 
         Returns
         -------
@@ -59,7 +48,7 @@ class CustomInterface(EncoderASR):
             texts = self.tokenizer.decode(hypotheses)
         else:
             texts = [hyps[0].text for hyps in hypotheses]
-        # Two signs of a word boundary in a row are one boundary.
+        # Word boundaries in a row are one boundary.
         return [" ".join(text.split()) for text in texts], hypotheses
 
     def _encode(self, wavs, wav_lens):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import tempfile
 import warnings
@@ -42,7 +43,7 @@ _WITHOUT_INT8 = "GRU", "RNN"
 
 
 class NoInt8Error(InputError):
-    """A graph that int8 would not make faster."""
+    """int8 would not make the graph faster, or cost too much accuracy."""
 
 
 class ConvolutionSTFT(torch.nn.Module):
@@ -56,23 +57,9 @@ class ConvolutionSTFT(torch.nn.Module):
     stft : speechbrain.processing.features.STFT
         The transform to replace; ``center: True``, ``pad_mode: constant``.
     pad : bool
-        Whether zeros are put before and after the waveform, as by ``stft``.
-        Else what it is given holds ``before`` samples more at the beginning
-        and ``after`` at the end.
-
-    Raises
-    ------
-    ValueError
-        If it is another kind of transform.
-
-    Example
-    -------
-    >>> from speechbrain.processing.features import STFT
-    >>> stft = STFT(sample_rate=16000, win_length=20, n_fft=512)
-    >>> wavs = torch.randn(2, 3000)
-    >>> found = ConvolutionSTFT(stft)(wavs)
-    >>> torch.allclose(found, stft(wavs), atol=1e-4), tuple(found.shape)
-    (True, (2, 19, 257, 2))
+        Whether to pad the waveform with zeros, as ``stft`` does. Otherwise the
+        input holds ``before`` more samples at the beginning and ``after`` at
+        the end.
     """
 
     def __init__(self, stft, pad=True):
@@ -81,7 +68,9 @@ class ConvolutionSTFT(torch.nn.Module):
         if not (stft.center and stft.onesided) or stft.normalized_stft:
             raise InputError("the STFT must be centred, onesided and plain")
         if stft.pad_mode != "constant":
-            raise InputError(f"pad_mode {stft.pad_mode}: 'constant' is needed")
+            raise InputError(
+                f"pad_mode must be 'constant', got {stft.pad_mode!r}"
+            )
         self.hop_length = stft.hop_length
         self.bins = stft.n_fft // 2 + 1
         # torch.stft puts the window into the middle of n_fft samples.
@@ -95,18 +84,7 @@ class ConvolutionSTFT(torch.nn.Module):
         self.register_buffer("basis", basis.float().unsqueeze(1))
 
     def forward(self, x):
-        """Transform waveforms.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            ``(batch, samples)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Real and imaginary parts, ``(batch, frames, bins, 2)``.
-        """
+        """From ``(batch, samples)`` to ``(batch, frames, bins, 2)``."""
         if self.pad:
             x = torch.nn.functional.pad(x, (self.before, self.after))
         y = torch.nn.functional.conv1d(
@@ -116,13 +94,7 @@ class ConvolutionSTFT(torch.nn.Module):
 
 
 class OnnxGraph(torch.nn.Module):
-    """What is written: the model, a softmax, and lengths in samples.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        It is copied.
-    """
+    """A copy of an ``AcousticModel``, with a softmax and lengths in samples."""
 
     def __init__(self, model):
         super().__init__()
@@ -132,21 +104,9 @@ class OnnxGraph(torch.nn.Module):
         self.model = model
 
     def forward(self, wavs, lengths):
-        """Compute log-probabilities.
+        """Log-probabilities ``(batch, frames, symbols)``, and valid frames.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            ``(batch, samples)``.
-        lengths : torch.Tensor
-            Valid samples, integers of shape ``(batch,)``.
-
-        Returns
-        -------
-        log_probs : torch.Tensor
-            ``(batch, frames, symbols)``.
-        frames : torch.Tensor
-            Valid frames, integers of shape ``(batch,)``.
+        Of waveforms ``(batch, samples)`` and their valid samples ``(batch,)``.
         """
         # In double precision a product with the samples is exact again.
         encoding = self.model(wavs, lengths.double() / wavs.shape[1])
@@ -154,20 +114,7 @@ class OnnxGraph(torch.nn.Module):
 
 
 def replace_stft(features, pad=True):
-    """Let features transform by a convolution.
-
-    Arguments
-    ---------
-    features : SpectralFeatures
-        Changed in place.
-    pad : bool
-        See ``ConvolutionSTFT``.
-
-    Returns
-    -------
-    ConvolutionSTFT
-        The new transform.
-    """
+    """Replace the STFT of ``SpectralFeatures`` in place, and return the new."""
     owner, name = features, "stft"
     if hasattr(features, "fbank"):
         owner, name = features.fbank, "compute_STFT"
@@ -177,27 +124,10 @@ def replace_stft(features, pad=True):
 
 
 def write_graph(module, inputs, path, names, axes, metadata):
-    """Write a module as ONNX.
+    """Write a module in evaluation mode as ONNX, traced on ``inputs``.
 
-    Arguments
-    ---------
-    module : torch.nn.Module
-        In evaluation mode.
-    inputs : tuple of torch.Tensor
-        What to trace it on.
-    path : str or pathlib.Path
-        File to write.
-    names : tuple of list of str
-        Names of the inputs and of the outputs.
-    axes : dict
-        Names of the axes that vary, by name of input or output and position.
-    metadata : dict of str to str
-        Written into the file.
-
-    Raises
-    ------
-    ValueError
-        If the module does something that ONNX cannot say.
+    ``names`` are those of the inputs and of the outputs, ``axes`` the names of
+    the axes that vary, by name and position.
     """
     with warnings.catch_warnings():
         # The tracer warns of each Python number, and that it is the older of
@@ -224,7 +154,7 @@ def write_graph(module, inputs, path, names, axes, metadata):
 
 
 def _finish(path, metadata, int8=False):
-    """Make a graph smaller, and write into it what it is."""
+    """Make a graph finite and smaller, and add its metadata."""
     model = onnx.load(path)
     for tensor in find_constants(model.graph):
         _make_finite(tensor)
@@ -236,19 +166,7 @@ def _finish(path, metadata, int8=False):
 
 
 def find_constants(graph):
-    """Find all numbers that a graph holds.
-
-    Arguments
-    ---------
-    graph : onnx.GraphProto
-        The graph.
-
-    Yields
-    ------
-    onnx.TensorProto
-        Initialisers, and constants of nodes, those within conditions and loops
-        included.
-    """
+    """All initialisers and constants of a graph and its subgraphs."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -267,10 +185,9 @@ def _make_finite(tensor):
 
 
 def _compute_bases(graph):
-    """Let graphs compute the cosines and sines of a ``ConvolutionSTFT``.
+    """Let graphs compute the basis of a ``ConvolutionSTFT`` when loaded.
 
-    Which onnxruntime does once, when it loads the graph. Stored, they would
-    take more room than a small student in int8.
+    Stored, it would take more room than a small student in int8.
     """
     for tensor in list(graph.initializer):
         if tensor.name.rpartition(".")[2] != "basis":
@@ -339,17 +256,16 @@ def write_onnx(model, path, about):
     path : str or pathlib.Path
         File to write.
     about : dict
-        ``name``, ``sample_rate``, ``frame_period``, ``symbols`` and
-        ``blank_index``, for the file's metadata.
+        Metadata of the file, with the keys of ``runner.ABOUT``.
 
     Returns
     -------
     OnnxModel
-        The model, loaded again.
+        The written model.
 
     Raises
     ------
-    ValueError
+    InputError
         If the network cannot be written, or the graph differs from it.
     """
     # Traced on a batch of one, which broadcasts to any.
@@ -391,33 +307,11 @@ def _noise(model, seconds):
 
 @torch.no_grad()
 def compare(model, written, wavs, lengths):
-    """Compare a model and its ONNX graph on a batch.
+    """Compare a model and its ONNX graph on a batch with lengths in samples.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    written : OnnxModel
-        The graph.
-    wavs : torch.Tensor
-        ``(batch, samples)``.
-    lengths : torch.Tensor
-        Valid samples, integers of shape ``(batch,)``.
-
-    Returns
-    -------
-    difference : float
-        The greatest one between log-probabilities of valid frames (nats).
-    expected : list of torch.Tensor
-        The model's log-probabilities, ``(frames, symbols)`` for each.
-    found : list of torch.Tensor
-        The graph's.
-
-    Raises
-    ------
-    ValueError
-        If they differ in the number of frames, or by more than
-        ``TOLERANCE``.
+    Returns the greatest difference between log-probabilities of valid frames
+    (nats), and those of the model and of the graph, ``(frames, symbols)`` each;
+    an ``InputError`` says that it exceeds ``TOLERANCE``.
     """
     encoding = model(wavs, lengths.double() / wavs.shape[1])
     log_probs, frames = written.encode(wavs.numpy(), lengths.numpy())
@@ -445,29 +339,24 @@ class _Speech(CalibrationDataReader):
     """Utterances one by one, as the quantiser asks for them."""
 
     def __init__(self, wavs):
-        self.rest = iter(wavs)
+        self.inputs = (
+            {"wavs": wav[None].numpy(), "lengths": np.array([len(wav)])}
+            for wav in wavs
+        )
 
     def get_next(self):
-        wav = next(self.rest, None)
-        if wav is None:
-            return None
-        return {
-            "wavs": wav.unsqueeze(0).numpy(),
-            "lengths": torch.tensor([len(wav)]).numpy(),
-        }
+        return next(self.inputs, None)
 
 
 def quantize(path, to, wavs):
     """Quantise a graph to int8, if that makes it faster.
 
     Convolutions and linear layers are computed in int8: weights by channel,
-    inputs by the range that they have on some speech. In the first layer, which
-    receives the features, and in the head that costs accuracy, and only the
-    weights are in int8. LSTM layers are onnxruntime's DynamicQuantizeLSTM:
-    weights by channel, inputs and states by the range of the moment. The
-    features stay as they are. onnxruntime has no int8 kernel for GRU layers:
-    their weights would be expanded again, which takes longer than in single
-    precision.
+    inputs by their range on some speech. In the first layer and in the head
+    that costs accuracy, and only their weights are in int8. LSTM layers become
+    onnxruntime's DynamicQuantizeLSTM: weights by channel, inputs and states by
+    their current range. The features stay as they are. onnxruntime has no int8
+    kernel for GRU layers, whose weights would be expanded again.
 
     Arguments
     ---------
@@ -519,18 +408,16 @@ def quantize(path, to, wavs):
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-    # The quantiser forgets the metadata, and computes what can be computed
-    # beforehand.
-    told = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    _finish(to, told, int8=True)
+    # The quantiser drops the metadata, and folds the computed bases.
+    metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    _finish(to, metadata, int8=True)
 
 
 def _shrink_weights(graph):
-    """Keep in int8 what weights of layers are not so yet.
+    """Store all other weights of layers in int8 too.
 
     They are expanded by a product, which onnxruntime computes once, when it
-    loads the graph, and not by DequantizeLinear, which it would compute again
-    for each utterance.
+    loads the graph, and not by DequantizeLinear, computed for each utterance.
     """
     weights = {
         tensor.name: tensor
@@ -577,9 +464,7 @@ def _shrink_weights(graph):
 
 @contextmanager
 def _quiet():
-    """Keep the quantiser's advice, which was followed, from the user."""
-    import logging
-
+    """Silence the quantiser's advice, which was followed."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
