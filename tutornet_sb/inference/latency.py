@@ -1,9 +1,7 @@
 """Emission latency: how long after its end a word is emitted by a CTC model.
 
 It is the time of the last symbol of a word in the greedy transcript, less the
-time at which its pronunciation ends; it can be negative. Time for computation
-is not included (see ``scores.real_time_factor``). For a model that needs the
-whole utterance, it is a property of the alignment only.
+time at which its pronunciation ends (it can be negative), without computation.
 """
 
 import jiwer
@@ -19,22 +17,8 @@ _ENERGY_FRAME = 0.01
 
 
 def symbol_runs(path, blank_index=0):
-    """Find the symbols in a path of one label a frame.
+    """Symbol, first and last frame of each run in a path, ``(frames,)``.
 
-    Arguments
-    ---------
-    path : torch.Tensor
-        Labels, integers of shape ``(frames,)``.
-    blank_index : int
-        The blank of CTC.
-
-    Returns
-    -------
-    list of tuple
-        ``(symbol, first, last)``: symbol, first and last frame of each run.
-
-    Example
-    -------
     >>> symbol_runs(torch.tensor([0, 1, 1, 0, 1, 2]))
     [(1, 1, 2), (1, 4, 4), (2, 5, 5)]
     """
@@ -50,24 +34,10 @@ def symbol_runs(path, blank_index=0):
 
 
 def align_symbols(log_probs, symbols, blank_index=0):
-    """Find the frames of given symbols on CTC's most probable path.
+    """First and last frame of each symbol on CTC's most probable path.
 
-    Arguments
-    ---------
-    log_probs : torch.Tensor
-        ``(frames, symbols)``.
-    symbols : list of int
-        Indices, without blanks.
-    blank_index : int
-        The blank of CTC.
+    Of log-probabilities ``(frames, symbols)``; None if frames are too few.
 
-    Returns
-    -------
-    list of tuple or None
-        First and last frame of each symbol; None if the frames are too few.
-
-    Example
-    -------
     >>> probs = torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6]])
     >>> align_symbols(probs.log(), [1, 1])
     [(0, 0), (2, 2)]
@@ -91,42 +61,20 @@ def align_symbols(log_probs, symbols, blank_index=0):
 def word_ends(
     model, batches, pieces, blank_index=0, threshold=30.0, shortest_pause=0.06
 ):
-    """Estimate when the words of transcribed utterances end.
+    """Estimate when the words of transcribed utterances end (seconds).
 
     A model that receives the whole utterance (the teacher, say) is aligned to
     the transcript. Its spike for a word's last symbol precedes the word's end,
-    which lies between there and the first symbol of the next word:
-
-    - at the start of the last pause between the two, if there is one of at
-      least ``shortest_pause`` (shorter silence may be the closure of a stop);
-    - else at the first symbol of the next word.
-
+    which lies between there and the first symbol of the next word: at the start
+    of the last pause between the two, if one of at least ``shortest_pause``
+    seconds (shorter silence may be the closure of a stop), else at that symbol.
     The last word ends with the last frame of speech; if that is the last of the
     recording, its end is unknown. Compare latencies by the same word ends only.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        Aligned to the transcripts; in evaluation mode.
-    batches : iterable
-        Batches with ``id``, ``sig``, ``wrd`` and ``tokens``, the latter
-        symbols of this model.
-    pieces : list of str
-        The model's symbols by index.
-    blank_index : int
-        The blank of CTC.
-    threshold : float
-        Frames of 10 ms so far below the loud ones (95th percentile of the
-        utterance) are silence (dB).
-    shortest_pause : float
-        Seconds.
-
-    Returns
-    -------
-    dict
-        By utterance id, the end of each word of ``wrd`` (seconds), None where
-        unknown. All are unknown if the tokens do not spell the transcript or
-        the frames are too few for them.
+    Batches have ``id``, ``sig``, ``wrd`` and ``tokens`` (symbols of the model).
+    Frames of 10 ms ``threshold`` dB below the loud ones are silence. Returned
+    are, by utterance id, the end of each word of ``wrd``, None where unknown:
+    all, if the tokens do not spell the transcript or frames are too few.
     """
     device = next(model.parameters()).device
     sample_rate = model.features.sample_rate
@@ -205,38 +153,15 @@ def _find_ends(words, speech, shortest_pause):
 def emission_latency(
     model, batches, pieces, ends, blank_index=0, look_ahead=0.0
 ):
-    """Measure how long after its end a word is emitted.
+    """Measure how long after its end a word is emitted (milliseconds).
 
     Words count that are recognised (hits of jiwer's alignment) and whose end is
-    known. A symbol is emitted at the first frame at which it is the most
-    probable; frame ``i`` is at ``i * frame_period``.
+    known, from ``word_ends`` or the truth. A symbol is emitted at the first
+    frame at which it is the most probable; frame ``i`` is at ``i *
+    frame_period``, plus the ``look_ahead`` of the model (seconds).
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode.
-    batches : iterable
-        Batches with ``id``, ``sig`` and ``wrd``.
-    pieces : list of str
-        The model's symbols by index.
-    ends : dict
-        Ends of the words of each ``wrd`` by id (seconds), None where unknown:
-        from :func:`word_ends`, or the truth.
-    blank_index : int
-        The blank of CTC.
-    look_ahead : float
-        Audio after its own time that a frame of the model needs (seconds).
-
-    Returns
-    -------
-    dict
-        ``mean``, ``median`` and ``p95`` (milliseconds; None if no word counts),
-        ``words`` (that count), ``hits`` and ``reference_words``.
-
-    Raises
-    ------
-    InputError
-        If there is no end for each word of an utterance.
+    Returns ``mean``, ``median`` and ``p95`` (None if no word counts), ``words``
+    (that count), ``hits`` and ``reference_words``.
     """
     device = next(model.parameters()).device
     latencies, hits, reference_words = [], 0, 0

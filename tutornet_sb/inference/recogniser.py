@@ -33,8 +33,7 @@ class Recogniser(NamedTuple):
     name : str
         Folder or file, or hub id with its revision.
     kind : str
-        ``run``, ``export``, ``onnx``, or one of ``load_teacher``'s kinds with a
-        CTC head: ``encoder_asr``, ``ctc``.
+        ``run``, ``export``, ``onnx``, ``encoder_asr`` or ``ctc``.
     sample_rate : int
         Sample rate that it expects (Hz).
     frame_period : float
@@ -48,8 +47,7 @@ class Recogniser(NamedTuple):
     encode : Callable
         From waveforms, ``(batch, samples)``, and their valid samples,
         ``(batch,)``, to log-probabilities, ``(batch, frames, symbols)``, and
-        their valid frames, ``(batch,)``, on the CPU; padded frames are
-        undefined.
+        their valid frames, ``(batch,)``, on the CPU.
     max_seconds : float
         The longest waveform that can be encoded (seconds).
     model : AcousticModel or None
@@ -93,8 +91,7 @@ def load_recogniser(
     revision : str, optional
         Commit, tag or branch of a hub id. Only a commit pins the model.
     trust_remote_code : bool
-        Whether a ``hyperparams.yaml`` may be loaded, or a ``model.yaml`` that
-        names other parts.
+        Whether code of an ``encoder_asr`` or a ``run`` may be run.
     device : str
         ``cpu`` or ``cuda``.
 
@@ -105,10 +102,8 @@ def load_recogniser(
 
     Raises
     ------
-    MissingFileError
-        If there is no such folder or file, and `source` is no hub id.
     InputError
-        If it is none of these, is damaged, or its parts do not fit.
+        If it is missing, none of these or damaged, or its parts do not fit.
     """
     source, path = str(source), Path(source)
     is_local = path.exists()

@@ -130,24 +130,44 @@ class OnnxModel:
             round(count * self.frame_period * self.sample_rate)
             for count in (frames, hop)
         )
-        # Best symbols; the last window from `start` on is not among them yet.
-        done, pending, start = [], None, 0
+        joiner = Joiner(hop, lambda best: best == self.blank_index)
+        done = []
         for wav, _ in windows(blocks, size, hop_samples):
             log_probs, count = self.encode(wav[None], [len(wav)])
             log_probs = log_probs[0, : count[0]]
             if not np.isfinite(log_probs).all():
                 raise ValueError("the model's output is not finite for it")
-            best, first = log_probs.argmax(-1), 0
-            if pending is not None:
-                shared = min(len(pending) - hop, len(best))
-                quarter = shared // 4
-                middle = slice(quarter, shared - quarter)
-                both = np.stack([best[middle], pending[hop:][middle]])
-                is_blank = (both == self.blank_index).all(0)
-                first = quarter + find_pause(is_blank)
-                done.append(pending[start : hop + first])
-            pending, start = best, first
-        return self._spell(np.concatenate([*done, pending[start:]]))
+            done.append(joiner.accept(log_probs.argmax(-1)))
+        return self._spell(np.concatenate([*done, joiner.pending]))
+
+
+class Joiner:
+    """Joins the frames of windows that begin ``hop`` frames apart.
+
+    The cut is in a pause within the middle half of the frames that two windows
+    share, where both have context on either side.
+    """
+
+    def __init__(self, hop, is_blank):
+        self.hop, self.is_blank = hop, is_blank
+        # Frames of the last window from `offset` on
+        self.pending, self.offset = None, 0
+
+    def accept(self, frames):
+        """Take the next window, and return the frames before the cut."""
+        if self.pending is None:
+            self.pending = frames
+            return frames[:0]
+        start = self.hop - self.offset
+        shared = min(len(self.pending) - start, len(frames))
+        quarter = shared // 4
+        middle = slice(quarter, shared - quarter)
+        both = frames[middle], self.pending[start:][middle]
+        ours, theirs = map(self.is_blank, both)
+        self.offset = quarter + find_pause(ours & theirs)
+        done = self.pending[: start + self.offset]
+        self.pending = frames[self.offset :]
+        return done
 
 
 def find_pause(is_blank):

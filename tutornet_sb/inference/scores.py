@@ -14,24 +14,10 @@ from tutornet_sb.util.errors import InputError
 def score(references, hypotheses):
     """Word and character error rate over a set of utterances.
 
-    Arguments
-    ---------
-    references, hypotheses : dict
-        Transcript of each utterance by id; the ids must agree.
+    From transcripts by id: ``wer`` and ``cer`` (percent), ``utterances``,
+    ``words`` (of the references). An ``InputError`` says that the ids differ or
+    the references hold no word.
 
-    Returns
-    -------
-    dict
-        ``wer`` and ``cer`` (percent), ``utterances``, ``words`` (of the
-        references).
-
-    Raises
-    ------
-    InputError
-        If the ids differ or the references hold no word.
-
-    Example
-    -------
     >>> score({"a": "ONE TWO"}, {"a": "ONE TOO"})["wer"]
     50.0
     """
@@ -45,13 +31,8 @@ def score(references, hypotheses):
 
 
 def count_errors(references, hypotheses):
-    """Errors of each utterance by id, for tests over utterances.
+    """``[word errors, words, character errors, characters]`` by utterance id.
 
-    Returns ``[word errors, words, character errors, characters]`` for each, the
-    totals being those of the reference.
-
-    Example
-    -------
     >>> count_errors({"a": "ONE TWO"}, {"a": "ONE TOO"})
     {'a': [1, 2, 1, 7]}
     """
@@ -115,25 +96,9 @@ def _compare(references, hypotheses):
 def real_time_factor(model, wavs, sample_rate, blank_index=0):
     """Seconds of computation for a second of audio, one utterance at a time.
 
-    From waveform to greedy transcript, after two utterances to warm up. The
-    fastest of three passes counts for each utterance, to leave out disturbances
-    by other processes.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode, on the device to measure.
-    wavs : list of torch.Tensor
-        Waveforms, ``(samples,)`` each.
-    sample_rate : int
-        Of the waveforms (Hz).
-    blank_index : int
-        The blank of CTC.
-
-    Returns
-    -------
-    float
-        Below 1 is faster than real time.
+    From waveform, ``(samples,)``, to greedy transcript, after two utterances to
+    warm up. The fastest of three passes counts for each utterance, to leave out
+    disturbances by other processes.
     """
     device = next(model.parameters()).device
     whole = torch.ones(1, device=device)

@@ -46,28 +46,9 @@ class Speech(NamedTuple):
 def find_speech(run, data, results, model, needed):
     """Find the first test set that a run was scored on, and some of dev.
 
-    Arguments
-    ---------
-    run : pathlib.Path
-        Output folder of ``train.py``.
-    data : str or pathlib.Path or None
-        Folder of the corpus; by default that of the training.
-    results : dict
-        With ``splits``, as from ``experiments.compare.summarize``.
-    model : AcousticModel
-        That of the run.
-    needed : bool
-        Whether it is an error if there is none.
-
-    Returns
-    -------
-    Speech or None
-
-    Raises
-    ------
-    InputError
-        If the corpus is named or needed and missing, or the run was scored on
-        no such splits and they are needed.
+    ``data`` is the folder of the corpus, by default that of the training, and
+    ``results`` has ``splits``. If there is none, it is None, or an
+    ``InputError`` if it is named or needed.
     """
     scored = results["splits"]
     valid = [split for split in scored if split.startswith("dev")]

@@ -15,7 +15,13 @@ from tutornet_sb.corpora.librispeech import read_transcript
 from tutornet_sb.corpora.tokenizer import split_words, tidy
 from tutornet_sb.inference import runner
 from tutornet_sb.inference.latency import align_symbols, symbol_runs
-from tutornet_sb.inference.runner import OVERLAP, WINDOW, find_pause, windows
+from tutornet_sb.inference.runner import (
+    OVERLAP,
+    WINDOW,
+    Joiner,
+    find_pause,
+    windows,
+)
 from tutornet_sb.networks.streaming import Stream, can_stream, check_streamable
 from tutornet_sb.teachers.pseudo_labels import mean_probability, surprise
 from tutornet_sb.util.errors import InputError, MissingFileError
@@ -29,18 +35,12 @@ _CHUNKS = 0.2, 10.0
 
 
 class Word(NamedTuple):
-    """A recognised word.
+    """A recognised word, its times (seconds) and its confidence.
 
-    Attributes
-    ----------
-    word : str
-    start, end : float
-        Start of the frame of its first symbol and end of the frame of its last
-        symbol in the alignment (seconds). CTC models spike within a sound, and
-        late ones after it: these are no phonetic boundaries.
-    confidence : float
-        Geometric mean over its symbols of the highest probability among the
-        symbol's frames, 0 to 1.
+    It starts with the frame of its first symbol and ends with that of its last
+    one in the alignment. CTC models spike within a sound, and late ones after
+    it: these are no phonetic boundaries. The confidence is the geometric mean
+    over its symbols of the highest probability among the symbol's frames.
     """
 
     word: str
@@ -50,17 +50,10 @@ class Word(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """The transcript of a file.
+    """The transcript of a file of so many seconds.
 
-    Attributes
-    ----------
-    file, text : str
-    duration : float
-        Seconds of audio.
-    confidence : float
-        ``P(y|x)^(1/n)`` of its ``n`` symbols, as ``pseudo_labels.transcribe``
-        defines it; ``P(y|x)`` is the product over the decoded segments.
-    words : list of Word
+    The confidence is ``P(y|x)^(1/n)`` of its ``n`` symbols, as in
+    ``pseudo_labels.transcribe``; ``P(y|x)`` is the product over the segments.
     """
 
     file: str
@@ -149,20 +142,9 @@ def check_language_model(path):
 
 
 def make_searcher(recogniser, beam_size=100, language_model=None):
-    """Make SpeechBrain's beam searcher for a model.
+    """Make SpeechBrain's beam searcher for a ``Recogniser``.
 
-    Arguments
-    ---------
-    recogniser : Recogniser
-        The model.
-    beam_size : int
-        Hypotheses that are kept.
-    language_model : str or pathlib.Path, optional
-        A KenLM file (.arpa or .bin), in the letters of the model.
-
-    Returns
-    -------
-    speechbrain.decoders.ctc.CTCBeamSearcher
+    ``language_model`` is a KenLM file (.arpa or .bin) in the model's letters.
     """
     if language_model is not None:
         check_language_model(language_model)
@@ -180,26 +162,8 @@ def make_searcher(recogniser, beam_size=100, language_model=None):
 def spell(text, pieces):
     """Spell words in as few of a model's symbols as possible.
 
-    Arguments
-    ---------
-    text : str
-        Words.
-    pieces : list of str
-        Symbols by index; ``▁`` begins a word, or ``|`` or a space separates
-        two.
+    ``▁`` begins a word, or ``|`` or a space separates two.
 
-    Returns
-    -------
-    list of int
-        Indices.
-
-    Raises
-    ------
-    InputError
-        If the symbols cannot spell the text.
-
-    Example
-    -------
     >>> spell("AN A", ["<blank>", "▁", "A", "N", "AN"])
     [1, 4, 1, 2]
     """
@@ -230,19 +194,12 @@ def spell(text, pieces):
 
 
 class FileDecoder:
-    """Decodes one file while its frames come in.
+    """Decodes one file by a ``Recogniser``'s symbols while its frames come in.
 
     Frames are decoded in segments of up to a minute, cut in pauses, and then
     dropped. Greedy decoding is the same as that of all frames at once, and its
     path is the alignment. A beam searcher (and its language model) starts anew
     in each segment; its result is aligned by ``align_symbols``.
-
-    Arguments
-    ---------
-    recogniser : Recogniser
-        Whose frames they are.
-    searcher : CTCBeamSearcher, optional
-        Instead of greedy decoding.
     """
 
     def __init__(self, recogniser, searcher=None):
@@ -357,56 +314,39 @@ class FileDecoder:
 # ---------------------------------------------------------------------- files
 
 
-class _Part(NamedTuple):
-    """A window of a file, and how many of its samples are new."""
-
-    job: object
-    wav: torch.Tensor
-    is_last: bool
-    samples: int
-
-
 class _Job:
     """A file in progress."""
 
     def __init__(self, file, recogniser, searcher, hop_frames):
         self.file = str(file)
         self.decoder = FileDecoder(recogniser, searcher)
+        self.joiner = Joiner(hop_frames, self.decoder.is_blank)
         self.result = None
         self.samples = 0
-        self._recogniser = recogniser
-        self._hop_frames = hop_frames
-        # Frames of the last window from _offset on
-        self._pending, self._offset = None, 0
+        self._rate = recogniser.sample_rate
 
     def accept(self, log_probs, is_last):
-        """Add the frames of the next window.
-
-        Two windows share frames; they are joined in a pause within the middle
-        half of these, where both have context on either side.
-        """
-        if self._pending is not None:
-            start = self._hop_frames - self._offset
-            shared = min(len(self._pending) - start, len(log_probs))
-            quarter = shared // 4
-            middle = slice(quarter, shared - quarter)
-            both = log_probs[middle], self._pending[start:][middle]
-            ours, theirs = map(self.decoder.is_blank, both)
-            self._offset = quarter + find_pause(ours & theirs)
-            self.decoder.accept(self._pending[: start + self._offset])
-            log_probs = log_probs[self._offset :]
-        self._pending = log_probs
+        """Add the frames of the next window."""
+        self.decoder.accept(self.joiner.accept(log_probs))
         if is_last:
-            self.decoder.accept(log_probs)
+            self.decoder.accept(self.joiner.pending)
             self.finish()
 
     def finish(self):
-        duration = self.samples / self._recogniser.sample_rate
-        self.result = self.decoder.finish(self.file, duration)
+        self.result = self.decoder.finish(self.file, self.samples / self._rate)
 
     def fail(self, error):
         reason = " ".join(str(error).split()) or type(error).__name__
         self.result = Failure(self.file, reason)
+
+
+class _Part(NamedTuple):
+    """A window of a file, and how many of its samples are new."""
+
+    job: _Job
+    wav: torch.Tensor
+    is_last: bool
+    samples: int
 
 
 def transcribe(
@@ -440,7 +380,7 @@ def transcribe(
     searcher : CTCBeamSearcher, optional
         From :func:`make_searcher`; by default, decoding is greedy.
     stream : bool
-        Stream short files too.
+        Stream short files too; an ``InputError`` says why a model cannot.
     window : float
         Seconds.
     on_audio : callable, optional
@@ -452,12 +392,6 @@ def transcribe(
     ------
     Transcript or Failure
         Of each file, in the order given.
-
-    Raises
-    ------
-    InputError
-        If the model cannot stream though it should, or an option has an
-        impossible value.
     """
     if not batch_seconds > 0:
         raise InputError(f"batch_seconds must be above 0, got {batch_seconds}")
@@ -582,13 +516,9 @@ def _encode_batch(recogniser, wavs):
 
 
 def read_references(path):
-    """Read reference transcripts by id.
+    """Read transcripts by id: lines ``ID TEXT`` of a file, or of a folder.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        A file of lines ``ID TEXT``, or a folder: all ``*.trans.txt`` in it and
-        in its subfolders, as in LibriSpeech, except hidden ones.
+    Of a folder, of all ``*.trans.txt`` as in LibriSpeech, except hidden ones.
     """
     path = Path(path)
     files = [path]

@@ -105,26 +105,9 @@ def check_symbols(content, path):
 
 
 def load_export(folder, name):
-    """Load an export from its description and safetensors; no code is run.
+    """Load an ``ExportedModel`` from its description and safetensors.
 
-    Arguments
-    ---------
-    folder : pathlib.Path
-        With ``config.json`` and ``model.safetensors``.
-    name : str
-        Used in error messages.
-
-    Returns
-    -------
-    ExportedModel
-
-    Raises
-    ------
-    MissingFileError
-        If a file is missing.
-    InputError
-        If a file is damaged or of another format, or the weights are not those
-        of the network.
+    No code of the folder is run; ``name`` is for error messages.
     """
     config = read_config(folder)
     path = folder / SAFETENSORS

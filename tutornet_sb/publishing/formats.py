@@ -34,32 +34,9 @@ MOST_TIME = 0.95
 def add_onnx(to, model, tokenizer, config, speech, int8):
     """Write ONNX graphs into an export, and compare them with the model.
 
-    Arguments
-    ---------
-    to : pathlib.Path
-        The export.
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    tokenizer : sentencepiece.SentencePieceProcessor
-        Of the model.
-    config : dict
-        Content of ``config.json`` so far.
-    speech : Speech or None
-        What the graphs are tried on; noise alone if None.
-    int8 : bool
-        Whether a quantised graph is written too.
-
-    Returns
-    -------
-    about : dict
-        ``onnx`` of ``config.json``.
-    transcripts : list of str
-        Of the test set by the model itself.
-
-    Raises
-    ------
-    InputError
-        If the network cannot be written, or a graph differs from it.
+    On the test set of ``speech``, or on noise alone if it is None. Returns
+    ``onnx`` of ``config.json`` and the model's own transcripts; an
+    ``InputError`` says that the network cannot be written, or a graph differs.
     """
     (to / ONNX).parent.mkdir()
     written = write_onnx(
@@ -151,11 +128,10 @@ def time_ratio(first, second, wavs, turns=5):
 
 
 def add_sherpa(to, model, tokenizer, config, speech, transcripts=None):
-    """Write the files for sherpa-onnx into an export, and try them.
+    """Write the files for sherpa-onnx into an export, and try them on speech.
 
-    Arguments are those of :func:`add_onnx`, and the model's own transcripts of
-    the test set, if known. Returns ``sherpa`` of ``config.json``; an
-    ``InputError`` says why sherpa-onnx has no recogniser for such a model.
+    ``transcripts`` are the model's own, if known. Returns ``sherpa`` of
+    ``config.json``; an ``InputError`` says why there is no such recogniser.
     """
     (to / SHERPA).parent.mkdir()
     blank = config["blank_index"]
@@ -178,10 +154,7 @@ def add_sherpa(to, model, tokenizer, config, speech, transcripts=None):
 
 
 def transcriber(model, tokenizer, blank):
-    """A function from a waveform, an array ``(samples,)``, to its transcript.
-
-    ``model`` is an ``AcousticModel`` in evaluation mode on the CPU.
-    """
+    """A function from a waveform, an array (samples,), to its transcript."""
 
     @torch.no_grad()
     def transcribe(wav):

@@ -38,21 +38,6 @@ FILES = {
     SHERPA: "the model as sherpa-onnx loads it",
     TOKENS: "its symbols",
 }
-# Keys of config.json that a card needs
-KEYS = (
-    "name",
-    "load_with",
-    "sample_rate",
-    "parameters",
-    "symbols",
-    "blank_index",
-    "student",
-    "results",
-    "training",
-    "license",
-    "language",
-    "synthetic",
-)
 
 
 def model_card(
@@ -92,70 +77,32 @@ def model_card(
     InputError
         If ``config`` lacks a key.
     """
-    missing = [key for key in KEYS if key not in config]
-    if missing:
-        raise InputError(
-            f"config.json in {folder} lacks {missing[0]!r}: export the run "
-            "again"
+    try:
+        *imports, model = loading_lines(config, source, revision, private)
+        use = f'print(model.transcribe_file("{AUDIO}"))'
+        card = ModelCard.from_template(
+            _metadata(config, source, license, language),
+            template_path=TEMPLATE,
+            config=config,
+            run=config["results"],
+            training=config["training"],
+            stages=STAGES,
+            source=source,
+            revision=revision,
+            audio=AUDIO,
+            script=SCRIPT,
+            program="\n".join([*imports, "", model, use]),
+            needs_transformers="networks.huggingface" in str(config["student"]),
+            results_table=_results_table(config["results"]),
+            scores_table=_scores_table,
+            files_table=_files_table(folder),
+            letters=_letters(config),
+            dumps=json.dumps,
         )
-    run, training = config["results"], config["training"]
-    onnx, sherpa = config.get("onnx"), config.get("sherpa")
-    option = f" --revision {revision}" if revision else ""
-    packages = "speechbrain"
-    if "networks.huggingface" in json.dumps(config["student"]):
-        packages += " transformers"
-    *imports, model = loading_lines(config, source, revision, private)
-    use = f'print(model.transcribe_file("{AUDIO}"))'
-    splits = run["splits"]
-    card = ModelCard.from_template(
-        _metadata(config, source, license, language),
-        template_path=TEMPLATE,
-        config=config,
-        run=run,
-        training=training,
-        teacher=run["teacher"],
-        onnx=onnx,
-        sherpa=sherpa,
-        stages=STAGES,
-        title=_title(source),
-        source=source,
-        audio=AUDIO,
-        script=SCRIPT,
-        option=option,
-        packages=packages,
-        program="\n".join([*imports, "", model, use]),
-        teacher_text=_teacher_text(run["teacher"]),
-        is_tutornet=any(
-            STAGES[stage].initialises for stage in training["stages"]
-        ),
-        is_foreign=config["load_with"].endswith("foreign_class"),
-        is_online=(sherpa or {}).get("recognizer", "").startswith("Online"),
-        results_table=_results_table(run),
-        has_latency=any("latency" in scores for scores in splits.values()),
-        sizes=[
-            f"{split} has {_count(scores['utterances'], 'utterance')} of "
-            f"{_count(scores['words'], 'word')}"
-            for split, scores in splits.items()
-            if "words" in scores
-        ],
-        fetching=_fetching(source, option),
-        common=_settings(
-            {
-                key: value
-                for key, value in training.items()
-                if key not in ("stages", "versions")
-                and not key.endswith("_splits")
-            }
-        ),
-        files_table=_files_table(folder),
-        letters=_letters(config),
-        count=_count,
-        duration=_duration,
-        millions=_millions,
-        names=lambda items: ", ".join(f"`{item}`" for item in items),
-        settings=_settings,
-        scores_table=_scores_table,
-    )
+    except KeyError as error:
+        raise InputError(
+            f"config.json in {folder} lacks {error}: export the run again"
+        ) from None
     return f"{card}\n"
 
 
@@ -244,22 +191,6 @@ def _hub_id(teacher):
     return (teacher or {}).get("source", "").partition("@")[0] or None
 
 
-def _teacher_text(teacher):
-    if not teacher:
-        return ""
-    text = f"`{teacher['name']}`"
-    if _hub_id(teacher):
-        link = f"https://huggingface.co/{_hub_id(teacher)}"
-        text += f", [{teacher['source']}]({link})"
-    if "parameters" in teacher:
-        text += f" ({_millions(teacher['parameters'])} parameters)"
-    return text
-
-
-def _millions(parameters):
-    return f"{parameters / 1e6:.2f} million"
-
-
 def _results_table(run):
     """A row each for the model, its baseline and its teacher."""
     models = {
@@ -295,33 +226,8 @@ def _number(value, digits, factor=1):
     return "-" if value is None else f"{value * factor:.{digits}f}"
 
 
-def _count(number, noun):
-    """A number of things, as 1 epoch and 2 epochs."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _duration(seconds):
-    """About how long something took or is."""
-    if seconds >= 3600:
-        hours = f"{seconds / 3600:.1f}"
-        return f"{hours} {'hour' if hours == '1.0' else 'hours'}"
-    if seconds >= 59.5:
-        return _count(round(seconds / 60), "minute")
-    return _count(round(seconds), "second")
-
-
-def _fetching(source, option):
-    """Commands that download a model and enter its folder."""
-    if "/" not in source:
-        return f"cd {source}\n"
-    folder = _title(source)
-    return f"hf download {source} --local-dir {folder}{option}\ncd {folder}\n"
-
-
 def _scores_table(scores):
     """Word error rates by export format, a row for each split."""
-    if not scores:
-        return ""
     first = next(iter(scores.values()))
     head = ["split", *(f"{name} WER (%)" for name in first["wer"])]
     head += [f"{name}: equal transcripts" for name in first["same"]]
@@ -330,17 +236,7 @@ def _scores_table(scores):
         counts = *found["same"].values(), found["utterances"], found["words"]
         rates = [f"{rate:.2f}" for rate in found["wer"].values()]
         rows.append([split, *rates, *map(str, counts)])
-    return f"\n\n{markdown_table(rows)}"
-
-
-def _settings(values):
-    """Values as in the YAML files, without those that are null."""
-    shown = [
-        f"`{name}: {json.dumps(value)}`"
-        for name, value in values.items()
-        if value is not None and name != "epochs"
-    ]
-    return f" {', '.join(shown)}." if shown else ""
+    return markdown_table(rows)
 
 
 def _files_table(folder):

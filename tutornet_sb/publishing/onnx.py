@@ -49,17 +49,9 @@ class NoInt8Error(InputError):
 class ConvolutionSTFT(torch.nn.Module):
     """SpeechBrain's centred Fourier transform, as one convolution.
 
-    ONNX has no complex numbers, and onnxruntime's own STFT is slower than a
-    convolution with windowed cosines and sines.
-
-    Arguments
-    ---------
-    stft : speechbrain.processing.features.STFT
-        The transform to replace; ``center: True``, ``pad_mode: constant``.
-    pad : bool
-        Whether to pad the waveform with zeros, as ``stft`` does. Otherwise the
-        input holds ``before`` more samples at the beginning and ``after`` at
-        the end.
+    ONNX has no complex numbers, and onnxruntime's own STFT is slower. Without
+    ``pad``, the input holds ``before`` more samples at the beginning and
+    ``after`` at the end, instead of zeros.
     """
 
     def __init__(self, stft, pad=True):
@@ -247,26 +239,8 @@ def write_onnx(model, path, about):
 
     Inputs are ``wavs`` ``(batch, samples)`` and ``lengths`` ``(batch,)`` in
     samples, outputs ``log_probs`` ``(batch, frames, symbols)`` and ``frames``
-    ``(batch,)``; batch and time are free.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    path : str or pathlib.Path
-        File to write.
-    about : dict
-        Metadata of the file, with the keys of ``runner.ABOUT``.
-
-    Returns
-    -------
-    OnnxModel
-        The written model.
-
-    Raises
-    ------
-    InputError
-        If the network cannot be written, or the graph differs from it.
+    ``(batch,)``; batch and time are free. ``about`` has the keys of
+    ``runner.ABOUT``. Returns the written ``OnnxModel``.
     """
     # Traced on a batch of one, which broadcasts to any.
     wavs, lengths = _noise(model, TRIALS[0])
@@ -349,28 +323,14 @@ class _Speech(CalibrationDataReader):
 
 
 def quantize(path, to, wavs):
-    """Quantise a graph to int8, if that makes it faster.
+    """Quantise a graph by ``write_onnx`` to int8, if that makes it faster.
 
     Convolutions and linear layers are computed in int8: weights by channel,
-    inputs by their range on some speech. In the first layer and in the head
-    that costs accuracy, and only their weights are in int8. LSTM layers become
-    onnxruntime's DynamicQuantizeLSTM: weights by channel, inputs and states by
-    their current range. The features stay as they are. onnxruntime has no int8
-    kernel for GRU layers, whose weights would be expanded again.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        Graph written by :func:`write_onnx`.
-    to : str or pathlib.Path
-        File to write.
-    wavs : iterable of torch.Tensor
-        Speech by which the ranges are found, ``(samples,)`` each.
-
-    Raises
-    ------
-    NoInt8Error
-        If the graph would be slower in int8.
+    inputs by their range on some speech (``wavs``, ``(samples,)`` each). In the
+    first layer and in the head that costs accuracy, and only their weights are
+    in int8. LSTM layers become onnxruntime's DynamicQuantizeLSTM. The features
+    stay as they are. A ``NoInt8Error`` says that there is no int8 kernel, as
+    for GRU layers, whose weights would be expanded again.
     """
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     if found := sorted(kinds.intersection(_WITHOUT_INT8)):

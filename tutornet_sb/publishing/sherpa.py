@@ -6,7 +6,7 @@ instead:
 - ``from_omnilingual_asr_ctc`` for whole utterances, which it normalises to mean
   0 and variance 1; our features do not depend on offset and level.
 - ``from_t_one_ctc`` for a streaming student. It passes pieces of 2400 samples,
-  rounded to 16 bits, and takes them to be at 8000 Hz, whatever the model's rate.
+  rounded to 16 bits, and takes them to be at 8000 Hz whatever the model's rate.
   Its state is one vector in half precision: each number is kept as two of them.
   Where a piece completes one frame too few, the last one is repeated, which CTC
   ignores.
@@ -59,13 +59,8 @@ class OnlineGraph(torch.nn.Module):
 
     It computes what ``networks.streaming.Stream`` does: the samples under the
     next window, the level, the frames under the next convolution and the
-    recurrent states are the state, which begins as zeros.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode; it is copied. An ``InputError`` says why it cannot
-        stream, or not in pieces of 2400 samples.
+    recurrent states are the state, which begins as zeros. An ``InputError``
+    says why a model cannot stream, or not in pieces of 2400 samples.
     """
 
     def __init__(self, model):
@@ -114,22 +109,11 @@ class OnlineGraph(torch.nn.Module):
         return 2 * sum(self.sizes)
 
     def forward(self, samples, state):
-        """Compute the log-probabilities of a piece.
+        """Log-probabilities of a piece, and the state for the next.
 
-        Arguments
-        ---------
-        samples : torch.Tensor
-            As 16-bit integers, ``(batch, 2400, 1)``.
-        state : torch.Tensor
-            Half precision, ``(batch, state_size)``; zeros at the beginning.
-
-        Returns
-        -------
-        log_probs : torch.Tensor
-            ``(batch, steps, symbols)``: the frames that have become final,
-            filled up by repeating the last.
-        state : torch.Tensor
-            For the next piece.
+        From 16-bit integers ``(batch, 2400, 1)`` and a state ``(batch,
+        state_size)`` in half precision, zeros at the beginning, to ``(batch,
+        steps, symbols)``: the frames that are final, the last one repeated.
         """
         features, encoder = self.model.features, self.model.encoder
         begun, sample, before, sums, known, start, last, *recurrent = (
