@@ -24,6 +24,7 @@ import torch
 from tutornet_sb.experiments.compare import insert, markdown_table, summarize
 from tutornet_sb.inference.runner import OnnxModel
 from tutornet_sb.inference.scores import score
+from tutornet_sb.inference.speech import find_speech
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.export_folder import SAFETENSORS
 from tutornet_sb.publishing.export import export
@@ -76,7 +77,7 @@ def main():
             results.append(about | {"form": form, "bytes": path.stat().st_size})
     first = arguments.runs[0]
     model, _ = runs.load_run(first)
-    speech = runs.find_speech(
+    speech = find_speech(
         first, arguments.data, summarize(first), model, needed=True
     )
     utterances = [(one.read().numpy(), one.text) for one in speech.test]

@@ -88,11 +88,11 @@ def write_run(folder, name, values, sample_rate=RATE):
         norm.running_mean.sub_(20)
         norm.running_var.mul_(100)
     with torch.no_grad():
-        # Letters of all kinds, where a random network says one over and over.
-        heard = model(make_speech(99, 1.5).unsqueeze(0), torch.ones(1)).hidden
-        spread = heard.std(dim=(0, 1)).clamp(min=0.02)
+        # Letters of all kinds, where a random network emits one over and over.
+        hidden = model(make_speech(99, 1.5).unsqueeze(0), torch.ones(1)).hidden
+        spread = hidden.std(dim=(0, 1)).clamp(min=0.02)
         model.head.weight.normal_().div_(spread)
-        model.head.bias.copy_(-model.head.weight @ heard.mean(dim=(0, 1)))
+        model.head.bias.copy_(-model.head.weight @ hidden.mean(dim=(0, 1)))
     torch.save(model.state_dict(), folder / runs.WEIGHTS)
     manifest = folder / "train.csv"
     with open(manifest, "w", newline="") as file:
@@ -155,7 +155,7 @@ def make_speech(seed, seconds):
     return speech
 
 
-def write_onnx(path, symbols, told=None, hop=320):
+def write_onnx(path, symbols, metadata=None, hop=320):
     """A convolution over frames of the waveform as an ONNX file.
 
     Returns its weights, ``(symbols, 1, hop)``.
@@ -204,7 +204,7 @@ def write_onnx(path, symbols, told=None, hop=320):
         "blank_index": 0,
     }
     onnx.helper.set_model_props(
-        model, {"tutornet": json.dumps(content | (told or {}))}
+        model, {"tutornet": json.dumps(content | (metadata or {}))}
     )
     onnx.save(model, path)
     return weights

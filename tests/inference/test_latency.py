@@ -200,7 +200,7 @@ def test_ends_that_are_not_known():
             ("silent", silent, "A"),
             ("too few frames", fine, "AAA"),
             ("odd", fine, "A B"),
-            ("nothing said", fine, ""),
+            ("no words", fine, ""),
         ]
     )
     # A letter outside the vocabulary, which the tokens leave out.
@@ -213,7 +213,7 @@ def test_ends_that_are_not_known():
         "silent": [None],
         "too few frames": [None],
         "odd": [None, None],
-        "nothing said": [],
+        "no words": [],
     }
 
 

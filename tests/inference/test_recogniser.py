@@ -78,7 +78,7 @@ def change(folder, **values):
     files.write_json(folder / "config.json", config)
 
 
-def hear(seconds=(0.7, 0.31)):
+def make_batch(seconds=(0.7, 0.31)):
     wavs = [make_speech(seed, s) for seed, s in enumerate(seconds)]
     lengths = torch.tensor([len(wav) for wav in wavs])
     return torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True), lengths
@@ -86,7 +86,7 @@ def hear(seconds=(0.7, 0.31)):
 
 def check_against(model, recogniser):
     """Each utterance of a padded batch as the model encodes it alone."""
-    wavs, lengths = hear()
+    wavs, lengths = make_batch()
     log_probs, frames = recogniser.encode(wavs, lengths)
     for wav, n, found, count in zip(
         wavs, lengths, log_probs, frames, strict=True
@@ -148,7 +148,7 @@ def test_a_stock_export_is_loaded_by_speechbrain_when_trusted(to, world):
     recogniser = load_recogniser(to, trust_remote_code=True)
     assert recogniser.kind == "encoder_asr"
     assert recogniser.pieces == load_recogniser(world("lstm")[1]).pieces
-    # Stock parts hear the padding, so they are given none.
+    # Stock parts process the padding, so they are given none.
     check_against(runs.load_run(world("lstm")[0])[0].eval(), recogniser)
 
 
@@ -160,7 +160,7 @@ def test_an_onnx_file_and_its_folder(tmp_path):
         assert recogniser.pieces == SYMBOLS
         assert recogniser.frame_period == 0.02
         assert recogniser.decode([1, 2, 3, 1, 3]) == "AB B"
-        wavs, lengths = hear()
+        wavs, lengths = make_batch()
         log_probs, frames = recogniser.encode(wavs, lengths)
         assert frames.tolist() == [35, 15]
         expected = torch.nn.functional.conv1d(
@@ -330,7 +330,7 @@ def test_weights_are_those_of_the_network_or_refused(to):
 
 
 @pytest.mark.parametrize(
-    "told, match",
+    "metadata, match",
     [
         ({"format": "other"}, "of format 'other'"),
         ({"symbols": SYMBOLS[:3]}, r"for its 3 symbols, got \(1, 50, 4\)"),
@@ -338,8 +338,8 @@ def test_weights_are_those_of_the_network_or_refused(to):
         ({"frame_period": 0}, "'frame_period' is 0"),
     ],
 )
-def test_an_onnx_file_that_says_what_is_wrong(tmp_path, told, match):
-    write_onnx(tmp_path / "x.onnx", SYMBOLS, told)
+def test_an_onnx_file_with_wrong_metadata(tmp_path, metadata, match):
+    write_onnx(tmp_path / "x.onnx", SYMBOLS, metadata)
     with pytest.raises(ValueError, match=match):
         load_recogniser(tmp_path / "x.onnx")
 
@@ -353,7 +353,7 @@ def test_onnx_files_that_cannot_be_run(tmp_path):
     model = onnx.load(path)
     del model.metadata_props[:]
     onnx.save(model, path)
-    with pytest.raises(ValueError, match="does not say what it is"):
+    with pytest.raises(ValueError, match="has no metadata 'tutornet'"):
         load_recogniser(path)
     write_onnx(path, SYMBOLS)
     path.write_bytes(path.read_bytes().replace(b"tiny", b"\xff" * 4))

@@ -81,7 +81,7 @@ def test_a_loaded_model_is_the_saved_one(finished):
     for name, tensor in saved.state_dict().items():
         assert torch.equal(state[name], tensor), name
     wavs, whole = torch.randn(2, 8000), torch.ones(2)
-    # In evaluation mode, without being told.
+    # In evaluation mode, by default.
     assert torch.equal(model(wavs, whole).logits, saved(wavs, whole).logits)
     assert tokenizer.decode(tokenizer.encode("TWO ONE")) == "TWO ONE"
 
@@ -235,7 +235,7 @@ def test_results_without_end_are_not_read(finished):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, reason",
     [
         ("model: [", "is no valid YAML: line 1"),
         ("\0", "is no valid YAML: .*special characters"),
@@ -265,8 +265,8 @@ def test_results_without_end_are_not_read(finished):
         ),
     ],
 )
-def test_a_description_that_is_none(finished, text, said):
+def test_a_description_that_is_none(finished, text, reason):
     folder, _ = finished
     (folder / runs.MODEL_YAML).write_text(text)
-    with pytest.raises(ValueError, match=f"model.yaml.*{said}"):
+    with pytest.raises(ValueError, match=f"model.yaml.*{reason}"):
         runs.load_run(folder)

@@ -91,7 +91,7 @@ def publish(*arguments):
 
 
 def published(*arguments):
-    """What is said of a success."""
+    """Standard output of a success."""
     result = publish(*arguments)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
@@ -117,7 +117,7 @@ def contents(folder):
 
 def test_all_files_come_in_one_commit(hub, folder):
     before = contents(folder)
-    said = published(folder, NAME)
+    output = published(folder, NAME)
     assert contents(folder) == before
     there = hub.files(NAME)
     assert there.keys() == FILES
@@ -127,7 +127,7 @@ def test_all_files_come_in_one_commit(hub, folder):
     assert not hub.repositories[NAME].private
     sha = hub.repositories[NAME].branches["main"]
     size = sum(map(len, there.values())) - len(there[".gitattributes"])
-    assert said.splitlines() == [
+    assert output.splitlines() == [
         f"{hub.url}/{NAME} holds now, commit {sha}:",
         f"{len(FILES) - 1} files, {size:,} bytes",
     ]
@@ -162,8 +162,8 @@ def test_large_files_go_to_the_store_without_the_token(hub, folder):
 def test_nothing_new_makes_no_commit(hub, folder):
     published(folder, NAME)
     sha = hub.repositories[NAME].branches["main"]
-    said = published(folder, NAME, "--message", "again")
-    assert f"held all this already, commit {sha}" in said
+    output = published(folder, NAME, "--message", "again")
+    assert f"held all this already, commit {sha}" in output
     assert len(hub.history(NAME)) == 2
 
 
@@ -172,8 +172,8 @@ def test_what_changed_comes_in_one_commit(hub, folder, exported):
     hub.requests.clear()
     config = files.read_json(folder / "config.json")
     files.write_json(folder / "config.json", config | {"name": "better"})
-    said = published(folder, NAME, "--message", "Say it better")
-    assert "holds now" in said
+    output = published(folder, NAME, "--message", "Say it better")
+    assert "holds now" in output
     assert hub.history(NAME)[2:] == ["Say it better"]
     assert b"network `better`" in hub.files(NAME)["README.md"]
     assert not [r for r in hub.requests if r.startswith("PUT")]
@@ -199,7 +199,7 @@ def test_a_private_repository_is_made_and_its_card_knows(hub, folder):
     assert hub.repositories[NAME].private
     text = hub.files(NAME)["README.md"].decode()
     assert "fetch_config=FetchConfig(token=True)" in text
-    # Once made, it need not be said.
+    # Not needed once it is made.
     assert "held all this already" in published(folder, NAME)
 
 
@@ -240,9 +240,9 @@ def test_other_runtimes_come_along(hub, folder):
 
 def test_a_dry_run_lists_what_then_goes(hub, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    said = published(folder, NAME, "--dry-run", "--revision", "dev")
+    output = published(folder, NAME, "--dry-run", "--revision", "dev")
     assert hub.requests == []
-    first, *rows, last = said.splitlines()
+    first, *rows, last = output.splitlines()
     assert first == f"To {hub.url}/{NAME}, branch dev, would go:"
     listed = {
         name: int(size.replace(",", ""))
@@ -299,7 +299,7 @@ def test_a_missing_file_is_named(hub, folder, name):
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, reason",
     [
         ("lstm", "give OWNER/lstm"),
         ("me/l/stm", "me/l/stm"),
@@ -307,8 +307,8 @@ def test_a_missing_file_is_named(hub, folder, name):
         ("../lstm", "../lstm"),
     ],
 )
-def test_names_that_will_not_do(hub, folder, name, said):
-    assert said in refused(folder, name)
+def test_names_that_will_not_do(hub, folder, name, reason):
+    assert reason in refused(folder, name)
     assert hub.requests == []
 
 
@@ -392,9 +392,9 @@ COMMIT = "POST /api/models/me/lstm_mini/commit"
 STEPS = [INFO, MAKE, BRANCH, PREUPLOAD, BATCH, STORE, VERIFY, VALIDATE, COMMIT]
 MEANT = {
     401: "does not accept the token (401): log in again by `hf auth login`",
-    403: "(403) (told so): me/lstm_mini needs a token with write access",
-    404: "publishing failed (404): told so",
-    500: "publishing failed (500): told so",
+    403: "(403) (refused): me/lstm_mini needs a token with write access",
+    404: "publishing failed (404): refused",
+    500: "publishing failed (500): refused",
     "cut": "cannot be reached (Server disconnected",
     "page": "is not that of a hub",
 }
@@ -450,7 +450,7 @@ def test_nobody_sees_the_token(hub, folder, caplog, capfd, tmp_path):
             hub.faults.clear()
             hub.repositories.clear()
             hub.stored.clear()
-            hub.fail(step, how, said=f"Not with {CANARY}, no")
+            hub.fail(step, how, message=f"Not with {CANARY}, no")
             with pytest.raises(publishing.HubError) as caught:
                 publishing.publish(folder, NAME)
             error = caught.value
@@ -478,8 +478,8 @@ def test_the_client_tries_uploads_again(hub, folder, waits, how):
 def test_what_was_done_is_not_done_twice(hub, folder, step):
     hub.fail(step, "cut after", times=1)
     assert "cannot be reached" in refused(folder, NAME, "--revision", "dev")
-    said = published(folder, NAME, "--revision", "dev")
-    assert ("held all this already" in said) == (step == COMMIT)
+    output = published(folder, NAME, "--revision", "dev")
+    assert ("held all this already" in output) == (step == COMMIT)
     assert hub.files(NAME, "dev").keys() == FILES
     assert hub.history(NAME) == ["initial commit", "Publish lstm_mini"]
 
@@ -564,17 +564,17 @@ from speechbrain.inference.interfaces import foreign_class
 torch.set_num_threads(1)
 task = json.loads(Path("task.json").read_text())
 load = EncoderASR.from_hparams if task["is_stock"] else foreign_class
-texts, said = [], []
+texts, printed = [], []
 for source in task["sources"]:
     model = load(source=source)
     texts.append([model.transcribe_file(path) for path in task["paths"]])
 for code in task["snippets"]:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code, {})
-    said.append(out.getvalue())
+    printed.append(out.getvalue())
 folder = Path(snapshot_download(task["sources"][-1]))
 files = {path.name: path.read_bytes().hex() for path in folder.iterdir()}
-Path("found.json").write_text(json.dumps([texts, said, files]))
+Path("found.json").write_text(json.dumps([texts, printed, files]))
 """
 
 
@@ -634,12 +634,12 @@ def test_a_model_comes_back_from_the_hub(hub, exported, tmp_path, kind):
     (tmp_path / "user.py").write_text(ELSEWHERE + USER)
     done = in_a_process(hub, tmp_path, "user.py")
     assert done.returncode == 0, done.stderr
-    (here, there), said, files = json.loads(
+    (here, there), printed, files = json.loads(
         (tmp_path / "found.json").read_text()
     )
     assert here == there
     assert all(len(set(text)) > 2 for text in here)
-    assert said == [here[1] + "\n"] * 3
+    assert printed == [here[1] + "\n"] * 3
     assert {name: bytes.fromhex(text) for name, text in files.items()} == (
         hub.files("me/public")
     )

@@ -197,7 +197,7 @@ def test_student_baseline_and_teacher_have_a_row_each(card_of, baseline):
 
 @pytest.fixture
 def baseline(run):
-    """The same network by CTC alone, named by the run as train.py does."""
+    """The same network by CTC only, named by the run as train.py does."""
     folder = run.parent / "results" / "ctc_lstm" / "17"
     results = runs.read_results(run)
     files.write_json(
@@ -230,7 +230,7 @@ def test_without_its_baseline_a_card_has_no_row(card_of, baseline, missing):
 
 
 @pytest.mark.parametrize(
-    "epochs, seconds, audio, told, length",
+    "epochs, seconds, audio, duration, length",
     [
         (1, 64.0, 61.0, "1 epoch in 1 minute", "On 1 minute of"),
         (8, 29.0, 1.0, "8 epochs in 29 seconds", "On 1 second of"),
@@ -239,7 +239,7 @@ def test_without_its_baseline_a_card_has_no_row(card_of, baseline, missing):
         (16, 9000, 59.8, "16 epochs in 2.5 hours", "On 1 minute of"),
     ],
 )
-def test_one_is_singular(card_of, epochs, seconds, audio, told, length):
+def test_one_is_singular(card_of, epochs, seconds, audio, duration, length):
     stages = {"skd": {"epochs": epochs, "splits": splits(0)}}
     text = card_of(
         epochs=epochs,
@@ -247,8 +247,8 @@ def test_one_is_singular(card_of, epochs, seconds, audio, told, length):
         train_audio_seconds=audio,
         stages=stages,
     ).text
-    assert f", {told}:" in text and length in text
-    counted = told.partition(" in ")[0]
+    assert f", {duration}:" in text and length in text
+    counted = duration.partition(" in ")[0]
     assert f" {counted}." in re.search(r"^1\. .*SKD.*$", text, re.MULTILINE)[0]
     assert not re.search(r"\b1 (epoch|minute|second|utterance|word)s", text)
 
@@ -514,8 +514,8 @@ def test_the_commands_of_a_card_run(tmp_path, network):
     recognizer = files.read_json(to / "config.json")["sherpa"]["recognizer"]
     files_of_sherpa = to / "sherpa/model.onnx", to / "sherpa/tokens.txt"
     transcribe_by_sherpa = load_sherpa(recognizer, *files_of_sherpa)
-    heard, _ = soundfile.read(to / "speech.wav", dtype="float32")
-    assert " ".join(sherpa.split()) == transcribe_by_sherpa(heard) != ""
+    samples, _ = soundfile.read(to / "speech.wav", dtype="float32")
+    assert " ".join(sherpa.split()) == transcribe_by_sherpa(samples) != ""
 
 
 @pytest.mark.parametrize("key", ["load_with", "symbols", "results"])

@@ -316,7 +316,7 @@ def test_other_files_are_refused(tmp_path):
     opset = [onnx.helper.make_opsetid("", 17)]
     made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
     onnx.save(made, path)
-    with pytest.raises(ValueError, match="does not say what it is"):
+    with pytest.raises(ValueError, match="has no metadata 'tutornet'"):
         OnnxModel(path)
     made.metadata_props.add(key="tutornet", value='{"format": "another"}')
     onnx.save(made, path)
@@ -387,7 +387,7 @@ def test_the_export_says_how_its_graphs_do(exported, run, corpus):
     assert (scores["utterances"], scores["words"]) == (11, 21)
     # Once more, one by one
     model, tokenizer = runs.load_run(run)
-    said = {"pytorch": [], "onnx": [], "int8": []}
+    transcripts = {"pytorch": [], "onnx": [], "int8": []}
     forms = {
         "onnx": OnnxModel(to / "onnx/model.onnx"),
         "int8": OnnxModel(to / "onnx/model.int8.onnx"),
@@ -398,15 +398,18 @@ def test_the_export_says_how_its_graphs_do(exported, run, corpus):
         with torch.no_grad():
             encoding = model.eval()(torch.from_numpy(wav[None]), torch.ones(1))
         ids = ctc_greedy_decode(encoding.logits, torch.ones(1), blank_id=0)[0]
-        said["pytorch"].append(" ".join(tokenizer.decode(ids).split()))
+        transcripts["pytorch"].append(" ".join(tokenizer.decode(ids).split()))
         for name, form in forms.items():
-            said[name].append(form.transcribe(wav))
-    assert said["onnx"] == said["pytorch"]
-    assert len(set(said["pytorch"])) > 8
-    for name, texts in said.items():
+            transcripts[name].append(form.transcribe(wav))
+    assert transcripts["onnx"] == transcripts["pytorch"]
+    assert len(set(transcripts["pytorch"])) > 8
+    for name, texts in transcripts.items():
         assert scores["wer"][name] == 100 * jiwer.wer(references, texts)
     same = sum(
-        a == b for a, b in zip(said["int8"], said["pytorch"], strict=True)
+        a == b
+        for a, b in zip(
+            transcripts["int8"], transcripts["pytorch"], strict=True
+        )
     )
     assert scores["same"] == {"onnx": 11, "int8": same}
 

@@ -63,8 +63,8 @@ def word_ends(
 ):
     """Estimate when the words of transcribed utterances end (seconds).
 
-    A model that receives the whole utterance (the teacher, say) is aligned to
-    the transcript. Its spike for a word's last symbol precedes the word's end,
+    A model that receives the whole utterance (as the teacher) is aligned to the
+    transcript. Its spike for a word's last symbol precedes the word's end,
     which lies between there and the first symbol of the next word: at the start
     of the last pause between the two, if one of at least ``shortest_pause``
     seconds (shorter silence may be the closure of a stop), else at that symbol.

@@ -42,7 +42,7 @@ class OnnxModel:
     ---------
     path : str or pathlib.Path
         ONNX file by ``tutornet export --onnx``; its metadata become
-        ``about`` and attributes. A ValueError says what is wrong with another.
+        ``about`` and attributes. Other files raise ``ValueError``.
     threads : int
         Threads of onnxruntime; 0 for as many as there are cores.
     provider : str
@@ -73,8 +73,8 @@ class OnnxModel:
             raise ValueError(f"{path} is damaged: {error}") from None
         if not isinstance(self.about, dict) or not self.about:
             raise ValueError(
-                f"{path} does not say what it is (metadata {METADATA!r}): only "
-                "files by `tutornet export --onnx` can be transcribed with"
+                f"{path} has no metadata {METADATA!r}: only files by `tutornet "
+                "export --onnx` can be used"
             )
         if self.about.get("format") != FORMAT:
             raise ValueError(
@@ -253,8 +253,8 @@ def read_audio(path, sample_rate):
     """Read an audio file block by block, its channels averaged.
 
     Yields ``(samples,)`` at the sample rate (Hz). Ratios of rates that need
-    more than 640 filters are rounded, by less than three in a million. A
-    ValueError says what is wrong with the file.
+    more than 640 filters are rounded, by less than three in a million. Raises
+    ``ValueError`` if the file is missing, damaged, cut off or empty.
     """
     try:
         if not Path(path).is_file():

@@ -15,7 +15,7 @@ def score(references, hypotheses):
     """Word and character error rate over a set of utterances.
 
     From transcripts by id: ``wer`` and ``cer`` (percent), ``utterances``,
-    ``words`` (of the references). An ``InputError`` says that the ids differ or
+    ``words`` (of the references). Raises ``InputError`` if the ids differ or
     the references hold no word.
 
     >>> score({"a": "ONE TWO"}, {"a": "ONE TOO"})["wer"]

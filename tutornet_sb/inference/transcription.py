@@ -380,7 +380,7 @@ def transcribe(
     searcher : CTCBeamSearcher, optional
         From :func:`make_searcher`; by default, decoding is greedy.
     stream : bool
-        Stream short files too; an ``InputError`` says why a model cannot.
+        Stream short files too; ``InputError`` if the model cannot.
     window : float
         Seconds.
     on_audio : callable, optional

@@ -35,8 +35,8 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
     """Write ONNX graphs into an export, and compare them with the model.
 
     On the test set of ``speech``, or on noise alone if it is None. Returns
-    ``onnx`` of ``config.json`` and the model's own transcripts; an
-    ``InputError`` says that the network cannot be written, or a graph differs.
+    ``onnx`` of ``config.json`` and the model's own transcripts. Raises
+    ``InputError`` if the network cannot be written or a graph differs.
     """
     (to / ONNX).parent.mkdir()
     written = write_onnx(
@@ -131,7 +131,7 @@ def add_sherpa(to, model, tokenizer, config, speech, transcripts=None):
     """Write the files for sherpa-onnx into an export, and try them on speech.
 
     ``transcripts`` are the model's own, if known. Returns ``sherpa`` of
-    ``config.json``; an ``InputError`` says why there is no such recogniser.
+    ``config.json``. Raises ``InputError`` if there is no such recogniser.
     """
     (to / SHERPA).parent.mkdir()
     blank = config["blank_index"]

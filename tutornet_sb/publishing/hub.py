@@ -66,16 +66,9 @@ class HubError(InputError):
 
 
 class Upload(NamedTuple):
-    """What is to be published.
+    """What is to be published: the card, and paths of other files by name.
 
-    Attributes
-    ----------
-    name, branch, url : str
-        Repository, ``owner/model``, its branch and its address.
-    card : str
-        Text of its ``README.md``.
-    paths : dict
-        Path of each other file, by its name in the repository.
+    ``name`` is the repository, ``owner/model``, at ``url``.
     """
 
     name: str

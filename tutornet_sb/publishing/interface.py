@@ -15,33 +15,11 @@ class CustomInterface(EncoderASR):
     """
 
     def encode_batch(self, wavs, wav_lens):
-        """Compute log-probabilities.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms at the model's sample rate, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames, symbols)``; padded frames are undefined.
-        """
+        """Log-probabilities ``(batch, frames, symbols)``."""
         return self._encode(wavs, wav_lens)[0]
 
     def transcribe_batch(self, wavs, wav_lens):
-        """Transcribe waveforms, given as for ``encode_batch``.
-
-        Returns
-        -------
-        transcripts : list of str
-            One for each waveform.
-        hypotheses : list
-            What the decoder returned: symbol indices, or hypotheses of a beam
-            searcher.
-        """
+        """Transcripts, and what the decoder returned: symbols or hypotheses."""
         with torch.no_grad():
             hypotheses = self.decoding_function(*self._encode(wavs, wav_lens))
         if isinstance(self.hparams.decoding_function, functools.partial):

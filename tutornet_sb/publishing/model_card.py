@@ -50,32 +50,11 @@ def model_card(
     revision=None,
     private=False,
 ):
-    """Write the model card of an exported folder.
+    """Fill the model card of an exported folder from its ``config.json``.
 
-    Arguments
-    ---------
-    config : dict
-        Content of the folder's ``config.json``.
-    folder : str or pathlib.Path
-        The folder, for the size of its files.
-    source : str
-        What the card loads: an id on the hub, or a folder.
-    license, language : str, optional
-        Instead of those in ``config``.
-    revision : str, optional
-        Branch on the hub, if not the main one.
-    private : bool
-        Whether loading from the hub needs a token.
-
-    Returns
-    -------
-    str
-        Markdown with the metadata block that the Hugging Face hub reads.
-
-    Raises
-    ------
-    InputError
-        If ``config`` lacks a key.
+    ``source`` is what the card loads: an id on the hub (``revision``: a branch
+    there, ``private``: with a token) or a folder. ``license`` and ``language``
+    replace those of ``config``.
     """
     try:
         *imports, model = loading_lines(config, source, revision, private)

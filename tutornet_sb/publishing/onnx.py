@@ -284,8 +284,8 @@ def compare(model, written, wavs, lengths):
     """Compare a model and its ONNX graph on a batch with lengths in samples.
 
     Returns the greatest difference between log-probabilities of valid frames
-    (nats), and those of the model and of the graph, ``(frames, symbols)`` each;
-    an ``InputError`` says that it exceeds ``TOLERANCE``.
+    (nats), and those of the model and of the graph, ``(frames, symbols)`` each.
+    Raises ``InputError`` if it exceeds ``TOLERANCE``.
     """
     encoding = model(wavs, lengths.double() / wavs.shape[1])
     log_probs, frames = written.encode(wavs.numpy(), lengths.numpy())
@@ -329,8 +329,8 @@ def quantize(path, to, wavs):
     inputs by their range on some speech (``wavs``, ``(samples,)`` each). In the
     first layer and in the head that costs accuracy, and only their weights are
     in int8. LSTM layers become onnxruntime's DynamicQuantizeLSTM. The features
-    stay as they are. A ``NoInt8Error`` says that there is no int8 kernel, as
-    for GRU layers, whose weights would be expanded again.
+    stay as they are. Raises ``NoInt8Error`` if there is no int8 kernel, as for
+    GRU layers, whose weights would be expanded again.
     """
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     if found := sorted(kinds.intersection(_WITHOUT_INT8)):
@@ -414,7 +414,7 @@ def _shrink_weights(graph):
             ),
             ("Mul", [whole, f"{name}_scale"], name, {}),
         )
-        # Before whatever reads it
+        # Before the nodes that read it
         for place, (kind, inputs, output, attributes) in enumerate(expand):
             node = onnx.helper.make_node(
                 kind, inputs, [output], f"{output}_node", **attributes

@@ -59,8 +59,8 @@ class OnlineGraph(torch.nn.Module):
 
     It computes what ``networks.streaming.Stream`` does: the samples under the
     next window, the level, the frames under the next convolution and the
-    recurrent states are the state, which begins as zeros. An ``InputError``
-    says why a model cannot stream, or not in pieces of 2400 samples.
+    recurrent states are the state, which begins as zeros. Raises ``InputError``
+    if a model cannot stream, or not in pieces of 2400 samples.
     """
 
     def __init__(self, model):
