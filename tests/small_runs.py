@@ -103,7 +103,7 @@ def write_run(folder, name, values, sample_rate=RATE):
     )
     splits = {"test-clean": {"wer": 50.0, "cer": 25.0}}
     results = figures | {
-        "format": runs.RESULTS_FORMAT,
+        "format": runs.FORMAT,
         "role": "student",
         "main_file": "skd.yaml",
         "options": {},

@@ -114,13 +114,6 @@ def test_results_come_back_as_written(tmp_path):
     assert "Zoë" in (tmp_path / runs.RESULTS).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("old", [{"seed": 1}, {"format": 1}, [2]])
-def test_results_of_another_format_are_refused(tmp_path, old):
-    files.write_json(tmp_path / runs.RESULTS, old)
-    with pytest.raises(ValueError, match="this version reads 2: train again"):
-        runs.read_results(tmp_path)
-
-
 @pytest.mark.parametrize("damage", [b"", b'{"seed": 1, ', b"\xff\xfe{}"])
 def test_a_damaged_result_file_is_named_with_what_to_do(tmp_path, damage):
     (tmp_path / runs.RESULTS).write_bytes(damage)

@@ -362,6 +362,14 @@ def test_a_damaged_run_is_refused(run, tmp_path, name):
     assert listing(tmp_path) == ["a run"]
 
 
+def test_a_run_of_another_version_is_refused(run, tmp_path):
+    results = files.read_json(run / runs.RESULTS)
+    files.write_json(run / runs.RESULTS, results | {"format": 1})
+    line = refused(run, tmp_path / "to")
+    assert "results.json is of format 1, and this version reads 2" in line
+    assert listing(tmp_path) == ["a run"]
+
+
 def test_a_folder_that_is_no_export_is_left_alone(run, tmp_path):
     to = tmp_path / "to"
     to.mkdir()

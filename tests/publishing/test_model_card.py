@@ -259,7 +259,7 @@ def test_the_title_is_the_name_of_the_repository(config, tmp_path):
     assert card.data.model_name == "great"
 
 
-def test_the_training_is_told_with_its_values(card_of):
+def test_the_training_is_described_with_its_settings(card_of):
     text = card_of().text
     assert "On 20 minutes of `mini` (`train-clean-100`)" in text
     assert "without transcripts, `train-other-500`" in text

@@ -1,4 +1,4 @@
-"""Models as sherpa-onnx loads them, in onnxruntime and by sherpa-onnx itself."""
+"""Models as sherpa-onnx loads them, by onnxruntime and by sherpa-onnx."""
 
 import numpy as np
 import onnxruntime

@@ -27,8 +27,8 @@ WEIGHTS = "model.ckpt"
 TOKENIZER = "tokenizer.model"
 RESULTS = "results.json"
 HYPERPARAMS = "hyperparams.yaml"
-# "format" in results.json
-RESULTS_FORMAT = 2
+# Of results.json; no other is read
+FORMAT = 2
 # Within a run's folder, those of its stages, and in each of these:
 STAGES = "stages"
 ERRORS = "errors.json"
@@ -167,14 +167,7 @@ def read_results(folder):
     if not path.is_file():
         return {}
     _refuse_floods(path)
-    results = read_json(path)
-    found = results.get("format") if isinstance(results, dict) else None
-    if found != RESULTS_FORMAT:
-        raise InputError(
-            f"{path} is of format {found!r}, and this version reads "
-            f"{RESULTS_FORMAT}: train again, or use the version that wrote it"
-        )
-    return results
+    return read_json(path)
 
 
 def read_hyperparams(folder):

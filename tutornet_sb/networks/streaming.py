@@ -61,9 +61,9 @@ stream does not know; set `causal: true` and train again
 
 
 def can_stream(model):
-    """Whether a ``Stream`` can use a model, which is in evaluation mode."""
+    """Whether a model can stream. It is put into evaluation mode."""
     try:
-        check_streamable(model)
+        check_streamable(model.eval())
     except InputError:
         return False
     return True

@@ -8,7 +8,6 @@ SpeechBrain's convention of ``foreign_class``.
 import ast
 import hashlib
 import importlib.util
-import pprint
 import re
 import shutil
 from io import StringIO
@@ -142,6 +141,12 @@ def export(
     network = runs.read_network(run)
     model, tokenizer = runs.load_run(run, trust_remote_code=True)
     results = runs.read_results(run)
+    if results.get("format") != runs.FORMAT:
+        raise InputError(
+            f"{run / runs.RESULTS} is of format {results.get('format')!r}, and "
+            f"this version reads {runs.FORMAT}: train again, or export by the "
+            "version that trained it"
+        )
     is_stock = not foreign and _is_stock(model)
     config = {
         "format": FORMAT,
@@ -185,7 +190,7 @@ def export(
         for name in (runs.TOKENIZER, PRETRAINED_TOKENIZER):
             shutil.copyfile(run / runs.TOKENIZER, to / name)
         if is_stock:
-            values, weights = _stock_values(model), _stock_weights(model, state)
+            values, weights = _stock_parts(model), _stock_weights(model, state)
         else:
             source, yaml = _foreign(network["model"])
             (to / SOURCE).write_text(source, encoding="utf-8")
@@ -320,29 +325,20 @@ def _is_stock(model):
     )
 
 
-def _stock_values(model):
-    """Values of ``hyperparams.yaml.jinja`` for a network of stock parts."""
-    features, encoder, head = model.features, model.encoder, model.head
-    layers = encoder.layers.forward_layers
-    stft, conv, rnn = features.stft, encoder.conv, layers[0].rnn
+def _stock_parts(model):
+    """What ``hyperparams.yaml.jinja`` reads of a network of stock parts."""
+    layers = model.encoder.layers.forward_layers
     return {
         "network": None,
-        "n_fft": stft.n_fft,
-        "n_mels": features.output_size,
-        "win_length": f"{1000 * stft.win_length / stft.sample_rate:g}",
-        "hop_length": f"{1000 * stft.hop_length / stft.sample_rate:g}",
+        "features": model.features,
+        "stft": model.features.stft,
         "floor": FLOOR,
         "lowest": -RANGE,
-        "channels": conv.out_channels,
-        "kernel_size": conv.kernel_size[0],
-        "stride": encoder.stride,
-        "cell": type(rnn).__name__,
-        "hidden_size": rnn.hidden_size,
+        "conv": model.encoder.conv,
+        "rnn": layers[0].rnn,
         "layers": len(layers),
-        "bidirectional": encoder.layers.directions == 2,
-        "head_size": head.in_features,
-        "output_size": head.out_features,
-        "head_bias": head.bias is not None,
+        "encoder": model.encoder,
+        "head": model.head,
     }
 
 
@@ -389,7 +385,7 @@ def _foreign(node):
         "custom.py.jinja",
         {
             "package": package,
-            "sources": pprint.pformat(renamed, width=120),
+            "sources": renamed,
             "interface": rename(INTERFACE),
         },
     )
