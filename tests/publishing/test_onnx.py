@@ -31,7 +31,7 @@ from speechbrain.processing.features import STFT
 from typer.testing import CliRunner
 
 from tutornet_sb.cli import app
-from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.corpora.tokenizer import greedy_decode, pieces
 from tutornet_sb.inference import runner, transcription
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.inference.runner import OnnxModel
@@ -298,6 +298,7 @@ def test_the_runner_decodes_as_speechbrain_does(tmp_path):
         )[0]
         expected = " ".join(tokenizer.decode(ids).split())
         assert written.decode(log_probs.numpy()) == expected
+        assert greedy_decode(log_probs.unsqueeze(0), [80]) == [ids]
     silence = np.zeros((9, 29))
     silence[:, 0] = 1
     assert written.decode(silence) == ""

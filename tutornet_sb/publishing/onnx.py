@@ -188,50 +188,55 @@ def _compute_bases(graph):
         window = basis[0]
         bins, length = len(basis) // 2, window.shape[1]
         n_fft = 2 * (bins - 1)
-        rows = np.arange(bins)[:, None]
-        times = np.arange(length)[None] + (n_fft - length) // 2
+        rows = np.tile(np.arange(bins), 2)[:, None, None]
+        times = np.arange(length) + (n_fft - length) // 2
+        # -sin(x) is cos(x + pi / 2).
+        quarters = np.repeat([0, n_fft // 4], bins)[:, None, None]
         # Products are taken modulo n_fft as integers: of a large angle, single
         # precision would leave little.
-        angles = 2 * np.pi / n_fft * (rows * times % n_fft)
-        wanted = np.concatenate([np.cos(angles), -np.sin(angles)]) * window
-        if not np.allclose(wanted[:, None], basis, atol=1e-5):
-            # An odd n_fft
+        turns = (rows * times + quarters) % n_fft
+        angle = 2 * np.pi / n_fft
+        if not np.allclose(np.cos(angle * turns) * window, basis, atol=1e-5):
+            # Another n_fft than a multiple of 4
             continue
-        name = tensor.name
         constants = {
             "rows": rows,
             "times": times,
+            "quarters": quarters,
             "n_fft": np.array(n_fft),
-            "angle": np.array(2 * np.pi / n_fft, dtype=np.float32),
+            "angle": np.array(angle, dtype=np.float32),
             "window": window,
-            "axis": np.array([1]),
         }
-        graph.initializer.remove(tensor)
-        graph.initializer.extend(
-            onnx.numpy_helper.from_array(value, f"{name}/{part}")
-            for part, value in constants.items()
-        )
         steps = (
-            ("Mul", ("rows", "times"), "products", {}),
-            ("Mod", ("products", "n_fft"), "remainders", {}),
-            ("Cast", ("remainders",), "whole", {"to": onnx.TensorProto.FLOAT}),
-            ("Mul", ("whole", "angle"), "angles", {}),
-            ("Cos", ("angles",), "real", {}),
-            ("Sin", ("angles",), "sines", {}),
-            ("Neg", ("sines",), "imaginary", {}),
-            ("Concat", ("real", "imaginary"), "parts", {"axis": 0}),
-            ("Mul", ("parts", "window"), "windowed", {}),
-            ("Unsqueeze", ("windowed", "axis"), None, {}),
+            ("Mul", ("rows", "times"), "products"),
+            ("Add", ("products", "quarters"), "sums"),
+            ("Mod", ("sums", "n_fft"), "turns"),
+            ("Cast", ("turns",), "whole"),
+            ("Mul", ("whole", "angle"), "angles"),
+            ("Cos", ("angles",), "waves"),
+            ("Mul", ("waves", "window"), None),
         )
-        for place, (kind, inputs, output, attributes) in enumerate(steps):
-            node = onnx.helper.make_node(
-                kind,
-                [f"{name}/{part}" for part in inputs],
-                [f"{name}/{output}" if output else name],
-                f"{_FEATURES}{name}/{place}",
-                **attributes,
-            )
-            graph.node.insert(place, node)
+        _replace_constant(graph, tensor, constants, steps)
+
+
+def _replace_constant(graph, tensor, constants, steps):
+    """Let nodes compute a constant from others: (kind, inputs, output)."""
+    name = tensor.name
+    graph.initializer.remove(tensor)
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, f"{name}/{part}")
+        for part, value in constants.items()
+    )
+    # Before the nodes that read it
+    for place, (kind, inputs, output) in enumerate(steps):
+        node = onnx.helper.make_node(
+            kind,
+            [f"{name}/{part}" for part in inputs],
+            [f"{name}/{output}" if output else name],
+            f"{name}/{place}",
+            **({"to": onnx.TensorProto.FLOAT} if kind == "Cast" else {}),
+        )
+        graph.node.insert(place, node)
 
 
 def write_onnx(model, path, about):
@@ -395,31 +400,15 @@ def _shrink_weights(graph):
         rest = tuple(i for i in range(array.ndim) if i != axes[name])
         scale = np.abs(array).max(axis=rest, keepdims=True) / 127
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
-        parts = {
-            f"{name}_quantized": np.rint(array / scale).astype(np.int8),
-            f"{name}_scale": scale,
+        constants = {
+            "quantized": np.rint(array / scale).astype(np.int8),
+            "scale": scale,
         }
-        graph.initializer.remove(weights[name])
-        graph.initializer.extend(
-            onnx.numpy_helper.from_array(value, part)
-            for part, value in parts.items()
+        steps = (
+            ("Cast", ("quantized",), "whole"),
+            ("Mul", ("whole", "scale"), None),
         )
-        whole = f"{name}_whole"
-        expand = (
-            (
-                "Cast",
-                [f"{name}_quantized"],
-                whole,
-                {"to": onnx.TensorProto.FLOAT},
-            ),
-            ("Mul", [whole, f"{name}_scale"], name, {}),
-        )
-        # Before the nodes that read it
-        for place, (kind, inputs, output, attributes) in enumerate(expand):
-            node = onnx.helper.make_node(
-                kind, inputs, [output], f"{output}_node", **attributes
-            )
-            graph.node.insert(place, node)
+        _replace_constant(graph, weights[name], constants, steps)
 
 
 @contextmanager
