@@ -27,9 +27,9 @@ CODES = {401: None, 403: None, 404: "RepoNotFound", 409: None}
 class Refusal(Exception):
     """An answer that is no success."""
 
-    def __init__(self, status, message, code=None):
+    def __init__(self, status, message, code=None, **more):
         super().__init__(message)
-        self.status, self.code = status, code
+        self.status, self.code, self.more = status, code, more
 
 
 class Cut(Exception):
@@ -97,7 +97,7 @@ class Fault:
     pattern: str
     how: object
     times: float = float("inf")
-    said: str = "told so"
+    message: str = "refused"
 
 
 class HubServer:
@@ -136,8 +136,8 @@ class HubServer:
             self.http.server_close()
             thread.join()
 
-    def fail(self, pattern, how, times=float("inf"), said="told so"):
-        self.faults.append(Fault(pattern, how, times, said))
+    def fail(self, pattern, how, times=float("inf"), message="refused"):
+        self.faults.append(Fault(pattern, how, times, message))
 
     def files(self, name, branch="main"):
         """Contents by path."""
@@ -222,7 +222,8 @@ class HubServer:
             raise Refusal(403, f"You may not create models of {owner}")
         name = f"{owner}/{asked['name']}"
         if name in self.repositories:
-            raise Refusal(409, "You already created this model repo")
+            url = f"{self.url}/{name}"
+            raise Refusal(409, "You already created this model repo", url=url)
         private = asked.get("visibility") == "private"
         self.create(name, private or bool(asked.get("private")))
         return {"url": f"{self.url}/{name}", "name": name}
@@ -355,11 +356,11 @@ class Handler(BaseHTTPRequestHandler):
             except Cut:
                 self.close_connection = True
             except Refusal as refusal:
-                said = {"error": str(refusal)}
+                content = {"error": str(refusal)} | refusal.more
                 headers = {"X-Error-Message": str(refusal)}
                 if refusal.code:
                     headers["X-Error-Code"] = refusal.code
-                self.send(json.dumps(said).encode(), headers, refusal.status)
+                self.send(json.dumps(content).encode(), headers, refusal.status)
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
@@ -381,7 +382,7 @@ class Handler(BaseHTTPRequestHandler):
         if how == "page":
             return b"<html>Welcome</html>", {"Content-Type": "text/html"}, 200
         if isinstance(how, int):
-            raise Refusal(how, fault.said, CODES.get(how))
+            raise Refusal(how, fault.message, CODES.get(how))
         answer = hub.answer(
             self, self.command, parts.path, parse_qs(parts.query), body
         )

@@ -1,4 +1,4 @@
-"""Runs with random weights and something to hear, for tests all over."""
+"""Runs with random weights, and audio, for tests all over."""
 
 import csv
 import json
@@ -88,11 +88,11 @@ def write_run(folder, name, values, sample_rate=RATE):
         norm.running_mean.sub_(20)
         norm.running_var.mul_(100)
     with torch.no_grad():
-        # Letters of all kinds, where a random network says one over and over.
-        heard = model(make_speech(99, 1.5).unsqueeze(0), torch.ones(1)).hidden
-        spread = heard.std(dim=(0, 1)).clamp(min=0.02)
+        # Letters of all kinds, where a random network emits one over and over.
+        hidden = model(make_speech(99, 1.5).unsqueeze(0), torch.ones(1)).hidden
+        spread = hidden.std(dim=(0, 1)).clamp(min=0.02)
         model.head.weight.normal_().div_(spread)
-        model.head.bias.copy_(-model.head.weight @ heard.mean(dim=(0, 1)))
+        model.head.bias.copy_(-model.head.weight @ hidden.mean(dim=(0, 1)))
     torch.save(model.state_dict(), folder / runs.WEIGHTS)
     manifest = folder / "train.csv"
     with open(manifest, "w", newline="") as file:
@@ -103,8 +103,17 @@ def write_run(folder, name, values, sample_rate=RATE):
     )
     splits = {"test-clean": {"wer": 50.0, "cer": 25.0}}
     results = figures | {
+        "format": runs.FORMAT,
+        "role": "student",
+        "main_file": "skd.yaml",
+        "options": {},
+        "compute_matched_to": None,
+        "baseline": None,
         "method": "skd",
         "corpus": "mini",
+        "corpus_license": "apache-2.0",
+        "language": "en",
+        "synthetic": True,
         "student": name,
         "seed": 3,
         "parameters": sum(p.numel() for p in model.parameters()),
@@ -112,7 +121,11 @@ def write_run(folder, name, values, sample_rate=RATE):
         "stages": {"rkd": {"splits": {}}, "skd": {"splits": splits}},
         "teacher": {
             "name": "jasper_dr",
-            "folder": str(folder.parent / "teacher"),
+            "source": str(folder.parent / "teacher"),
+            "kind": "run",
+            "method": "ctc",
+            "epochs": 40,
+            "parameters": 1_070_429,
             "splits": splits,
         },
     }
@@ -142,7 +155,7 @@ def make_speech(seed, seconds):
     return speech
 
 
-def write_onnx(path, symbols, told=None, hop=320):
+def write_onnx(path, symbols, metadata=None, hop=320):
     """A convolution over frames of the waveform as an ONNX file.
 
     Returns its weights, ``(symbols, 1, hop)``.
@@ -191,7 +204,7 @@ def write_onnx(path, symbols, told=None, hop=320):
         "blank_index": 0,
     }
     onnx.helper.set_model_props(
-        model, {"tutornet": json.dumps(content | (told or {}))}
+        model, {"tutornet": json.dumps(content | (metadata or {}))}
     )
     onnx.save(model, path)
     return weights

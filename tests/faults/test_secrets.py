@@ -109,7 +109,7 @@ CLI = "-m", "tutornet_sb.cli"
 @pytest.mark.parametrize("how", [None, 403])
 def test_publishing(exported, hub, tmp_path, how):
     if how is not None:
-        hub.fail("POST /api/repos/create", how, said=f"Not {TOKEN}, no")
+        hub.fail("POST /api/repos/create", how, message=f"Not {TOKEN}, no")
     done = call(
         *(hub, tmp_path, *CLI, "publish", exported / "to", "me/model"),
         # Either place of the token, in turn. What a server repeats stands in
@@ -176,7 +176,7 @@ def test_a_run_by_a_teacher_of_the_hub(hub, tmp_path, stored):
 )
 def test_a_run_whose_teacher_the_hub_keeps(hub, tmp_path, how):
     """What a server repeats would stand in the log of the HTTP client."""
-    hub.fail("/me/other", how, said=f"Not {TOKEN}, no")
+    hub.fail("/me/other", how, message=f"Not {TOKEN}, no")
     done = train(
         *(hub, tmp_path),
         stored=how == "cut",
@@ -208,7 +208,7 @@ def test_loading_from_the_hub(hub, monkeypatch, tmp_path, caplog, how, load):
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    hub.fail("/me/other", how, said=f"Not {TOKEN}, no")
+    hub.fail("/me/other", how, message=f"Not {TOKEN}, no")
     with pytest.raises(
         ValueError, match="me/other.*cannot be loaded"
     ) as caught:

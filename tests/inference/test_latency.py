@@ -200,7 +200,7 @@ def test_ends_that_are_not_known():
             ("silent", silent, "A"),
             ("too few frames", fine, "AAA"),
             ("odd", fine, "A B"),
-            ("nothing said", fine, ""),
+            ("no words", fine, ""),
         ]
     )
     # A letter outside the vocabulary, which the tokens leave out.
@@ -213,7 +213,7 @@ def test_ends_that_are_not_known():
         "silent": [None],
         "too few frames": [None],
         "odd": [None, None],
-        "nothing said": [],
+        "no words": [],
     }
 
 
@@ -298,6 +298,6 @@ def test_ends_must_be_those_of_the_words():
     model = Scripted([path({}, 51)])
     for ends in ({}, {"x": [0.1]}, {"x": [0.1] * 3}):
         with pytest.raises(
-            ValueError, match="x: 2 words are spoken, and [013]"
+            ValueError, match="x: word ends must be .* 2 words, got [013]"
         ):
             emission_latency(model, [batch], PIECES, ends)

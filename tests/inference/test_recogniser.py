@@ -25,10 +25,10 @@ from small_runs import (
     write_run,
 )
 
-from tutornet_sb.inference import recogniser
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.description import ALLOWED, rebuild
+from tutornet_sb.networks.export_folder import read_config
 from tutornet_sb.publishing.export import export
 from tutornet_sb.teachers import sources
 from tutornet_sb.util import files
@@ -78,7 +78,7 @@ def change(folder, **values):
     files.write_json(folder / "config.json", config)
 
 
-def hear(seconds=(0.7, 0.31)):
+def make_batch(seconds=(0.7, 0.31)):
     wavs = [make_speech(seed, s) for seed, s in enumerate(seconds)]
     lengths = torch.tensor([len(wav) for wav in wavs])
     return torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True), lengths
@@ -86,7 +86,7 @@ def hear(seconds=(0.7, 0.31)):
 
 def check_against(model, recogniser):
     """Each utterance of a padded batch as the model encodes it alone."""
-    wavs, lengths = hear()
+    wavs, lengths = make_batch()
     log_probs, frames = recogniser.encode(wavs, lengths)
     for wav, n, found, count in zip(
         wavs, lengths, log_probs, frames, strict=True
@@ -148,7 +148,7 @@ def test_a_stock_export_is_loaded_by_speechbrain_when_trusted(to, world):
     recogniser = load_recogniser(to, trust_remote_code=True)
     assert recogniser.kind == "encoder_asr"
     assert recogniser.pieces == load_recogniser(world("lstm")[1]).pieces
-    # Stock parts hear the padding, so they are given none.
+    # Stock parts process the padding, so they are given none.
     check_against(runs.load_run(world("lstm")[0])[0].eval(), recogniser)
 
 
@@ -160,7 +160,7 @@ def test_an_onnx_file_and_its_folder(tmp_path):
         assert recogniser.pieces == SYMBOLS
         assert recogniser.frame_period == 0.02
         assert recogniser.decode([1, 2, 3, 1, 3]) == "AB B"
-        wavs, lengths = hear()
+        wavs, lengths = make_batch()
         log_probs, frames = recogniser.encode(wavs, lengths)
         assert frames.tolist() == [35, 15]
         expected = torch.nn.functional.conv1d(
@@ -255,14 +255,17 @@ def test_what_is_not_there(tmp_path, to):
 @pytest.mark.parametrize(
     "values, match",
     [
-        ({"format": "tutornet_sb export 99"}, "of format 'tutornet_sb export"),
+        (
+            {"format": "tutornet_sb export 1"},
+            "of format 'tutornet_sb export 1'",
+        ),
         ({"symbols": "ABC"}, "'symbols' is no list of texts"),
         ({"symbols": [1, 2]}, "'symbols' is no list of texts"),
-        ({"symbols": ["A", "B"]}, r"gives \(1, 51, 29\) for its 2 symbols"),
+        ({"symbols": ["A", "B"]}, r"for its 2 symbols, got \(1, 51, 29\)"),
         ({"blank_index": 29}, "'blank_index' 29 is none of its 29 symbols"),
         ({"blank_index": -1}, "'blank_index' -1 is none"),
         ({"blank_index": True}, "'blank_index' True is none"),
-        ({"sample_rate": 8000}, "says that it hears 8000 Hz"),
+        ({"sample_rate": 8000}, "features, 16000 Hz, got 8000 Hz"),
         ({"sample_rate": 0}, "'sample_rate' is 0"),
         ({"student": [1]}, "describes no 'student'"),
         ({"student": {}}, "not one of a network"),
@@ -282,13 +285,13 @@ def test_a_config_that_is_damaged_or_a_flood(to):
         with pytest.raises(ValueError):
             load_recogniser(to)
         with pytest.raises(ValueError, match="config.json is damaged"):
-            recogniser.read_config(to)
+            read_config(to)
     path.write_text(text + " " * 2**22)
     with pytest.raises(ValueError, match="bytes, more than"):
         load_recogniser(to)
     path.unlink()
     with pytest.raises(FileNotFoundError, match="has no config.json"):
-        recogniser.read_config(to)
+        read_config(to)
 
 
 def change_weights(folder, change):
@@ -327,16 +330,16 @@ def test_weights_are_those_of_the_network_or_refused(to):
 
 
 @pytest.mark.parametrize(
-    "told, match",
+    "metadata, match",
     [
         ({"format": "other"}, "of format 'other'"),
-        ({"symbols": SYMBOLS[:3]}, r"gives \(1, 50, 4\) for its 3 symbols"),
+        ({"symbols": SYMBOLS[:3]}, r"for its 3 symbols, got \(1, 50, 4\)"),
         ({"blank_index": 4}, "'blank_index' 4 is none"),
         ({"frame_period": 0}, "'frame_period' is 0"),
     ],
 )
-def test_an_onnx_file_that_says_what_is_wrong(tmp_path, told, match):
-    write_onnx(tmp_path / "x.onnx", SYMBOLS, told)
+def test_an_onnx_file_with_wrong_metadata(tmp_path, metadata, match):
+    write_onnx(tmp_path / "x.onnx", SYMBOLS, metadata)
     with pytest.raises(ValueError, match=match):
         load_recogniser(tmp_path / "x.onnx")
 
@@ -350,7 +353,7 @@ def test_onnx_files_that_cannot_be_run(tmp_path):
     model = onnx.load(path)
     del model.metadata_props[:]
     onnx.save(model, path)
-    with pytest.raises(ValueError, match="does not say what it is"):
+    with pytest.raises(ValueError, match="has no metadata 'tutornet'"):
         load_recogniser(path)
     write_onnx(path, SYMBOLS)
     path.write_bytes(path.read_bytes().replace(b"tiny", b"\xff" * 4))
@@ -371,7 +374,7 @@ def test_an_onnx_file_whose_frames_are_none(tmp_path):
     # How many samples there are, not how many of each utterance
     model.graph.node[-1].input[0] = "hop"
     onnx.save(model, path)
-    with pytest.raises(ValueError, match="for the valid ones of its 50 frames"):
+    with pytest.raises(ValueError, match="must be among its 50 frames"):
         load_recogniser(path)
 
 

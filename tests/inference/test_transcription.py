@@ -32,7 +32,7 @@ from tutornet_sb.inference.latency import align_symbols
 from tutornet_sb.inference.recogniser import Recogniser, load_recogniser
 from tutornet_sb.inference.transcription import (
     Failure,
-    Hearing,
+    FileDecoder,
     find_audio,
     make_searcher,
     read_audio,
@@ -57,7 +57,7 @@ SECONDS = [0.7, 1.13, 0.42, 0.9, 0.055, 2.0]
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Runs, their exports, and speech to hear."""
+    """Runs, their exports, and speech."""
     folder = tmp_path_factory.mktemp("transcription")
     for name, values in NETWORKS.items():
         write_run(folder / "runs" / name, name, values)
@@ -204,10 +204,10 @@ def test_words_and_their_times_are_read_from_the_path(seed, monkeypatch):
     # across all borders
     for sizes, segment in (([90], 60), ([1] * 90, 60), ([7, 1, 40, 42], 0.16)):
         monkeypatch.setattr(transcription, "_SEGMENT", segment)
-        hearing = Hearing(recogniser_of())
+        decoder = FileDecoder(recogniser_of())
         for part in log_probs.split(sizes):
-            hearing.accept(part)
-        found = hearing.finish("x", duration=1.8)
+            decoder.accept(part)
+        found = decoder.finish("x", duration=1.8)
         assert found.text == " ".join(text for text, *_ in expected)
         for word, (text, start, end, confidence) in zip(
             found.words, expected, strict=True
@@ -221,10 +221,10 @@ def test_words_and_their_times_are_read_from_the_path(seed, monkeypatch):
 def test_the_greedy_path_is_the_alignment_of_what_it_says():
     for seed in range(20):
         log_probs = random_frames(seed, frames=40)
-        hearing = Hearing(recogniser_of())
-        hearing.accept(log_probs)
-        ids = [symbol for symbol, *_ in hearing._greedy]
-        spans = [(first, last) for _, first, last, _ in hearing._greedy]
+        decoder = FileDecoder(recogniser_of())
+        decoder.accept(log_probs)
+        ids = [symbol for symbol, *_ in decoder._greedy]
+        spans = [(first, last) for _, first, last, _ in decoder._greedy]
         assert align_symbols(log_probs, ids) == spans
 
 
@@ -232,9 +232,9 @@ def test_the_confidence_of_segments_is_a_lower_bound(monkeypatch):
     log_probs = random_frames(3, frames=90)
 
     def confidence():
-        hearing = Hearing(recogniser_of())
-        hearing.accept(log_probs)
-        return hearing.finish("x", 1.8).confidence
+        decoder = FileDecoder(recogniser_of())
+        decoder.accept(log_probs)
+        return decoder.finish("x", 1.8).confidence
 
     whole = confidence()
     monkeypatch.setattr(transcription, "_SEGMENT", 0.5)
@@ -242,16 +242,16 @@ def test_the_confidence_of_segments_is_a_lower_bound(monkeypatch):
 
 
 def test_silence_has_no_words():
-    hearing = Hearing(recogniser_of())
-    hearing.accept(torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.1]] * 3).log())
-    found = hearing.finish("x", 0.06)
+    decoder = FileDecoder(recogniser_of())
+    decoder.accept(torch.tensor([[0.5, 0.2, 0.1, 0.1, 0.1]] * 3).log())
+    found = decoder.finish("x", 0.06)
     assert found.text == "" and found.words == []
     assert found.confidence == pytest.approx(0.5**3)
 
 
 def test_output_that_is_not_finite_is_an_error():
     with pytest.raises(ValueError, match="not finite"):
-        Hearing(recogniser_of()).accept(torch.full((3, 5), math.nan))
+        FileDecoder(recogniser_of()).accept(torch.full((3, 5), math.nan))
 
 
 # --------------------------------------------------------------- beam search
@@ -341,9 +341,9 @@ def test_a_language_model_decides_between_words(tmp_path):
         make_searcher(recogniser, 20),
         make_searcher(recogniser, 20, path),
     ):
-        hearing = Hearing(recogniser, searcher)
-        hearing.accept(log_probs)
-        found = hearing.finish("x", 0.24)
+        decoder = FileDecoder(recogniser, searcher)
+        decoder.accept(log_probs)
+        found = decoder.finish("x", 0.24)
         texts.append(found.text)
         starts = [round(word.start / 0.02) for word in found.words]
         assert starts == [2, 8]
@@ -494,9 +494,9 @@ def test_files_are_found_in_folders_and_each_once(tmp_path):
 
 
 def loudness_recogniser(log, jitter=False, max_seconds=math.inf):
-    """Hears the symbol k where the samples of a frame are k / 32.
+    """Recognises the symbol k where the samples of a frame are k / 32.
 
-    It hears nothing at both edges of a window. With jitter, it hears a frame
+    Nothing at both edges of a window. With jitter, symbols come a frame
     late in every other window or so.
     """
     pieces = ["<b>", "▁", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ"]
@@ -537,14 +537,14 @@ def silence(seconds):
 def test_a_long_file_of_known_utterances_is_their_transcripts(
     window, jitter, tmp_path
 ):
-    heard = []
-    recogniser, pieces = loudness_recogniser(heard, jitter)
+    batches = []
+    recogniser, pieces = loudness_recogniser(batches, jitter)
     generator = np.random.default_rng(0)
     texts, parts, files = [], [silence(0.2)], []
     for index in range(40):
         letters = generator.choice(list("ABCDEFGHIJKLMNOPQRSTUVWXY"), 9)
         text = "".join(letters[:4]) + " " + "".join(letters[4:])
-        # Of one frame, a late symbol would be lost or heard twice at a cut.
+        # Of one frame, a late symbol would be lost or found twice at a cut.
         frames = 1 if jitter else 2
         wav = say(text, pieces, frames)
         # Also with hardly a pause
@@ -556,11 +556,11 @@ def test_a_long_file_of_known_utterances_is_their_transcripts(
     path = write(tmp_path / "long.wav", np.concatenate([*parts, silence(0.2)]))
     alone = [result.text for result in transcribe(recogniser, files)]
     assert alone == texts
-    heard.clear()
+    batches.clear()
     found = one(recogniser, [path], window=window)
     assert found.text == " ".join(alone)
     assert found.duration == pytest.approx(soundfile.info(path).duration)
-    assert max(longest for _, longest in heard) <= window * RATE
+    assert max(longest for _, longest in batches) <= window * RATE
     # Where the words begin
     whole = np.concatenate([*parts, silence(0.2)])
     levels = np.round(32 * whole.reshape(-1, 320).mean(1)).astype(int)
@@ -583,8 +583,8 @@ def first_of_word(labels, frame):
 
 
 def test_speech_without_any_pause_is_joined_without_loss(tmp_path):
-    heard = []
-    recogniser, pieces = loudness_recogniser(heard)
+    batches = []
+    recogniser, pieces = loudness_recogniser(batches)
     # Each frame another symbol than the one before, and no blank at all
     generator = np.random.default_rng(1)
     steps = generator.integers(1, 25, 3000)
@@ -596,7 +596,7 @@ def test_speech_without_any_pause_is_joined_without_loss(tmp_path):
     assert found.text == "".join(pieces[symbol] for symbol in symbols)
 
 
-def test_windows_give_what_the_whole_gives_where_a_model_hears_little(
+def test_windows_give_what_the_whole_gives_for_a_small_receptive_field(
     world, tmp_path, monkeypatch
 ):
     recogniser = load_recogniser(world / "jasper_mini")
@@ -609,7 +609,8 @@ def test_windows_give_what_the_whole_gives_where_a_model_hears_little(
     path = write(tmp_path / "x.flac", make_speech(7, 23.3), subtype="PCM_16")
     whole = one(recogniser, [path])
     assert len(whole.text) > 100
-    # It hears 0.1 s to either side; another file shares its batches.
+    # It has a receptive field of 0.1 s to either side; another file shares its
+    # batches.
     other = write(tmp_path / "y.flac", make_speech(8, 5.1), subtype="PCM_16")
     for window in (2.0, 3.7):
         found, _ = transcribe(recogniser, [path, other], 8.0, window=window)
@@ -652,27 +653,27 @@ def test_a_stream_says_what_the_whole_says(world, tmp_path, beam_size):
     assert partial[5] != partial[10]
 
 
-def test_the_latest_that_was_heard_is_short():
-    hearing = Hearing(recogniser_of())
+def test_the_latest_text_is_short():
+    decoder = FileDecoder(recogniser_of())
     for row in random_frames(0, frames=90).split(10):
-        hearing.accept(row)
-    text = hearing.finish("x", 1.8).text
-    assert text.endswith(hearing.latest(5))
-    assert len(text) > 30 > len(hearing.latest(5)) > 1
+        decoder.accept(row)
+    text = decoder.finish("x", 1.8).text
+    assert text.endswith(decoder.latest(5))
+    assert len(text) > 30 > len(decoder.latest(5)) > 1
 
 
 def test_a_model_with_a_table_of_positions_gets_shorter_windows(tmp_path):
-    heard = []
-    recogniser, pieces = loudness_recogniser(heard, max_seconds=3.0)
+    batches = []
+    recogniser, pieces = loudness_recogniser(batches, max_seconds=3.0)
     wav = [silence(0.2), *[say("ABC ", pieces), silence(0.5)] * 30]
     path = write(tmp_path / "x.wav", np.concatenate(wav))
     assert one(recogniser, [path]).text == " ".join(["ABC"] * 30)
-    assert 2.5 * RATE < max(longest for _, longest in heard) < 3.0 * RATE
+    assert 2.5 * RATE < max(longest for _, longest in batches) < 3.0 * RATE
 
 
 def test_an_hour_does_not_fill_the_memory(tmp_path):
-    heard = []
-    recogniser, pieces = loudness_recogniser(heard)
+    batches = []
+    recogniser, pieces = loudness_recogniser(batches)
     path = tmp_path / "hour.flac"
     part = np.concatenate([silence(55), say("AB BA ", pieces)])
     part = np.concatenate([part, silence(60 - len(part) / RATE)])
@@ -689,16 +690,16 @@ def test_an_hour_does_not_fill_the_memory(tmp_path):
     assert last.start == pytest.approx(59 * 60 + 55)
     # The waveform alone has 230 MB. Kilobytes:
     assert after - before < 120_000
-    assert max(longest for _, longest in heard) == 40 * RATE
-    assert all(batch * samples <= 60 * RATE for (batch, samples), _ in heard)
+    assert max(longest for _, longest in batches) == 40 * RATE
+    assert all(batch * samples <= 60 * RATE for (batch, samples), _ in batches)
 
 
 # ----------------------------------------------------- batches and their order
 
 
 def test_batches_are_of_like_length_and_bounded(tmp_path):
-    heard = []
-    recogniser, pieces = loudness_recogniser(heard)
+    batches = []
+    recogniser, pieces = loudness_recogniser(batches)
     seconds = [0.4, 3.0, 0.6, 2.9, 0.4, 0.6, 3.1, 0.4]
     files = []
     for index, length in enumerate(seconds):
@@ -707,7 +708,7 @@ def test_batches_are_of_like_length_and_bounded(tmp_path):
         files.append(write(tmp_path / f"{index}.wav", wav))
     results = transcribe(recogniser, files, batch_seconds=4.0)
     assert [result.text for result in results] == list("ABCDEFGH")
-    shapes = [shape for shape, _ in heard]
+    shapes = [shape for shape, _ in batches]
     assert sum(batch for batch, _ in shapes) == 8
     assert all(b == 1 or b * n <= 4 * RATE for b, n in shapes)
     # The long ones one by one, the short ones together
@@ -726,8 +727,8 @@ def test_impossible_batches_are_refused(world):
 
 
 def test_what_the_model_cannot_encode_is_told_apart(tmp_path):
-    heard = []
-    good, pieces = loudness_recogniser(heard)
+    batches = []
+    good, pieces = loudness_recogniser(batches)
 
     def encode(wavs, lengths):
         if (wavs == 0.75).any():
@@ -809,8 +810,8 @@ def test_broken_files_are_named_and_the_others_are_done(world, tmp_path):
 def test_a_long_file_that_breaks_late_leaves_no_half_transcript(
     tmp_path, monkeypatch
 ):
-    heard = []
-    recogniser, pieces = loudness_recogniser(heard)
+    batches = []
+    recogniser, pieces = loudness_recogniser(batches)
     wav = np.concatenate([silence(0.2), *[say("ABC ", pieces)] * 200])
     wav[-100] = math.nan
     files = [
@@ -968,12 +969,12 @@ def corpus(world, tmp_path):
 
 
 def scores(texts, lines):
-    heard = {}
+    found = {}
     for line in lines:
         file, _, text = line.partition("\t")
-        heard[file.rpartition("/")[2].partition(".")[0]] = text
-    keys = sorted(heard)
-    pair = [texts[key] for key in keys], [heard[key] for key in keys]
+        found[file.rpartition("/")[2].partition(".")[0]] = text
+    keys = sorted(found)
+    pair = [texts[key] for key in keys], [found[key] for key in keys]
     return 100 * jiwer.wer(*pair), 100 * jiwer.cer(*pair)
 
 

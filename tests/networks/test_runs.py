@@ -48,7 +48,7 @@ def finished(tmp_path):
     with open(manifest, "w", newline="") as file:
         csv.writer(file).writerows([["ID", "wrd"], ["a", "ONE TWO"]])
     train_tokenizer([manifest], folder / runs.TOKENIZER)
-    files.write_json(folder / runs.RESULTS, {"seed": 3})
+    files.write_json(folder / runs.RESULTS, {"format": 2, "seed": 3})
     return folder, model
 
 
@@ -81,7 +81,7 @@ def test_a_loaded_model_is_the_saved_one(finished):
     for name, tensor in saved.state_dict().items():
         assert torch.equal(state[name], tensor), name
     wavs, whole = torch.randn(2, 8000), torch.ones(2)
-    # In evaluation mode, without being told.
+    # In evaluation mode, by default.
     assert torch.equal(model(wavs, whole).logits, saved(wavs, whole).logits)
     assert tokenizer.decode(tokenizer.encode("TWO ONE")) == "TWO ONE"
 
@@ -108,7 +108,7 @@ def test_weights_must_be_all_and_no_others(finished, change):
 
 
 def test_results_come_back_as_written(tmp_path):
-    content = {"seed": 1, "name": "Zoë", "splits": {"dev": {"wer": 1 / 3}}}
+    content = {"format": 2, "name": "Zoë", "splits": {"dev": {"wer": 1 / 3}}}
     files.write_json(tmp_path / runs.RESULTS, content)
     assert runs.read_results(tmp_path) == content
     assert "Zoë" in (tmp_path / runs.RESULTS).read_text(encoding="utf-8")
@@ -228,7 +228,7 @@ def test_results_without_end_are_not_read(finished):
 
 
 @pytest.mark.parametrize(
-    "text, said",
+    "text, reason",
     [
         ("model: [", "is no valid YAML: line 1"),
         ("\0", "is no valid YAML: .*special characters"),
@@ -258,8 +258,8 @@ def test_results_without_end_are_not_read(finished):
         ),
     ],
 )
-def test_a_description_that_is_none(finished, text, said):
+def test_a_description_that_is_none(finished, text, reason):
     folder, _ = finished
     (folder / runs.MODEL_YAML).write_text(text)
-    with pytest.raises(ValueError, match=f"model.yaml.*{said}"):
+    with pytest.raises(ValueError, match=f"model.yaml.*{reason}"):
         runs.load_run(folder)

@@ -1,5 +1,6 @@
 """A run exported, and loaded where tutornet_sb cannot be imported."""
 
+import errno
 import importlib
 import json
 import shutil
@@ -31,8 +32,9 @@ from typer.testing import CliRunner
 from tutornet_sb.cli import app
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.networks import runs
+from tutornet_sb.networks.export_folder import FORMAT, is_export
 from tutornet_sb.publishing import export as exporting
-from tutornet_sb.publishing.export import export, is_export
+from tutornet_sb.publishing.export import export
 from tutornet_sb.teachers.sources import load_teacher
 from tutornet_sb.teachers.teacher import Teacher
 from tutornet_sb.util import files
@@ -166,7 +168,7 @@ def test_files_are_transcribed_as_by_the_model_of_the_run(world, name):
 def test_log_probabilities_are_those_of_the_model(world, name):
     folder, models, _, batches, found = world
     model, tokenizer = models[name], load_tokenizer(folder, name)
-    # Stock parts hear the padding of the last batch.
+    # Stock parts process the padding of the last batch.
     count = len(batches) - (name in STOCK)
     for batch, (log_probs, (texts, _)) in list(
         zip(batches, found[name]["batches"], strict=True)
@@ -247,21 +249,22 @@ def test_config_tells_what_the_model_is(world):
     results = config.pop("results")
     assert results["splits"]["test-clean"]["wer"] == 50
     assert results["teacher"]["name"] == "jasper_dr"
-    assert "folder" not in results and "folder" not in results["teacher"]
+    assert "folder" not in results and "source" not in results["teacher"]
     assert results["baseline"] is None
     assert config.pop("student")["!new"].endswith(".AcousticModel")
     training = config.pop("training")
     assert training["stages"].keys() == {"rkd", "skd"}
     assert config == {
-        "format": "tutornet_sb export 1",
+        "format": "tutornet_sb export 2",
         "name": "lstm",
         "load_with": "speechbrain.inference.ASR.EncoderASR.from_hparams",
         "sample_rate": 8000,
         "frame_period": 0.02,
         "parameters": sum(p.numel() for p in models["lstm_8k"].parameters()),
         "blank_index": 0,
-        "license": None,
-        "language": None,
+        "license": "apache-2.0",
+        "language": "en",
+        "synthetic": True,
         "speechbrain_interface": "EncoderASR",
     }
 
@@ -359,6 +362,14 @@ def test_a_damaged_run_is_refused(run, tmp_path, name):
     assert listing(tmp_path) == ["a run"]
 
 
+def test_a_run_of_another_version_is_refused(run, tmp_path):
+    results = files.read_json(run / runs.RESULTS)
+    files.write_json(run / runs.RESULTS, results | {"format": 1})
+    line = refused(run, tmp_path / "to")
+    assert "results.json is of format 1, and this version reads 2" in line
+    assert listing(tmp_path) == ["a run"]
+
+
 def test_a_folder_that_is_no_export_is_left_alone(run, tmp_path):
     to = tmp_path / "to"
     to.mkdir()
@@ -374,7 +385,7 @@ def test_the_run_itself_is_left_alone(run, tmp_path):
     before = listing(run)
     assert "holds the run itself" in refused(run, run)
     # Not even where it lies in what looks like an export
-    files.write_json(tmp_path / "config.json", {"format": exporting.FORMAT})
+    files.write_json(tmp_path / "config.json", {"format": FORMAT})
     assert "holds the run itself" in refused(run, tmp_path)
     assert listing(run) == before
 
@@ -402,7 +413,7 @@ def test_a_failure_half_way_leaves_what_was_there(run, tmp_path, monkeypatch):
     to = tmp_path / "to"
 
     def full(*_):
-        raise OSError("disk full")
+        raise OSError(errno.ENOSPC, "disk full")
 
     with monkeypatch.context() as patch:
         patch.setattr(exporting, "write_json", full)

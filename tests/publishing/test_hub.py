@@ -1,5 +1,6 @@
 """The real client of the Hugging Face hub, against a hub on loopback."""
 
+import hashlib
 import json
 import logging
 import os
@@ -13,9 +14,11 @@ import traceback
 import pytest
 import soundfile
 from huggingface_hub import ModelCard, constants
+from ruamel.yaml import YAML
 from small_runs import (
     BLOCKS,
     ELSEWHERE,
+    MODELS,
     RATE,
     RECURRENT,
     make_speech,
@@ -27,7 +30,6 @@ from tutornet_sb.cli import app
 from tutornet_sb.publishing import hub as publishing
 from tutornet_sb.publishing.export import export
 from tutornet_sb.publishing.licenses import LICENSES
-from tutornet_sb.publishing.model_card import CORPORA
 from tutornet_sb.util import files
 
 CANARY = "hf_CanaryCanaryCanaryCanary"
@@ -89,7 +91,7 @@ def publish(*arguments):
 
 
 def published(*arguments):
-    """What is said of a success."""
+    """Standard output of a success."""
     result = publish(*arguments)
     assert result.exit_code == 0, result.stderr
     assert result.stderr == ""
@@ -115,7 +117,7 @@ def contents(folder):
 
 def test_all_files_come_in_one_commit(hub, folder):
     before = contents(folder)
-    said = published(folder, NAME)
+    output = published(folder, NAME)
     assert contents(folder) == before
     there = hub.files(NAME)
     assert there.keys() == FILES
@@ -125,7 +127,7 @@ def test_all_files_come_in_one_commit(hub, folder):
     assert not hub.repositories[NAME].private
     sha = hub.repositories[NAME].branches["main"]
     size = sum(map(len, there.values())) - len(there[".gitattributes"])
-    assert said.splitlines() == [
+    assert output.splitlines() == [
         f"{hub.url}/{NAME} holds now, commit {sha}:",
         f"{len(FILES) - 1} files, {size:,} bytes",
     ]
@@ -160,8 +162,8 @@ def test_large_files_go_to_the_store_without_the_token(hub, folder):
 def test_nothing_new_makes_no_commit(hub, folder):
     published(folder, NAME)
     sha = hub.repositories[NAME].branches["main"]
-    said = published(folder, NAME, "--message", "again")
-    assert f"held all this already, commit {sha}" in said
+    output = published(folder, NAME, "--message", "again")
+    assert f"held all this already, commit {sha}" in output
     assert len(hub.history(NAME)) == 2
 
 
@@ -170,8 +172,8 @@ def test_what_changed_comes_in_one_commit(hub, folder, exported):
     hub.requests.clear()
     config = files.read_json(folder / "config.json")
     files.write_json(folder / "config.json", config | {"name": "better"})
-    said = published(folder, NAME, "--message", "Say it better")
-    assert "holds now" in said
+    output = published(folder, NAME, "--message", "Say it better")
+    assert "holds now" in output
     assert hub.history(NAME)[2:] == ["Say it better"]
     assert b"network `better`" in hub.files(NAME)["README.md"]
     assert not [r for r in hub.requests if r.startswith("PUT")]
@@ -197,14 +199,14 @@ def test_a_private_repository_is_made_and_its_card_knows(hub, folder):
     assert hub.repositories[NAME].private
     text = hub.files(NAME)["README.md"].decode()
     assert "fetch_config=FetchConfig(token=True)" in text
-    # Once made, it need not be said.
+    # Not needed once it is made.
     assert "held all this already" in published(folder, NAME)
 
 
 def test_private_is_not_for_what_is_public(hub, folder):
     hub.create(NAME)
     line = refused(folder, NAME, "--private")
-    assert f"{NAME} is there and public" in line
+    assert f"{NAME} exists and is public" in line
     assert hub.history(NAME) == ["initial commit"]
 
 
@@ -238,9 +240,9 @@ def test_other_runtimes_come_along(hub, folder):
 
 def test_a_dry_run_lists_what_then_goes(hub, folder, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    said = published(folder, NAME, "--dry-run", "--revision", "dev")
+    output = published(folder, NAME, "--dry-run", "--revision", "dev")
     assert hub.requests == []
-    first, *rows, last = said.splitlines()
+    first, *rows, last = output.splitlines()
     assert first == f"To {hub.url}/{NAME}, branch dev, would go:"
     listed = {
         name: int(size.replace(",", ""))
@@ -297,16 +299,16 @@ def test_a_missing_file_is_named(hub, folder, name):
 
 
 @pytest.mark.parametrize(
-    "name, said",
+    "name, reason",
     [
-        ("lstm", "say OWNER/lstm"),
+        ("lstm", "give OWNER/lstm"),
         ("me/l/stm", "me/l/stm"),
         ("me/-lstm", "-lstm"),
         ("../lstm", "../lstm"),
     ],
 )
-def test_names_that_will_not_do(hub, folder, name, said):
-    assert said in refused(folder, name)
+def test_names_that_will_not_do(hub, folder, name, reason):
+    assert reason in refused(folder, name)
     assert hub.requests == []
 
 
@@ -318,9 +320,9 @@ def test_a_commit_is_no_branch(hub, folder):
 
 def test_the_licence_of_another_corpus_must_be_given(hub, folder):
     config = files.read_json(folder / "config.json")
-    config["results"]["corpus"] = "small"
+    config["license"] = None
     files.write_json(folder / "config.json", config)
-    assert "say --license" in refused(folder, NAME)
+    assert "give --license" in refused(folder, NAME)
     assert hub.requests == []
     published(folder, NAME, "--license", "unknown")
     card = ModelCard(hub.files(NAME)["README.md"].decode())
@@ -345,24 +347,35 @@ def test_an_unknown_licence_is_refused_before_the_hub_is_asked(
 
 
 def test_the_licences_of_corpora_are_known_to_the_hub():
-    assert {corpus.license for corpus in CORPORA.values()} <= LICENSES
+    corpora = [
+        YAML(typ="rt").load(path)
+        for path in MODELS.with_name("corpora").glob("*.yaml")
+    ]
+    licenses = {corpus.get("license") for corpus in corpora} - {None}
+    assert corpora and licenses <= LICENSES
 
 
-@pytest.mark.parametrize("language", ["German", "en-US", "x"])
+def test_an_export_of_an_old_format_is_refused(hub, folder):
+    config = files.read_json(folder / "config.json")
+    config["format"] = "tutornet_sb export 1"
+    files.write_json(folder / "config.json", config)
+    line = refused(folder, NAME)
+    assert "of format 'tutornet_sb export 1'" in line
+    assert line.endswith("export the run again")
+
+
+@pytest.mark.parametrize("language", ["German", "en_US", "x"])
 def test_an_unknown_language_is_refused(hub, folder, language):
     line = refused(folder, NAME, "--dry-run", "--language", language)
-    assert f"language '{language}' is no ISO 639 code" in line
+    assert f"language '{language}' is no BCP 47 code" in line
     assert hub.requests == []
 
 
-def test_a_licence_that_the_hub_itself_refuses_makes_nothing(hub, folder):
+def test_a_licence_that_the_hub_itself_refuses_uploads_nothing(hub, folder):
     line = refused(folder, NAME, "--license", "gpl-3.0")
     assert '"license" must be one of' in line
-    assert "Nothing was changed there" in line
-    assert hub.repositories == {}
-    hub.create(NAME)
-    assert "must be one of" in refused(folder, NAME, "--license", "gpl-3.0")
-    assert hub.history(NAME) == ["initial commit"]
+    assert hub.history(NAME) == ["initial commit"] and not hub.stored
+    published(folder, NAME, "--license", "mit")
 
 
 # --------------------------------------------------------------------- failures
@@ -379,56 +392,41 @@ COMMIT = "POST /api/models/me/lstm_mini/commit"
 STEPS = [INFO, MAKE, BRANCH, PREUPLOAD, BATCH, STORE, VERIFY, VALIDATE, COMMIT]
 MEANT = {
     401: "does not accept the token (401): log in again by `hf auth login`",
-    403: "the token may not do this (403)",
-    404: "the hub has no me/lstm_mini (404)",
-    409: "was changed by somebody else at the same time",
-    429: "in trouble or too busy (429)",
-    500: "in trouble or too busy (500)",
-    503: "in trouble or too busy (503)",
-    "cut": "was cut or gave no answer",
-    "page": "is not that of a hub: is HF_ENDPOINT right?",
+    403: "(403) (refused): me/lstm_mini needs a token with write access",
+    404: "publishing failed (404): refused",
+    500: "publishing failed (500): refused",
+    "cut": "cannot be reached (Server disconnected",
+    "page": "is not that of a hub",
 }
-# What the client tries again itself, 5 times
-BY_CLIENT = (PREUPLOAD, BATCH, STORE, VERIFY)
 
 
-@pytest.mark.parametrize(
-    "step, how",
-    [
-        (step, how)
-        for step in STEPS
-        for how in (401, 403, 404, 409, 500, "cut")
-        # A repository that is missing is made.
-        if (step, how) != (INFO, 404)
-    ],
-)
-def test_a_step_that_fails_for_good(hub, folder, waits, caplog, step, how):
-    line = refused_without_the_token(
-        hub, caplog, [(step, how)], folder, "--revision", "dev"
-    )
+@pytest.mark.parametrize("how", [401, 403, 404, 500, "cut"])
+@pytest.mark.parametrize("step", STEPS)
+def test_after_a_failure_the_same_command_continues(
+    hub, folder, caplog, step, how
+):
+    arguments = folder, "--revision", "dev"
+    line = refused_without_the_token(hub, caplog, [(step, how)], *arguments)
     assert MEANT[how] in line
     # Nothing half-way
     if NAME in hub.repositories:
         assert hub.history(NAME) == ["initial commit"]
-    if step == COMMIT and how in (500, "cut"):
-        assert "Whether the commit has come about is not known" in line
-    elif STEPS.index(step) <= STEPS.index(MAKE) or step == VALIDATE:
-        assert line.endswith("Nothing was changed there")
-        assert hub.repositories == {}
-    elif step == BRANCH:
-        assert line.endswith(
-            "Made for it so far: the repository; nothing was put there yet"
-        )
-    else:
-        assert "so far: the repository and the branch dev; nothing" in line
-    tries = len([r for r in hub.requests if r.startswith(step)])
-    if how not in (500, "cut"):
-        assert waits == [] or step in BY_CLIENT
-    elif step in (STORE, VERIFY):
-        # Four files at a time
-        assert 6 <= tries <= 24
-    else:
-        assert tries == (6 if step in BY_CLIENT else 5)
+    hub.faults.clear()
+    published(folder, NAME, "--revision", "dev")
+    assert hub.files(NAME, "dev").keys() == FILES
+    assert hub.history(NAME) == ["initial commit", "Publish lstm_mini"]
+
+
+def test_what_is_uploaded_is_not_sent_again(hub, folder):
+    content = (folder / "model.safetensors").read_bytes()
+    missing = f"{STORE}{hashlib.sha256(content).hexdigest()}"
+    hub.fail(missing, 500)
+    assert "are not sent again" in refused(folder, NAME)
+    assert len(hub.stored) == 2
+    hub.faults.clear()
+    hub.requests.clear()
+    published(folder, NAME)
+    assert [r for r in hub.requests if r.startswith(STORE)] == [missing]
 
 
 def refused_without_the_token(hub, caplog, faults, folder, *arguments):
@@ -452,7 +450,7 @@ def test_nobody_sees_the_token(hub, folder, caplog, capfd, tmp_path):
             hub.faults.clear()
             hub.repositories.clear()
             hub.stored.clear()
-            hub.fail(step, how, said=f"Not with {CANARY}, no")
+            hub.fail(step, how, message=f"Not with {CANARY}, no")
             with pytest.raises(publishing.HubError) as caught:
                 publishing.publish(folder, NAME)
             error = caught.value
@@ -469,57 +467,21 @@ def test_nobody_sees_the_token(hub, folder, caplog, capfd, tmp_path):
             assert CANARY.encode() not in path.read_bytes()
 
 
-@pytest.mark.parametrize("how", [429, 500, 502, 503, 504, "cut"])
-@pytest.mark.parametrize("step", STEPS)
-def test_what_passes_is_tried_again(hub, folder, waits, step, how):
-    hub.fail(step, how, times=2)
-    published(folder, NAME, "--revision", "dev")
-    assert hub.files(NAME, "dev").keys() == FILES
-    assert hub.history(NAME) == ["initial commit", "Publish lstm_mini"]
-    assert waits
-
-
-def test_the_hub_says_how_long_to_wait(hub, folder, waits, monkeypatch):
-    hub.fail(INFO, 429, times=1)
-    send = hub.http.RequestHandlerClass.send
-
-    def send_wait(self, content, headers, status):
-        if status == 429:
-            headers = headers | {"Retry-After": "30"}
-        send(self, content, headers, status)
-
-    monkeypatch.setattr(hub.http.RequestHandlerClass, "send", send_wait)
+@pytest.mark.parametrize("how", [429, 503, "cut"])
+def test_the_client_tries_uploads_again(hub, folder, waits, how):
+    hub.fail(STORE, how, times=2)
     published(folder, NAME)
-    assert waits == [30]
+    assert hub.files(NAME).keys() == FILES and waits
 
 
 @pytest.mark.parametrize("step", [MAKE, BRANCH, COMMIT])
 def test_what_was_done_is_not_done_twice(hub, folder, step):
     hub.fail(step, "cut after", times=1)
-    said = published(folder, NAME, "--revision", "dev")
-    assert "holds now" in said
+    assert "cannot be reached" in refused(folder, NAME, "--revision", "dev")
+    output = published(folder, NAME, "--revision", "dev")
+    assert ("held all this already" in output) == (step == COMMIT)
     assert hub.files(NAME, "dev").keys() == FILES
     assert hub.history(NAME) == ["initial commit", "Publish lstm_mini"]
-
-
-def test_a_commit_of_which_nothing_is_heard(hub, folder, caplog):
-    line = refused_without_the_token(
-        hub, caplog, [(COMMIT, "cut after"), ("GET", after(hub))], folder
-    )
-    assert "Whether the commit has come about is not known" in line
-    hub.faults.clear()
-    assert "held all this already" in published(folder, NAME)
-    assert len(hub.history(NAME)) == 2
-
-
-def after(hub):
-    """Cut all that comes after the commit."""
-
-    def how():
-        came = any(request.startswith(COMMIT) for request in hub.requests)
-        return "cut" if came else None
-
-    return how
 
 
 def test_somebody_else_was_faster(hub, folder, caplog):
@@ -532,36 +494,13 @@ def test_somebody_else_was_faster(hub, folder, caplog):
         repository.commit("main", "Theirs", there | theirs)
 
     line = refused_without_the_token(hub, caplog, [(COMMIT, commit)], folder)
-    assert "was changed by somebody else at the same time" in line
-    assert "A commit has happened since" in line
-    assert line.endswith("Nothing was changed there")
+    assert "(412): A commit has happened since" in line
     assert hub.history(NAME) == ["initial commit", "Theirs"]
 
 
-def test_a_commit_that_arrives_late(hub, folder, monkeypatch):
-    """The first try is done after the second has looked."""
-    published(folder, NAME)
-    (folder / "custom.py").write_text("# new\n")
-    kept = []
-    make_commit = hub.make_commit
-
-    def late(*arguments, **named):
-        if not kept:
-            kept.append((arguments, named))
-            raise RuntimeError
-        make_commit(*kept[0][0], **kept[0][1])
-        monkeypatch.setattr(hub, "make_commit", make_commit)
-        return make_commit(*arguments, **named)
-
-    monkeypatch.setattr(hub, "make_commit", late)
-    monkeypatch.setattr(hub.http, "handle_error", lambda *_: None)
-    assert "holds now" in published(folder, NAME)
-    assert hub.files(NAME)["custom.py"] == b"# new\n"
-    assert len(hub.history(NAME)) == 3
-
-
-def test_no_repository_is_made_by_who_may_not(hub, folder, monkeypatch):
-    assert "(403)" in refused(folder, "they/lstm_mini")
+def test_no_repository_is_made_without_the_right_to(hub, folder, monkeypatch):
+    line = refused(folder, "they/lstm_mini")
+    assert "(403)" in line and "of they or a member" in line
     monkeypatch.setenv("HF_TOKEN", READER)
     assert "(403)" in refused(folder, NAME)
     assert hub.repositories == {}
@@ -574,7 +513,7 @@ def test_no_repository_is_made_by_who_may_not(hub, folder, monkeypatch):
 def test_a_token_that_is_none_is_not_shown(hub, folder, monkeypatch, token):
     monkeypatch.setenv("HF_TOKEN", token)
     line = refused(folder, NAME)
-    assert "characters that no token has" in line
+    assert "the token of the hub has invalid characters" in line
     assert "hf_" not in line.replace("hf auth", "")
     assert hub.requests == []
 
@@ -600,13 +539,12 @@ def test_offline(hub, folder, monkeypatch, waits):
     assert hub.requests == waits == []
 
 
-def test_a_hub_that_does_not_answer(hub, folder, monkeypatch, waits):
+def test_a_hub_that_does_not_answer(hub, folder, monkeypatch):
     monkeypatch.setattr(publishing, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
-        assert "gave no answer" in refused(folder, NAME)
-    assert waits == list(publishing.WAITS)
+        assert "cannot be reached (timed out)" in refused(folder, NAME)
 
 
 def test_a_web_page_is_no_hub(hub, folder):
@@ -626,17 +564,17 @@ from speechbrain.inference.interfaces import foreign_class
 torch.set_num_threads(1)
 task = json.loads(Path("task.json").read_text())
 load = EncoderASR.from_hparams if task["is_stock"] else foreign_class
-texts, said = [], []
+texts, printed = [], []
 for source in task["sources"]:
     model = load(source=source)
     texts.append([model.transcribe_file(path) for path in task["paths"]])
 for code in task["snippets"]:
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(code, {})
-    said.append(out.getvalue())
+    printed.append(out.getvalue())
 folder = Path(snapshot_download(task["sources"][-1]))
 files = {path.name: path.read_bytes().hex() for path in folder.iterdir()}
-Path("found.json").write_text(json.dumps([texts, said, files]))
+Path("found.json").write_text(json.dumps([texts, printed, files]))
 """
 
 
@@ -696,12 +634,12 @@ def test_a_model_comes_back_from_the_hub(hub, exported, tmp_path, kind):
     (tmp_path / "user.py").write_text(ELSEWHERE + USER)
     done = in_a_process(hub, tmp_path, "user.py")
     assert done.returncode == 0, done.stderr
-    (here, there), said, files = json.loads(
+    (here, there), printed, files = json.loads(
         (tmp_path / "found.json").read_text()
     )
     assert here == there
     assert all(len(set(text)) > 2 for text in here)
-    assert said == [here[1] + "\n"] * 3
+    assert printed == [here[1] + "\n"] * 3
     assert {name: bytes.fromhex(text) for name, text in files.items()} == (
         hub.files("me/public")
     )
@@ -722,6 +660,5 @@ def test_xet_fails_in_one_line(hub, folder, how):
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("tutornet publish: ")
-    assert MEANT[how] in line
-    assert "so far: the repository; nothing was put there yet" in line
+    assert "403" in line or how != 403
     assert hub.history(NAME) == ["initial commit"]

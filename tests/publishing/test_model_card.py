@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 from tutornet_sb.cli import app
 from tutornet_sb.networks import runs
 from tutornet_sb.publishing.export import export
-from tutornet_sb.publishing.model_card import license_of, model_card
+from tutornet_sb.publishing.model_card import model_card
 from tutornet_sb.publishing.sherpa import load_sherpa
 from tutornet_sb.util import files
 
@@ -83,7 +83,8 @@ def run(tmp_path):
         "stages": {"rkd": stage, "skd": stage | {"epochs": 12}},
         "versions": {"speechbrain": "1.1.2", "torch": "2.11.0"},
         "teacher": {
-            "folder": "/home/me/secret/teacher",
+            "source": "/home/me/secret/teacher",
+            "kind": "run",
             "name": "jasper_dr",
             "method": "ctc",
             "corpus": "mini",
@@ -153,7 +154,7 @@ def test_the_model_index_holds_the_results(card_of, run):
     for (split, rate), result in found.items():
         assert result.metric_value == round(scored[split][rate], 2)
         assert result.task_type == "automatic-speech-recognition"
-        assert result.dataset_name == f"MiniLibri {split}"
+        assert result.dataset_name == f"mini {split}"
 
 
 def test_student_baseline_and_teacher_have_a_row_each(card_of, baseline):
@@ -173,7 +174,7 @@ def test_student_baseline_and_teacher_have_a_row_each(card_of, baseline):
         body,
         [
             ("this model", 0, "0.45", "0.0024"),
-            ("baseline: the same network by CTC alone", 3, "0.45", "0.0025"),
+            ("baseline: the same network, CTC only", 3, "0.45", "0.0025"),
             ("teacher: `jasper_dr`", 2, "1.07", "0.0044"),
         ],
         strict=True,
@@ -190,15 +191,19 @@ def test_student_baseline_and_teacher_have_a_row_each(card_of, baseline):
     assert "baseline was trained for 1 epoch (seed 5)" in text
     assert "dev-clean has 37 utterances of 398 words" in text
     assert "seed 17" in text
-    assert "taught by `jasper_dr` (1.07 million parameters)" in text
+    assert "distilled from `jasper_dr` (1.07 million parameters)" in text
     assert "trained by method `ctc` for 40 epochs" in text
 
 
 @pytest.fixture
 def baseline(run):
-    """The same network by CTC alone, named by the run as train.py does."""
+    """The same network by CTC only, named by the run as train.py does."""
     folder = run.parent / "results" / "ctc_lstm" / "17"
-    results = runs.read_results(run) | {"method": "ctc", "teacher": None}
+    results = runs.read_results(run)
+    files.write_json(
+        run / runs.RESULTS, results | {"baseline": "results/ctc_lstm/17"}
+    )
+    results |= {"method": "ctc", "teacher": None, "role": "baseline"}
     scored = splits(0)
     for scores in scored.values():
         scores["wer"] += 20
@@ -207,12 +212,13 @@ def baseline(run):
     results["real_time_factor"] = 0.0025
     files.write_json(folder / runs.RESULTS, results)
     with open(run / "hyperparams.yaml", "a") as file:
-        file.write("baseline_folder: results/ctc_lstm/17\n")
         file.write(f"recipe_folder: {run.parent}\n")
     return folder
 
 
-@pytest.mark.parametrize("missing", ["results.json", "network", "corpus"])
+@pytest.mark.parametrize(
+    "missing", ["results.json", "network", "corpus", "role"]
+)
 def test_without_its_baseline_a_card_has_no_row(card_of, baseline, missing):
     path = baseline / runs.RESULTS
     if missing == "results.json":
@@ -224,7 +230,7 @@ def test_without_its_baseline_a_card_has_no_row(card_of, baseline, missing):
 
 
 @pytest.mark.parametrize(
-    "epochs, seconds, audio, told, length",
+    "epochs, seconds, audio, duration, length",
     [
         (1, 64.0, 61.0, "1 epoch in 1 minute", "On 1 minute of"),
         (8, 29.0, 1.0, "8 epochs in 29 seconds", "On 1 second of"),
@@ -233,7 +239,7 @@ def test_without_its_baseline_a_card_has_no_row(card_of, baseline, missing):
         (16, 9000, 59.8, "16 epochs in 2.5 hours", "On 1 minute of"),
     ],
 )
-def test_one_is_singular(card_of, epochs, seconds, audio, told, length):
+def test_one_is_singular(card_of, epochs, seconds, audio, duration, length):
     stages = {"skd": {"epochs": epochs, "splits": splits(0)}}
     text = card_of(
         epochs=epochs,
@@ -241,8 +247,8 @@ def test_one_is_singular(card_of, epochs, seconds, audio, told, length):
         train_audio_seconds=audio,
         stages=stages,
     ).text
-    assert f", {told}:" in text and length in text
-    counted = told.partition(" in ")[0]
+    assert f", {duration}:" in text and length in text
+    counted = duration.partition(" in ")[0]
     assert f" {counted}." in re.search(r"^1\. .*SKD.*$", text, re.MULTILINE)[0]
     assert not re.search(r"\b1 (epoch|minute|second|utterance|word)s", text)
 
@@ -253,9 +259,9 @@ def test_the_title_is_the_name_of_the_repository(config, tmp_path):
     assert card.data.model_name == "great"
 
 
-def test_the_training_is_told_with_its_values(card_of):
+def test_the_training_is_described_with_its_settings(card_of):
     text = card_of().text
-    assert "On 20 minutes of MiniLibri (`train-clean-100`)" in text
+    assert "On 20 minutes of `mini` (`train-clean-100`)" in text
     assert "without transcripts, `train-other-500`" in text
     first = re.search(r"^1\. .*RKD.*$", text, re.MULTILINE)[0]
     assert " 4 epochs." in first and '`frame_weighting: "nonblank"`' in first
@@ -263,7 +269,7 @@ def test_the_training_is_told_with_its_values(card_of):
     assert " 12 epochs." in second and "`skd_weight: 1.0`" in second
     assert "frame_weighting" not in second
     assert "`lr: 0.003`" in text and "speed_perturb" not in text
-    assert "Made with speechbrain 1.1.2, torch 2.11.0." in text
+    assert "Trained with speechbrain 1.1.2, torch 2.11.0." in text
 
 
 def test_nothing_says_where_things_lay(card_of, tmp_path):
@@ -284,17 +290,23 @@ def test_sizes_are_those_of_the_files(card_of, tmp_path):
     assert listed == expected
 
 
-def test_synthetic_speech_is_called_so(card_of):
+@pytest.mark.parametrize("corpus", ["mini", "mini_20h"])
+def test_synthetic_speech_is_called_so(card_of, corpus):
     assert "**A demonstration.** This model was trained on synthetic" in (
-        card_of().text
+        card_of(corpus=corpus).text
     )
 
 
 def test_librispeech_is_no_demonstration(card_of):
-    card = card_of(corpus="librispeech100", train_audio_seconds=362_160)
+    card = card_of(
+        corpus="librispeech100",
+        corpus_license="cc-by-4.0",
+        synthetic=False,
+        train_audio_seconds=362_160,
+    )
     assert "demonstration" not in card.text
     assert "synthetic" not in card.text
-    assert "On 100.6 hours of LibriSpeech" in card.text
+    assert "On 100.6 hours of `librispeech100`" in card.text
     assert card.data.license == "cc-by-4.0"
     assert card.data.datasets == ["openslr/librispeech_asr"]
     types = {result.dataset_type for result in card.data.eval_results}
@@ -302,25 +314,32 @@ def test_librispeech_is_no_demonstration(card_of):
 
 
 def test_of_another_corpus_nothing_is_invented(card_of):
-    card = card_of(corpus="small")
+    card = card_of(
+        corpus="small", corpus_license=None, language=None, synthetic=False
+    )
     assert "demonstration" not in card.text
     assert card.data.license == "unknown"
     assert card.data.language is None and card.data.datasets is None
     assert card.data.eval_results[0].dataset_name == "small dev-clean"
 
 
-def test_a_run_without_results_says_so(run, tmp_path):
-    files.write_json(run / runs.RESULTS, {})
-    export(run, tmp_path / "model")
-    card = ModelCard((tmp_path / "model" / "README.md").read_text())
-    assert card.text.count("This model comes without results") == 2
-    assert card.data.eval_results is None and card.data.metrics is None
-    assert "model-index" not in card.data.to_dict()
-    assert "WER" not in card.text and "real-time factor" not in card.text
-    assert card.data.license == "unknown"
+def test_a_card_has_a_language_without_its_region(card_of):
+    assert card_of(language="pt-BR").data.language == "pt"
 
 
-def test_a_student_alone(card_of):
+@pytest.mark.parametrize(
+    "method, is_named",
+    [("skd", False), ("pseudo", False), ("rkd", True), ("rkd+pseudo", True)],
+)
+def test_tutornet_is_named_for_its_first_step(card_of, method, is_named):
+    stage = {"epochs": 4, "splits": splits(0)}
+    stages = dict.fromkeys(method.split("+"), stage)
+    text = card_of(method=method, stages=stages).text
+    assert ("after [TutorNet]" in text) == is_named
+    assert "None" not in text and "Undefined" not in text
+
+
+def test_a_baseline(card_of):
     card = card_of(teacher=None, method="ctc")
     assert "trained without a teacher, by method `ctc`" in card.text
     assert "knowledge-distillation" not in card.data.tags
@@ -333,18 +352,18 @@ def test_a_student_alone(card_of):
 
 
 def test_a_teacher_from_the_hub_is_named(card_of):
-    teacher = {"name": "ctc", "parameters": 94_400_000}
-    card = card_of(teacher=teacher | {"folder": "they/wav2vec2@abc"})
+    teacher = {"name": "big", "kind": "ctc", "parameters": 94_400_000}
+    card = card_of(teacher=teacher | {"source": "they/wav2vec2@abc"})
     assert card.data.base_model == "they/wav2vec2"
     text = card.text
     assert (
-        "taught by a model of kind `ctc`, [they/wav2vec2@abc]"
+        "distilled from `big`, [they/wav2vec2@abc]"
         "(https://huggingface.co/they/wav2vec2) (94.40 million parameters)"
     ) in text
-    card = card_of(teacher=teacher | {"folder": "/home/secret@x/model"})
+    card = card_of(teacher=teacher | {"source": "/home/secret@x/model"})
     assert card.data.base_model is None
     text = card.text
-    assert "a model of kind `ctc` (94.40 million parameters)" in text
+    assert "distilled from `big` (94.40 million parameters)" in text
     assert "secret" not in text
 
 
@@ -360,7 +379,7 @@ def test_latency_of_a_streaming_student(card_of):
 
 def test_what_it_writes_and_does_not(card_of):
     text = card_of().text
-    assert "- It writes ' A B C " in text and " Z and blanks, and" in text
+    assert "- It outputs ' A B C " in text and " Z and spaces, and" in text
     assert "process the padding as silence" in text
 
 
@@ -442,7 +461,7 @@ def test_the_licence_goes_by_what_was_given(run, tmp_path):
     assert result.exit_code == 0, result.stderr
     assert f'EncoderASR.from_hparams(source="{to}")' in result.stdout
     config = files.read_json(to / "config.json")
-    assert license_of(config) == "mit"
+    assert (config["license"], config["language"]) == ("mit", "de")
     card = ModelCard((to / "README.md").read_text())
     assert (card.data.license, card.data.language) == ("mit", "de")
     text = model_card(config, to, "me/x", license="other", language="fr")
@@ -495,8 +514,8 @@ def test_the_commands_of_a_card_run(tmp_path, network):
     recognizer = files.read_json(to / "config.json")["sherpa"]["recognizer"]
     files_of_sherpa = to / "sherpa/model.onnx", to / "sherpa/tokens.txt"
     transcribe_by_sherpa = load_sherpa(recognizer, *files_of_sherpa)
-    heard, _ = soundfile.read(to / "speech.wav", dtype="float32")
-    assert " ".join(sherpa.split()) == transcribe_by_sherpa(heard) != ""
+    samples, _ = soundfile.read(to / "speech.wav", dtype="float32")
+    assert " ".join(sherpa.split()) == transcribe_by_sherpa(samples) != ""
 
 
 @pytest.mark.parametrize("key", ["load_with", "symbols", "results"])

@@ -31,10 +31,11 @@ from speechbrain.processing.features import STFT
 from typer.testing import CliRunner
 
 from tutornet_sb.cli import app
-from tutornet_sb.corpora.tokenizer import pieces
+from tutornet_sb.corpora.tokenizer import greedy_decode, pieces
 from tutornet_sb.inference import runner, transcription
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.inference.runner import OnnxModel
+from tutornet_sb.inference.speech import find_speech
 from tutornet_sb.inference.transcription import find_pause
 from tutornet_sb.networks import runs
 from tutornet_sb.publishing import formats
@@ -297,6 +298,7 @@ def test_the_runner_decodes_as_speechbrain_does(tmp_path):
         )[0]
         expected = " ".join(tokenizer.decode(ids).split())
         assert written.decode(log_probs.numpy()) == expected
+        assert greedy_decode(log_probs.unsqueeze(0), [80]) == [ids]
     silence = np.zeros((9, 29))
     silence[:, 0] = 1
     assert written.decode(silence) == ""
@@ -315,7 +317,7 @@ def test_other_files_are_refused(tmp_path):
     opset = [onnx.helper.make_opsetid("", 17)]
     made = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
     onnx.save(made, path)
-    with pytest.raises(ValueError, match="does not say what it is"):
+    with pytest.raises(ValueError, match="has no metadata 'tutornet'"):
         OnnxModel(path)
     made.metadata_props.add(key="tutornet", value='{"format": "another"}')
     onnx.save(made, path)
@@ -386,7 +388,7 @@ def test_the_export_says_how_its_graphs_do(exported, run, corpus):
     assert (scores["utterances"], scores["words"]) == (11, 21)
     # Once more, one by one
     model, tokenizer = runs.load_run(run)
-    said = {"pytorch": [], "onnx": [], "int8": []}
+    transcripts = {"pytorch": [], "onnx": [], "int8": []}
     forms = {
         "onnx": OnnxModel(to / "onnx/model.onnx"),
         "int8": OnnxModel(to / "onnx/model.int8.onnx"),
@@ -397,16 +399,14 @@ def test_the_export_says_how_its_graphs_do(exported, run, corpus):
         with torch.no_grad():
             encoding = model.eval()(torch.from_numpy(wav[None]), torch.ones(1))
         ids = ctc_greedy_decode(encoding.logits, torch.ones(1), blank_id=0)[0]
-        said["pytorch"].append(" ".join(tokenizer.decode(ids).split()))
+        transcripts["pytorch"].append(" ".join(tokenizer.decode(ids).split()))
         for name, form in forms.items():
-            said[name].append(form.transcribe(wav))
-    assert said["onnx"] == said["pytorch"]
-    assert len(set(said["pytorch"])) > 8
-    for name, texts in said.items():
+            transcripts[name].append(form.transcribe(wav))
+    assert transcripts["onnx"] == transcripts["pytorch"]
+    assert len(set(transcripts["pytorch"])) > 8
+    for name, texts in transcripts.items():
         assert scores["wer"][name] == 100 * jiwer.wer(references, texts)
-    same = sum(
-        a == b for a, b in zip(said["int8"], said["pytorch"], strict=True)
-    )
+    same = sum(map(str.__eq__, transcripts["int8"], transcripts["pytorch"]))
     assert scores["same"] == {"onnx": 11, "int8": same}
 
 
@@ -734,13 +734,13 @@ def test_the_corpus_is_asked_for_where_it_is_needed(
     result = invoke(run, "to", form)
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
-    assert "MiniLibri: say where it lies by --data" in line
+    assert "MiniLibri: name its folder by --data" in line
     assert not (tmp_path / "to").exists()
 
 
 def test_a_corpus_that_is_not_there_is_named(run, tmp_path):
     result = invoke(run, tmp_path / "to", "--onnx", "--data", tmp_path / "no")
-    assert result.exit_code == 2 and "no: say where" in result.stderr
+    assert result.exit_code == 2 and "no: name its" in result.stderr
 
 
 def test_the_corpus_of_the_run_is_found(run, corpus, tmp_path, monkeypatch):
@@ -758,14 +758,15 @@ def test_the_corpus_of_the_run_is_found(run, corpus, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, _ = runs.load_run(copy)
     results = {"splits": {"dev-clean": {}, "test-clean": {}}}
-    speech = runs.find_speech(copy, None, results, model, needed=True)
+    speech = find_speech(copy, None, results, model, needed=True)
     assert speech.split == "test-clean"
     assert len(speech.test) == 11 and len(speech.valid) == 11
     lengths = [len(one.read()) for one in speech.test]
     assert lengths == sorted(lengths)
-    assert runs.find_speech(copy, None, None, model, needed=False) is None
+    results = {"splits": {"test-clean": {}}}
+    assert find_speech(copy, None, results, model, needed=False) is None
     with pytest.raises(ValueError, match="no dev and test split"):
-        runs.find_speech(copy, None, None, model, needed=True)
+        find_speech(copy, None, results, model, needed=True)
 
 
 def test_the_runner_is_a_file_of_its_own(exported):

@@ -73,31 +73,31 @@ def test_the_page_works_as_it_stands(user, hub, tmp_path):
     pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed")
     commands, program = page()
     assert len(commands) > 5
-    said = {}
+    printed = {}
     for command in commands:
         name, *arguments = shlex.split(command)
         assert name == "tutornet"
-        said[command] = user(
+        printed[command] = user(
             [sys.executable, "-m", "tutornet_sb.cli", *arguments]
         )
         if "--dry-run" in command:
             assert not hub.repositories
     export, test_set, onnx, _, publish, fetched = commands
-    assert "int8" in said[export] and "sherpa" in said[export]
-    lines = said[test_set].splitlines()
+    assert "int8" in printed[export] and "sherpa" in printed[export]
+    lines = printed[test_set].splitlines()
     texts = [line.partition("\t")[2] for line in lines if ".flac\t" in line]
     assert len(texts) == 11
     listing = tmp_path / "data/MiniLibri/test-clean/1/1/1-1.trans.txt"
     references = [
         line.partition(" ")[2] for line in listing.read_text().splitlines()
     ]
-    assert f"{100 * jiwer.wer(references, texts):.2f}" in said[test_set]
-    assert '"words"' in said[onnx] and '"text"' in said[onnx]
-    assert "me/lstm_mini holds now" in said[publish]
+    assert f"{100 * jiwer.wer(references, texts):.2f}" in printed[test_set]
+    assert '"words"' in printed[onnx] and '"text"' in printed[onnx]
+    assert "me/lstm_mini holds now" in printed[publish]
     sent = set(hub.files("me/lstm_mini"))
     assert {"onnx/model.onnx", "sherpa/tokens.txt"} <= sent
     # The last utterance, by three ways
     last = fetched.split()[-1]
-    assert said[fetched] == f"{last}\t{texts[-1]}\n"
+    assert printed[fetched] == f"{last}\t{texts[-1]}\n"
     (tmp_path / "user.py").write_text(ELSEWHERE + program)
     assert user([sys.executable, "user.py"]).strip() == texts[-1]

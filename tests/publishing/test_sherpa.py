@@ -1,4 +1,4 @@
-"""Models as sherpa-onnx loads them, alone and by sherpa-onnx itself."""
+"""Models as sherpa-onnx loads them, by onnxruntime and by sherpa-onnx."""
 
 import numpy as np
 import onnxruntime
@@ -96,7 +96,7 @@ def test_streams_of_a_batch_do_not_mix(tmp_path):
         .view(-1, PIECE, 1)
         for seed in range(2)
     ]
-    alone = []
+    expected = []
     with torch.no_grad():
         for pieces in pieces_of:
             state = torch.zeros(1, graph.state_size).half()
@@ -104,15 +104,15 @@ def test_streams_of_a_batch_do_not_mix(tmp_path):
             for piece in pieces:
                 output, state = graph(piece.unsqueeze(0), state)
                 outputs.append(output)
-            alone.append(outputs)
+            expected.append(outputs)
         # The second stream begins a piece later.
         state = torch.zeros(2, graph.state_size).half()
         first, state[:1] = graph(pieces_of[0][:1], state[:1])
-        assert torch.equal(first, alone[0][0])
+        assert torch.equal(first, expected[0][0])
         for step in range(1, 4):
             piece = torch.stack([pieces_of[0][step], pieces_of[1][step - 1]])
             output, state = graph(piece, state)
-            for row, outputs in enumerate(alone):
+            for row, outputs in enumerate(expected):
                 torch.testing.assert_close(
                     output[row], outputs[step - row][0], atol=1e-4, rtol=0
                 )
@@ -135,7 +135,7 @@ def test_what_does_not_fit_the_pieces_is_refused(tmp_path):
     # Windows of 25 ms every 10 ms
     with pytest.raises(ValueError, match="reach 100 samples"):
         OnlineGraph(model)
-    with pytest.raises(ValueError, match="hears 8000 Hz"):
+    with pytest.raises(ValueError, match="got 8000 Hz"):
         write_sherpa(model, tmp_path / "m.onnx")
 
 
@@ -195,5 +195,5 @@ def test_sherpa_says_the_same(network, tmp_path):
         same += found == expected
         texts.add(expected)
     assert len(texts) > 2
-    # Random networks hear differences at which trained ones do not stumble.
+    # Random networks are sensitive to differences that trained ones tolerate.
     assert same >= 6

@@ -177,3 +177,32 @@ def decoder(pieces):
         return " ".join(word for word, _, _ in split_words(symbols, pieces))
 
     return decode
+
+
+def greedy_decode(logits, lengths, blank_index=0):
+    """Decode CTC greedily: repetitions and blanks of the best path removed.
+
+    Arguments
+    ---------
+    logits : torch.Tensor
+        Or log-probabilities, ``(batch, frames, symbols)``.
+    lengths : torch.Tensor
+        Valid frames of each utterance, integers of shape ``(batch,)``.
+    blank_index : int
+        The blank of CTC.
+
+    Returns
+    -------
+    list of list of int
+        Symbol indices of each utterance.
+    """
+    decoded = []
+    for path, length in zip(logits.argmax(-1).cpu(), lengths, strict=True):
+        symbols = path[: int(length)].unique_consecutive()
+        decoded.append(symbols[symbols != blank_index].tolist())
+    return decoded
+
+
+def tidy(text):
+    """Text with single spaces: word boundaries in a row are one boundary."""
+    return " ".join(text.split())

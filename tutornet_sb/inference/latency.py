@@ -1,10 +1,7 @@
-"""How long after the end of a word a CTC model has written it.
+"""Emission latency: how long after its end a word is emitted by a CTC model.
 
-The emission latency of a word is the time at which the greedy transcript has
-its last symbol, less the time at which it was spoken to its end. It can be
-negative, for a model may be sure of a word early. Time for computation is not
-in it; see ``scores.real_time_factor``. Of a model that hears the future, which
-must wait for it, it is a property of the alignment only.
+It is the time of the last symbol of a word in the greedy transcript, less the
+time at which its pronunciation ends (it can be negative), without computation.
 """
 
 import jiwer
@@ -20,60 +17,27 @@ _ENERGY_FRAME = 0.01
 
 
 def symbol_runs(path, blank_index=0):
-    """Find the symbols in a path of one label a frame.
+    """Symbol, first and last frame of each run in a path, ``(frames,)``.
 
-    Arguments
-    ---------
-    path : torch.Tensor
-        Labels, integers of shape ``(frames,)``.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    list of tuple
-        ``(symbol, first, last)``: the symbol, and the first and last frame of
-        its run.
-
-    Example
-    -------
     >>> symbol_runs(torch.tensor([0, 1, 1, 0, 1, 2]))
     [(1, 1, 2), (1, 4, 4), (2, 5, 5)]
     """
-    path = path.cpu()
-    starts = torch.ones_like(path, dtype=torch.bool)
-    starts[1:] = path[1:] != path[:-1]
-    frames = starts.nonzero().flatten()
-    symbols = path[frames].tolist()
-    frames = [*frames.tolist(), len(path)]
+    symbols, counts = path.cpu().unique_consecutive(return_counts=True)
+    ends = counts.cumsum(0)
     return [
-        (symbol, first, following - 1)
-        for symbol, first, following in zip(
-            symbols, frames, frames[1:], strict=False
+        (symbol, end - count, end - 1)
+        for symbol, count, end in zip(
+            symbols.tolist(), counts.tolist(), ends.tolist(), strict=True
         )
         if symbol != blank_index
     ]
 
 
 def align_symbols(log_probs, symbols, blank_index=0):
-    """Find the frames of given symbols by CTC's most probable path.
+    """First and last frame of each symbol on CTC's most probable path.
 
-    Arguments
-    ---------
-    log_probs : torch.Tensor
-        ``(frames, symbols)``.
-    symbols : list of int
-        Indices, without blanks.
-    blank_index : int
-        Index of the CTC blank.
+    Of log-probabilities ``(frames, symbols)``; None if frames are too few.
 
-    Returns
-    -------
-    list of tuple or None
-        First and last frame of each symbol; None if the frames are too few.
-
-    Example
-    -------
     >>> probs = torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6]])
     >>> align_symbols(probs.log(), [1, 1])
     [(0, 0), (2, 2)]
@@ -97,46 +61,20 @@ def align_symbols(log_probs, symbols, blank_index=0):
 def word_ends(
     model, batches, pieces, blank_index=0, threshold=30.0, shortest_pause=0.06
 ):
-    """Estimate when the words of transcribed utterances end.
+    """Estimate when the words of transcribed utterances end (seconds).
 
-    A model that hears the whole utterance (the teacher, say) is aligned to the
-    transcript. It spikes near the start of a sound, so the spike of a word's
-    last symbol is not the word's end: that lies between there and the first
-    symbol of the next word.
+    A model that receives the whole utterance (as the teacher) is aligned to the
+    transcript. Its spike for a word's last symbol precedes the word's end,
+    which lies between there and the first symbol of the next word: at the start
+    of the last pause between the two, if one of at least ``shortest_pause``
+    seconds (shorter silence may be the closure of a stop), else at that symbol.
+    The last word ends with the last frame of speech; if that is the last of the
+    recording, its end is unknown. Compare latencies by the same word ends only.
 
-    - If there is a pause between the two, the word ends where the (last) pause
-      starts. Pauses are at least `shortest_pause` long, for shorter silence may
-      be the closure of a stop, which is part of a word.
-    - Else it ends where the next word's first symbol is.
-    - The last word ends with the last frame of speech. If that is the last of
-      the recording, as with noise or a cut, its end is not known.
-
-    The spikes of another model may lie elsewhere: compare latencies by the same
-    word ends only.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        Aligned to the transcripts; in evaluation mode.
-    batches : iterable
-        Batches with ``id``, ``sig``, ``wrd`` and ``tokens``, the latter
-        symbols of this model.
-    pieces : list of str
-        The model's symbols by index.
-    blank_index : int
-        Index of the CTC blank.
-    threshold : float
-        Frames of 10 ms so far below the loud ones (95th percentile of the
-        utterance) are silence (dB).
-    shortest_pause : float
-        Seconds.
-
-    Returns
-    -------
-    dict
-        For each utterance by id a list with the end of each word of ``wrd``
-        (seconds), None where it is not known. Known are none if the tokens do
-        not spell the transcript, or if the model has too few frames for them.
+    Batches have ``id``, ``sig``, ``wrd`` and ``tokens`` (symbols of the model).
+    Frames of 10 ms ``threshold`` dB below the loud ones are silence. Returned
+    are, by utterance id, the end of each word of ``wrd``, None where unknown:
+    all, if the tokens do not spell the transcript or frames are too few.
     """
     device = next(model.parameters()).device
     sample_rate = model.features.sample_rate
@@ -215,38 +153,15 @@ def _find_ends(words, speech, shortest_pause):
 def emission_latency(
     model, batches, pieces, ends, blank_index=0, look_ahead=0.0
 ):
-    """Measure how long after its end a word is written.
+    """Measure how long after its end a word is emitted (milliseconds).
 
-    Counted are the words that are recognised (hits of jiwer's alignment) and
-    whose end is known. A symbol is written at the first frame at which it is
-    the most probable; frame ``i`` stands at ``i * frame_period``.
+    Words count that are recognised (hits of jiwer's alignment) and whose end is
+    known, from ``word_ends`` or the truth. A symbol is emitted at the first
+    frame at which it is the most probable; frame ``i`` is at ``i *
+    frame_period``, plus the ``look_ahead`` of the model (seconds).
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode.
-    batches : iterable
-        Batches with ``id``, ``sig`` and ``wrd``.
-    pieces : list of str
-        The model's symbols by index.
-    ends : dict
-        Ends of the words of each ``wrd`` by id (seconds), None where not known;
-        from :func:`word_ends`, or the truth where there is one.
-    blank_index : int
-        Index of the CTC blank.
-    look_ahead : float
-        Audio after its own time that a frame of the model needs (seconds).
-
-    Returns
-    -------
-    dict
-        ``mean``, ``median`` and ``p95`` (milliseconds; None if no word counts),
-        ``words`` (that count), ``hits`` and ``reference_words``.
-
-    Raises
-    ------
-    ValueError
-        If there is no end for each word of an utterance.
+    Returns ``mean``, ``median`` and ``p95`` (None if no word counts), ``words``
+    (that count), ``hits`` and ``reference_words``.
     """
     device = next(model.parameters()).device
     latencies, hits, reference_words = [], 0, 0
@@ -258,8 +173,8 @@ def emission_latency(
             reference = text.split()
             if len(ends.get(key, ())) != len(reference):
                 raise InputError(
-                    f"{key}: {len(reference)} words are spoken, and "
-                    f"{len(ends.get(key, ()))} word ends are given"
+                    f"{key}: word ends must be as many as its "
+                    f"{len(reference)} words, got {len(ends.get(key, ()))}"
                 )
             runs = symbol_runs(best[i, : lengths[i]], blank_index)
             written = split_words([symbol for symbol, _, _ in runs], pieces)

@@ -33,8 +33,7 @@ class Recogniser(NamedTuple):
     name : str
         Folder or file, or hub id with its revision.
     kind : str
-        ``run``, ``export``, ``onnx``, or one of ``load_teacher``'s kinds with a
-        CTC head: ``encoder_asr``, ``ctc``.
+        ``run``, ``export``, ``onnx``, ``encoder_asr`` or ``ctc``.
     sample_rate : int
         Sample rate that it expects (Hz).
     frame_period : float
@@ -42,18 +41,17 @@ class Recogniser(NamedTuple):
     pieces : list of str
         Symbols by index.
     blank_index : int
-        Index of the blank of CTC.
+        The blank of CTC.
     decode : Callable
         From a list of symbol indices, repetitions and blanks removed, to text.
     encode : Callable
         From waveforms, ``(batch, samples)``, and their valid samples,
         ``(batch,)``, to log-probabilities, ``(batch, frames, symbols)``, and
-        their valid frames, ``(batch,)``, on the CPU. What stands on padded
-        frames means nothing.
+        their valid frames, ``(batch,)``, on the CPU.
     max_seconds : float
         The longest waveform that can be encoded (seconds).
     model : AcousticModel or None
-        In evaluation mode, for those who need its parts. None of an ``onnx``.
+        In evaluation mode; None for ``onnx``.
     """
 
     name: str
@@ -74,14 +72,13 @@ def load_recogniser(
     """Load a model for inference.
 
     - ``run``: folder of a finished run of ``train.py``. Without
-      `trust_remote_code`, a network of other parts than those of the recipe is
-      refused, since its ``model.yaml`` could run code.
+      `trust_remote_code`, networks of other parts than the recipe's are
+      refused, since their ``model.yaml`` could run code.
     - ``export``: folder by ``tutornet export``, or hub id with one. Only
-      ``config.json`` and ``model.safetensors`` are read (and downloaded); no
-      code that comes with them runs.
-    - ``onnx``: a file that says in its metadata what it is, as ``tutornet
-      export --onnx`` writes it, or a folder with ``model.onnx`` or one other
-      such file.
+      ``config.json`` and ``model.safetensors`` are read (and downloaded); none
+      of its code is run.
+    - ``onnx``: a file by ``tutornet export --onnx``, or a folder with
+      ``model.onnx`` or one other such file.
     - ``encoder_asr``: what SpeechBrain's ``EncoderASR`` loads, by a
       ``hyperparams.yaml``, which can run any code.
     - ``ctc``: folder or hub id of a ``Wav2Vec2ForCTC``, ``HubertForCTC`` or
@@ -92,76 +89,75 @@ def load_recogniser(
     source : str or pathlib.Path
         Folder, file or hub id.
     revision : str, optional
-        Commit, tag or branch of a hub id. Only a commit is the same model for
-        ever.
+        Commit, tag or branch of a hub id. Only a commit pins the model.
     trust_remote_code : bool
-        Whether a ``hyperparams.yaml`` may be loaded, or a ``model.yaml`` that
-        names other parts.
+        Whether code of an ``encoder_asr`` or a ``run`` may be run.
     device : str
-        Where it runs, ``cpu`` or ``cuda``.
+        ``cpu`` or ``cuda``.
 
     Returns
     -------
     Recogniser
-        The model. It has encoded a second of noise.
+        It has encoded a second of noise.
 
     Raises
     ------
-    FileNotFoundError
-        If there is no such folder or file, or no hub id of this form.
-    ValueError
-        If it is none of these, is damaged, or does not go together.
+    InputError
+        If it is missing, none of these or damaged, or its parts do not fit.
     """
     source, path = str(source), Path(source)
-    is_here = path.exists()
-    if is_here and revision is not None:
+    is_local = path.exists()
+    if is_local and revision is not None:
         raise InputError(
             f"{source} is on this machine; a revision ({revision}) is of a "
             "hub id"
         )
-    if not is_here and not sources.HUB_ID.fullmatch(source):
+    if not is_local and not sources.HUB_ID.fullmatch(source):
         raise MissingFileError(
             f"{source} is neither a folder, a file nor a hub id (owner/name)"
         )
-    _check_device(device)
-    name = source if revision is None else f"{source}@{revision}"
-    if path.is_file():
-        recogniser = _load_onnx(path, device)
-    elif not is_here:
-        recogniser = _load_from_hub(
-            source, name, revision, trust_remote_code, device
-        )
-    elif (path / runs.MODEL_YAML).is_file():
-        recogniser = _load_other(source, None, trust_remote_code, device)
-    elif is_export(path):
-        recogniser = _load_export(path, name, device)
-    elif files := sorted(path.glob("*.onnx")):
-        named = [file for file in files if file.name == ONNX_FILE] or files
-        if len(named) > 1:
-            names = ", ".join(file.name for file in files)
-            raise InputError(f"{source} holds {names}: name one of the files")
-        recogniser = _load_onnx(named[0], device)
-    else:
-        recogniser = _load_other(source, None, trust_remote_code, device)
-    _try_out(recogniser)
-    return recogniser
-
-
-def _check_device(device):
     try:
-        # Nothing but a try tells whether it is there.
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"the device {device!r} cannot be used: {first_line(error)}"
         ) from None
+    name = source if revision is None else f"{source}@{revision}"
+    if not is_local:
+        folder = Path(sources.download(source, revision, [CONFIG]))
+        if is_export(folder):
+            # The folder is named after the commit: weights must be of the same.
+            files = [CONFIG, SAFETENSORS]
+            path = Path(sources.download(source, folder.name, files))
+    is_run = (path / runs.MODEL_YAML).is_file()
+    if path.is_file():
+        recogniser = _load_onnx(path, device)
+    elif not is_run and is_export(path):
+        model, pieces, blank_index = load_export(path, name)
+        recogniser = _by_model(
+            name, "export", model, device, pieces, blank_index, decoder(pieces)
+        )
+    elif not is_run and (file := _find_onnx(path)):
+        recogniser = _load_onnx(file, device)
+    else:
+        recogniser = _load_teacher(source, revision, trust_remote_code, device)
+    _try_out(recogniser)
+    return recogniser
+
+
+def _find_onnx(folder):
+    """The ONNX file of a folder, None if it has none."""
+    files = sorted(folder.glob("*.onnx"))
+    named = [file for file in files if file.name == ONNX_FILE] or files
+    if len(named) > 1:
+        names = ", ".join(file.name for file in files)
+        raise InputError(f"{folder} holds {names}: name one of the files")
+    return named[0] if named else None
 
 
 def _by_model(name, kind, model, device, pieces, blank_index, decode):
     """A recogniser around an AcousticModel."""
-    model = model.eval().to(device)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    model = model.eval().requires_grad_(False).to(device)
 
     @torch.no_grad()
     def encode(wavs, lengths):
@@ -185,45 +181,24 @@ def _by_model(name, kind, model, device, pieces, blank_index, decode):
     )
 
 
-def _by_source(source, device):
-    if source.pieces is None:
-        raise InputError(
-            f"{source.source} has no CTC head and cannot transcribe"
-        )
-    return _by_model(
-        source.source,
-        source.kind,
-        source.model,
-        device,
-        source.pieces,
-        source.blank_index,
-        source.decode,
-    )
-
-
-def _load_from_hub(source, name, revision, trust_remote_code, device):
-    folder = sources.download(source, revision, [CONFIG])
-    if not is_export(folder):
-        return _load_other(source, revision, trust_remote_code, device)
-    # That folder is named after the commit: the weights must be of the same.
-    commit = Path(folder).name
-    folder = sources.download(source, commit, [CONFIG, SAFETENSORS])
-    return _load_export(Path(folder), name, device)
-
-
-def _load_export(folder, name, device):
-    model, pieces, blank_index = load_export(folder, name)
-    return _by_model(
-        name, "export", model, device, pieces, blank_index, decoder(pieces)
-    )
-
-
-def _load_other(source, revision, trust_remote_code, device):
-    """What teachers are made of too."""
+def _load_teacher(source, revision, trust_remote_code, device):
+    """Runs, and whatever else can be a teacher with a CTC head."""
     teacher = sources.load_teacher(
         source, revision, trust_remote_code=trust_remote_code
     )
-    return _by_source(teacher, device)
+    if teacher.pieces is None:
+        raise InputError(
+            f"{teacher.source} has no CTC head and cannot transcribe"
+        )
+    return _by_model(
+        teacher.source,
+        teacher.kind,
+        teacher.model,
+        device,
+        teacher.pieces,
+        teacher.blank_index,
+        teacher.decode,
+    )
 
 
 def _load_onnx(path, device):
@@ -240,47 +215,51 @@ def _load_onnx(path, device):
                 f"onnxruntime has no {provider} here: install onnxruntime-gpu, "
                 "or use --device cpu"
             )
-    model = OnnxModel(path, torch.get_num_threads(), provider)
-    session, told = model.session, model.about
-    check_symbols(told, path)
-    period = told.get("frame_period")
+    try:
+        model = OnnxModel(path, torch.get_num_threads(), provider)
+    # The runner does not import this package.
+    except ValueError as error:
+        raise InputError(str(error)) from None
+    about = model.about
+    check_symbols(about, path)
+    period = about["frame_period"]
     if not isinstance(period, int | float) or not 0 < period < 10:
         raise InputError(
             f"{path} is damaged: 'frame_period' is {str(period)[:80]}"
         )
-    inputs = {value.name for value in session.get_inputs()}
-    outputs = {value.name for value in session.get_outputs()}
+    inputs = {value.name for value in model.session.get_inputs()}
+    outputs = {value.name for value in model.session.get_outputs()}
     if inputs != {"wavs", "lengths"} or not {"log_probs", "frames"} <= outputs:
         raise InputError(
             f"{path} must have the inputs wavs and lengths and the outputs "
-            f"log_probs and frames; it has {', '.join(sorted(inputs))} and "
+            f"log_probs and frames, got {', '.join(sorted(inputs))} and "
             + ", ".join(sorted(outputs))
         )
 
     def encode(wavs, lengths):
         try:
             found = model.encode(wavs.float().numpy(), lengths.numpy())
+        # onnxruntime has its own classes.
         except Exception as error:
             raise InputError(
                 f"{path} cannot be run: {first_line(error)}"
             ) from None
-        log_probs, frames = map(torch.from_numpy, found)
-        return log_probs, frames
+        return tuple(map(torch.from_numpy, found))
 
     return Recogniser(
         str(path),
         "onnx",
-        told["sample_rate"],
+        model.sample_rate,
         float(period),
-        told["symbols"],
-        told["blank_index"],
-        decoder(told["symbols"]),
+        model.symbols,
+        model.blank_index,
+        decoder(model.symbols),
         encode,
     )
 
 
 def _try_out(recogniser):
-    """Refuse a model whose parts do not go together."""
+    """Refuse a model whose parts do not fit each other."""
     generator = torch.Generator().manual_seed(0)
     wavs = 0.1 * torch.randn(1, recogniser.sample_rate, generator=generator)
     try:
@@ -295,13 +274,13 @@ def _try_out(recogniser):
     symbols = len(recogniser.pieces)
     if log_probs.ndim != 3 or log_probs.shape[::2] != (1, symbols):
         raise InputError(
-            f"{recogniser.name} gives {tuple(log_probs.shape)} for its "
-            f"{symbols} symbols; (batch, frames, symbols) is needed"
+            f"{recogniser.name}: output must be (batch, frames, symbols) for "
+            f"its {symbols} symbols, got {tuple(log_probs.shape)}"
         )
     if frames.shape != (1,) or not 0 <= frames[0] <= log_probs.shape[1]:
         raise InputError(
-            f"{recogniser.name} gives {frames.tolist()} for the valid ones of "
-            f"its {log_probs.shape[1]} frames"
+            f"{recogniser.name}: valid frames must be among its "
+            f"{log_probs.shape[1]} frames, got {frames.tolist()}"
         )
     if not log_probs[:, : frames[0]].isfinite().all():
         raise InputError(

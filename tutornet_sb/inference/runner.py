@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Transcribe audio files with the ONNX model that lies beside this script.
+"""Transcribe audio files with the ONNX model beside this script.
 
 It needs onnxruntime, numpy and soundfile. Files may have any length, sample
 rate and number of channels.
@@ -41,21 +41,12 @@ class OnnxModel:
     Arguments
     ---------
     path : str or pathlib.Path
-        The ONNX file, written by ``tutornet export --onnx``.
+        ONNX file by ``tutornet export --onnx``; its metadata become
+        ``about`` and attributes. Other files raise ``ValueError``.
     threads : int
         Threads of onnxruntime; 0 for as many as there are cores.
     provider : str
-        What onnxruntime computes with.
-
-    Attributes
-    ----------
-    about : dict
-        What the file says of itself.
-
-    Raises
-    ------
-    ValueError
-        If the file is no such model.
+        Execution provider of onnxruntime.
     """
 
     def __init__(self, path, threads=0, provider="CPUExecutionProvider"):
@@ -82,8 +73,8 @@ class OnnxModel:
             raise ValueError(f"{path} is damaged: {error}") from None
         if not isinstance(self.about, dict) or not self.about:
             raise ValueError(
-                f"{path} does not say what it is (metadata {METADATA!r}): only "
-                "files by `tutornet export --onnx` can be transcribed with"
+                f"{path} has no metadata {METADATA!r}: only files by `tutornet "
+                "export --onnx` can be used"
             )
         if self.about.get("format") != FORMAT:
             raise ValueError(
@@ -97,22 +88,11 @@ class OnnxModel:
             setattr(self, name, self.about[name])
 
     def encode(self, wavs, lengths):
-        """Compute log-probabilities.
+        """Compute log-probabilities and valid frames.
 
-        Arguments
-        ---------
-        wavs : numpy.ndarray
-            Waveforms at the model's sample rate, ``(batch, samples)``.
-        lengths : numpy.ndarray
-            Valid samples of each, integers of shape ``(batch,)``.
-
-        Returns
-        -------
-        log_probs : numpy.ndarray
-            ``(batch, frames, symbols)``; what stands on padded frames means
-            nothing.
-        frames : numpy.ndarray
-            Valid frames, integers of shape ``(batch,)``.
+        Of waveforms at the model's sample rate, ``(batch, samples)``, with
+        their valid samples, ``(batch,)``: ``(batch, frames, symbols)``, of
+        which padded frames are undefined, and ``(batch,)``.
         """
         return self.session.run(
             ["log_probs", "frames"],
@@ -123,18 +103,7 @@ class OnnxModel:
         )
 
     def decode(self, log_probs):
-        """Transcribe greedily: the likeliest symbol of each frame.
-
-        Arguments
-        ---------
-        log_probs : numpy.ndarray
-            Of the valid frames of one utterance, ``(frames, symbols)``.
-
-        Returns
-        -------
-        str
-            The transcript.
-        """
+        """Greedy transcript of one utterance, ``(frames, symbols)``."""
         return self._spell(log_probs.argmax(-1))
 
     def _spell(self, best):
@@ -145,84 +114,68 @@ class OnnxModel:
         return " ".join(text.replace("\u2581", " ").split())
 
     def transcribe(self, wav):
-        """Transcribe one waveform of any length.
-
-        Arguments
-        ---------
-        wav : numpy.ndarray
-            At the model's sample rate, ``(samples,)``.
-
-        Returns
-        -------
-        str
-            The transcript.
-        """
+        """Transcribe a waveform of any length, ``(samples,)``."""
         return self.transcribe_blocks([wav])
 
     def transcribe_blocks(self, blocks):
-        """Transcribe one waveform, of which little is kept in memory.
+        """Transcribe a waveform from blocks of it, ``(samples,)`` each.
 
         Beyond ``WINDOW`` seconds it is encoded in overlapping windows, which
         are joined in a pause within the middle half of what they share.
-
-        Arguments
-        ---------
-        blocks : iterable of numpy.ndarray
-            Its samples, one block after the other, ``(samples,)`` each.
-
-        Returns
-        -------
-        str
-            The transcript.
-
-        Raises
-        ------
-        ValueError
-            If the model's output is not finite.
         """
-        # Windows are whole frames long, so that frames of all of them stand
-        # where they would in the whole.
+        # In whole frames, so that the frames of all windows are in step
         frames = math.floor(WINDOW / self.frame_period)
         hop = frames - round(OVERLAP * frames)
         size, hop_samples = (
             round(count * self.frame_period * self.sample_rate)
             for count in (frames, hop)
         )
-        # Best symbols; the last window from `start` on is not among them yet.
-        done, pending, start = [], None, 0
-        for wav in _windows(blocks, size, hop_samples):
+        joiner = Joiner(hop, lambda best: best == self.blank_index)
+        done = []
+        for wav, _ in windows(blocks, size, hop_samples):
             log_probs, count = self.encode(wav[None], [len(wav)])
             log_probs = log_probs[0, : count[0]]
             if not np.isfinite(log_probs).all():
                 raise ValueError("the model's output is not finite for it")
-            best, first = log_probs.argmax(-1), 0
-            if pending is not None:
-                shared = min(len(pending) - hop, len(best))
-                quarter = shared // 4
-                middle = slice(quarter, shared - quarter)
-                both = np.stack([best[middle], pending[hop:][middle]])
-                is_blank = (both == self.blank_index).all(0)
-                first = quarter + find_pause(is_blank)
-                done.append(pending[start : hop + first])
-            pending, start = best, first
-        return self._spell(np.concatenate([*done, pending[start:]]))
+            done.append(joiner.accept(log_probs.argmax(-1)))
+        return self._spell(np.concatenate([*done, joiner.pending]))
+
+
+class Joiner:
+    """Joins the frames of windows that begin ``hop`` frames apart.
+
+    The cut is in a pause within the middle half of the frames that two windows
+    share, where both have context on either side.
+    """
+
+    def __init__(self, hop, is_blank):
+        self.hop, self.is_blank = hop, is_blank
+        # Frames of the last window from `offset` on
+        self.pending, self.offset = None, 0
+
+    def accept(self, frames):
+        """Take the next window, and return the frames before the cut."""
+        if self.pending is None:
+            self.pending = frames
+            return frames[:0]
+        start = self.hop - self.offset
+        shared = min(len(self.pending) - start, len(frames))
+        quarter = shared // 4
+        middle = slice(quarter, shared - quarter)
+        both = frames[middle], self.pending[start:][middle]
+        ours, theirs = map(self.is_blank, both)
+        self.offset = quarter + find_pause(ours & theirs)
+        done = self.pending[: start + self.offset]
+        self.pending = frames[self.offset :]
+        return done
 
 
 def find_pause(is_blank):
-    """Find where frames are best cut: in the middle of the longest pause.
+    """Find where to cut frames: in the middle of the longest pause.
 
-    Arguments
-    ---------
-    is_blank : array_like
-        True where a frame has no symbol, ``(frames,)``.
+    ``is_blank``, ``(frames,)``, is True in pauses. The frame after the cut is
+    returned, the middle one if there is no pause.
 
-    Returns
-    -------
-    int
-        The frame after the cut; in the middle if there is no pause.
-
-    Example
-    -------
     >>> find_pause(np.array([1, 0, 1, 1, 1, 1, 0, 1, 0]) == 1)
     4
     """
@@ -234,38 +187,32 @@ def find_pause(is_blank):
     return int(starts[longest] + ends[longest]) // 2
 
 
-def _windows(blocks, size, hop):
-    """Overlapping windows of a waveform."""
+def windows(blocks, size, hop):
+    """Overlapping windows of a waveform, and whether each is the last."""
     held = np.zeros(0, np.float32)
     for block in blocks:
         held = np.concatenate([held, block])
         while len(held) > size:
-            yield held[:size]
+            yield held[:size].copy(), False
             held = held[hop:]
-    yield held
+    yield held, True
 
 
 def resample(blocks, ratio, zeros=6, rolloff=0.99):
-    """Resample a waveform that comes in blocks.
+    """Resample a waveform that comes in blocks, ``(samples,)`` each.
 
-    By sinc functions under a Hann window, as
-    ``torchaudio.transforms.Resample``.
+    By Hann-windowed sinc functions, as ``torchaudio.transforms.Resample``.
 
     Arguments
     ---------
     blocks : iterable of numpy.ndarray
-        Its samples, ``(samples,)`` each.
+        The waveform.
     ratio : fractions.Fraction
-        Sample rate that it has over the one that it shall have.
+        Its sample rate over the new one.
     zeros : int
         Zero crossings of the filters to each side.
     rolloff : float
         Cut-off frequency as a part of the lower Nyquist frequency.
-
-    Yields
-    ------
-    numpy.ndarray
-        The next samples, ``(samples,)``.
     """
     if ratio == 1:
         yield from blocks
@@ -302,27 +249,12 @@ def resample(blocks, ratio, zeros=6, rolloff=0.99):
         yield found
 
 
-def read_audio(path, sample_rate, resample=resample):
+def read_audio(path, sample_rate):
     """Read an audio file block by block, its channels averaged.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        Any file that soundfile reads.
-    sample_rate : int
-        Sample rate of the result (Hz).
-    resample : callable
-        Called with blocks and a ratio, as :func:`resample`.
-
-    Yields
-    ------
-    numpy.ndarray
-        The next samples, ``(samples,)``, or what ``resample`` makes of them.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read to its end, is empty or holds what is no number.
+    Yields ``(samples,)`` at the sample rate (Hz). Ratios of rates that need
+    more than 640 filters are rounded, by less than three in a million. Raises
+    ``ValueError`` if the file is missing, damaged, cut off or empty.
     """
     try:
         if not Path(path).is_file():
@@ -365,18 +297,7 @@ def _read_blocks(file):
 
 
 def main(arguments=None):
-    """Transcribe files with the model that lies beside this one.
-
-    Arguments
-    ---------
-    arguments : list of str, optional
-        Those of the command line by default.
-
-    Returns
-    -------
-    int
-        Exit code: 2 if a file could not be transcribed, else 0.
-    """
+    """Transcribe files with the model beside this script; returns 0 or 2."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="Prints a line for each file: its name, a tab, the transcript. "

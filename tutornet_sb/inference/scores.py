@@ -1,4 +1,4 @@
-"""Word and character error rates by jiwer, and how fast a model is."""
+"""Word and character error rates by jiwer, and the real-time factor."""
 
 import re
 import time
@@ -6,34 +6,18 @@ from pathlib import Path
 
 import jiwer
 import torch
-from speechbrain.decoders.ctc import ctc_greedy_decode
 
+from tutornet_sb.corpora.tokenizer import greedy_decode
 from tutornet_sb.util.errors import InputError
 
 
 def score(references, hypotheses):
     """Word and character error rate over a set of utterances.
 
-    Arguments
-    ---------
-    references : dict
-        Transcript of each utterance by id.
-    hypotheses : dict
-        Recognised text of each utterance by id.
+    From transcripts by id: ``wer`` and ``cer`` (percent), ``utterances``,
+    ``words`` (of the references). Raises ``InputError`` if the ids differ or
+    the references hold no word.
 
-    Returns
-    -------
-    dict
-        ``wer`` and ``cer`` (percent), ``utterances``, ``words`` (of the
-        references).
-
-    Raises
-    ------
-    ValueError
-        If the ids differ or the references hold no word.
-
-    Example
-    -------
     >>> score({"a": "ONE TWO"}, {"a": "ONE TOO"})["wer"]
     50.0
     """
@@ -47,98 +31,47 @@ def score(references, hypotheses):
 
 
 def count_errors(references, hypotheses):
-    """Count the errors of each utterance, for tests over utterances.
+    """``[word errors, words, character errors, characters]`` by utterance id.
 
-    Arguments
-    ---------
-    references : dict
-        Transcript of each utterance by id.
-    hypotheses : dict
-        Recognised text of each utterance by id.
-
-    Returns
-    -------
-    dict
-        For each utterance by id, ``[word errors, words, character errors,
-        characters]``, the totals being those of the reference.
-
-    Raises
-    ------
-    ValueError
-        As :func:`score`.
-
-    Example
-    -------
     >>> count_errors({"a": "ONE TWO"}, {"a": "ONE TOO"})
     {'a': [1, 2, 1, 7]}
     """
     both = _compare(references, hypotheses)
     errors = {}
     for index, key in enumerate(sorted(references)):
-        errors[key] = [
-            count
-            for result in both
-            for count in _count(
-                result.alignments[index], result.references[index]
+        errors[key] = []
+        for result in both:
+            wrong = sum(
+                max(
+                    chunk.ref_end_idx - chunk.ref_start_idx,
+                    chunk.hyp_end_idx - chunk.hyp_start_idx,
+                )
+                for chunk in result.alignments[index]
+                if chunk.type != "equal"
             )
-        ]
+            errors[key] += [wrong, len(result.references[index])]
     return errors
 
 
-def _count(chunks, reference):
-    wrong = sum(
-        max(
-            chunk.ref_end_idx - chunk.ref_start_idx,
-            chunk.hyp_end_idx - chunk.hyp_start_idx,
-        )
-        for chunk in chunks
-        if chunk.type != "equal"
-    )
-    return wrong, len(reference)
-
-
 def write_alignments(path, references, hypotheses):
-    """Write the alignment of every utterance for a person to read.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File to write.
-    references : dict
-        Transcript of each utterance by id.
-    hypotheses : dict
-        Recognised text of each utterance by id.
-    """
+    """Write the alignment of every utterance under its id, to be read."""
     words, _ = _compare(references, hypotheses)
     ids = sorted(references)
-    text = jiwer.visualize_alignment(words, skip_correct=False)
-    # jiwer numbers the utterances; a person looks for the id.
     text = re.sub(
         r"=== SENTENCE (\d+) ===",
         lambda found: f"=== {ids[int(found[1]) - 1]} ===",
-        text,
+        jiwer.visualize_alignment(words, skip_correct=False),
     )
     Path(path).write_text(text, encoding="utf-8")
 
 
 def read_alignments(path):
-    """Read the transcripts of a file by :func:`write_alignments`.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file.
-
-    Returns
-    -------
-    dict
-        Reference and hypothesis of each utterance by id.
-    """
+    """Reference and hypothesis by id, of a file by ``write_alignments``."""
     text = Path(path).read_text(encoding="utf-8")
     found = re.findall(
         r"^=== (.+) ===\n\nREF:(.*)\nHYP:(.*)$", text, re.MULTILINE
     )
-    # Stars stand where a word was left out or put in.
+    # Stars stand for deleted and inserted words.
     return {
         key: tuple(" ".join(re.sub(r"\*+", "", t).split()) for t in both)
         for key, *both in found
@@ -163,34 +96,17 @@ def _compare(references, hypotheses):
 def real_time_factor(model, wavs, sample_rate, blank_index=0):
     """Seconds of computation for a second of audio, one utterance at a time.
 
-    Waveform to greedy transcript, after two utterances to warm up. Of each
-    utterance the fastest of three times counts, which whatever else goes on at
-    the machine has disturbed least.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In eval mode, on the device to measure.
-    wavs : list of torch.Tensor
-        Waveforms, ``(samples,)`` each.
-    sample_rate : int
-        Of the waveforms (Hz).
-    blank_index : int
-        The blank among the symbols.
-
-    Returns
-    -------
-    float
-        Below 1 is faster than real time.
+    From waveform, ``(samples,)``, to greedy transcript, after two utterances to
+    warm up. The fastest of three passes counts for each utterance, to leave out
+    disturbances by other processes.
     """
     device = next(model.parameters()).device
     whole = torch.ones(1, device=device)
 
     def transcribe(wav):
         encoding = model(wav.unsqueeze(0).to(device), whole)
-        log_probs = torch.log_softmax(encoding.logits.float(), dim=-1)
         # Decoding reads the result, so the device has finished by then.
-        ctc_greedy_decode(log_probs, whole, blank_id=blank_index)
+        greedy_decode(encoding.logits, encoding.lengths, blank_index)
 
     def time_of(wav):
         started = time.perf_counter()
@@ -199,7 +115,7 @@ def real_time_factor(model, wavs, sample_rate, blank_index=0):
 
     for wav in wavs[:2]:
         transcribe(wav)
-    # Whole passes, since a disturbance may last for some utterances.
+    # Whole passes, since a disturbance may last for some utterances
     passes = [[time_of(wav) for wav in wavs] for _ in range(3)]
     seconds = sum(map(min, zip(*passes, strict=True)))
     return seconds / (sum(len(wav) for wav in wavs) / sample_rate)

@@ -21,7 +21,7 @@ SOME_UTTERANCES = 50
 
 
 class Utterance(NamedTuple):
-    """One of the corpus that the run was scored on."""
+    """One utterance; ``sample_rate`` is the model's."""
 
     path: str
     text: str
@@ -36,52 +36,21 @@ class Utterance(NamedTuple):
 
 
 class Speech(NamedTuple):
-    """What a finished run, or another form of its model, is tried on.
-
-    Attributes
-    ----------
-    split : str
-        Name of the test split.
-    test : list of Utterance
-        All of it.
-    valid : list of Utterance
-        Some of the development set.
-    """
+    """Name and utterances of a test split, and some of a development set."""
 
     split: str
-    test: list
-    valid: list
+    test: list[Utterance]
+    valid: list[Utterance]
 
 
 def find_speech(run, data, results, model, needed):
     """Find the first test set that a run was scored on, and some of dev.
 
-    Arguments
-    ---------
-    run : pathlib.Path
-        Output folder of ``train.py``.
-    data : str or pathlib.Path or None
-        Where the corpus lies, by default where it lay then.
-    results : dict or None
-        As from ``experiments.compare.summarize``.
-    model : AcousticModel
-        That of the run.
-    needed : bool
-        Whether it is an error if there is none.
-
-    Returns
-    -------
-    Speech or None
-        What was found.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the corpus is named or needed and not there.
-    ValueError
-        If the run was scored on no such splits, and they are needed.
+    ``data`` is the folder of the corpus, by default that of the training, and
+    ``results`` has ``splits``. If there is none, it is None, or an
+    ``InputError`` if it is named or needed.
     """
-    scored = (results or {"splits": {}})["splits"]
+    scored = results["splits"]
     valid = [split for split in scored if split.startswith("dev")]
     test = [split for split in scored if split not in valid]
     if not (valid and test):
@@ -100,55 +69,42 @@ def find_speech(run, data, results, model, needed):
         missing = [file for file in files if not file.is_file()]
     else:
         folders = [data] if data is not None else known_data(run)
-        there = [folder for folder in folders if Path(folder).is_dir()]
-        missing = [] if there else folders
+        found = [folder for folder in folders if Path(folder).is_dir()]
+        missing = [] if found else folders
     if missing:
         if data is None and not needed:
             return None
         raise MissingFileError(
             f"the corpus of {run} is not in {' or '.join(map(str, missing))}: "
-            "say where it lies by --data"
+            "name its folder by --data"
         )
-    read = {}
     with tempfile.TemporaryDirectory() as manifests:
         if tables:
             root, paths = prepare_tables(
                 dict(zip(splits, files, strict=True)), manifests, rate
             )
         else:
-            root = find_librispeech(there[0])
+            root = find_librispeech(found[0])
             paths = prepare_librispeech(root, manifests, splits, rate)
-        for split, path in paths.items():
-            items = DynamicItemDataset.from_csv(
-                str(path), replacements={"data_root": str(root)}
-            ).data.values()
-            # Of like length side by side, as in any batch.
-            read[split] = [
-                Utterance(
-                    item["wav"], item["wrd"], float(item["duration"]), rate
-                )
-                for item in sorted(
-                    items, key=lambda item: float(item["duration"])
-                )
-            ]
+        dev, test = (_read_split(paths[split], root, rate) for split in splits)
     # Short and long ones
-    step = -(-len(read[valid[0]]) // SOME_UTTERANCES)
-    return Speech(test[0], read[test[0]], read[valid[0]][::step])
+    return Speech(splits[1], test, dev[:: -(-len(dev) // SOME_UTTERANCES)])
+
+
+def _read_split(manifest, root, rate):
+    """Utterances of a manifest in the order of their length."""
+    items = DynamicItemDataset.from_csv(
+        str(manifest), replacements={"data_root": str(root)}
+    ).data.values()
+    utterances = [
+        Utterance(item["wav"], item["wrd"], float(item["duration"]), rate)
+        for item in items
+    ]
+    return sorted(utterances, key=lambda one: one.seconds)
 
 
 def known_data(run):
-    """Say where the corpus lay when a run was made. No code is run.
-
-    Arguments
-    ---------
-    run : str or pathlib.Path
-        Output folder of ``train.py``.
-
-    Returns
-    -------
-    list of pathlib.Path
-        Folders, seen from the working folder and from the recipe's; or tables.
-    """
+    """Folders (or tables) where a run found its corpus; no code is run."""
     tables = known_tables(run)
     if tables:
         return list(tables.values())
@@ -156,24 +112,13 @@ def known_data(run):
     folder = content.get("data_folder")
     folder = folder or minilibri.find_folder(content.get("corpus") or {})
     folder = Path(folder).expanduser()
+    # Seen from the working folder and from the recipe's
     places = [Path("."), Path(str(content.get("recipe_folder") or "."))]
     return list(dict.fromkeys(place / folder for place in places))
 
 
 def known_tables(run):
-    """Say which tables a run was trained and scored on. No code is run.
-
-    Arguments
-    ---------
-    run : str or pathlib.Path
-        Output folder of ``train.py``.
-
-    Returns
-    -------
-    dict of str to pathlib.Path
-        By split, seen from the working folder or the recipe's; empty if the
-        corpus is a folder.
-    """
+    """Tables of a run's corpus by split, empty if the corpus is a folder."""
     content = read_hyperparams(run)
     recipe = str(content.get("recipe_folder") or ".")
     tables = {}

@@ -10,41 +10,37 @@ import soundfile
 import torch
 from speechbrain.decoders.ctc import CTCBeamSearcher
 
-from tutornet_sb.corpora.audio import MOST_SAMPLES, SUFFIXES, resampler
+from tutornet_sb.corpora.audio import MOST_SAMPLES, SUFFIXES
 from tutornet_sb.corpora.librispeech import read_transcript
+from tutornet_sb.corpora.tokenizer import split_words, tidy
 from tutornet_sb.inference import runner
-from tutornet_sb.inference.latency import (
-    align_symbols,
-    split_words,
-    symbol_runs,
+from tutornet_sb.inference.latency import align_symbols, symbol_runs
+from tutornet_sb.inference.runner import (
+    OVERLAP,
+    WINDOW,
+    Joiner,
+    find_pause,
+    windows,
 )
-from tutornet_sb.inference.runner import OVERLAP, WINDOW, find_pause
-from tutornet_sb.networks.streaming import Stream, check_streamable
+from tutornet_sb.networks.streaming import Stream, can_stream, check_streamable
 from tutornet_sb.teachers.pseudo_labels import mean_probability, surprise
 from tutornet_sb.util.errors import InputError, MissingFileError
 
 # What is decoded in one piece (seconds), more than a window
 _SEGMENT = 60.0
-# Audio that is read before the shortest of it is encoded, in batches
+# Batches of audio that are read before the shortest of it is encoded
 _POOL = 4
-# A stream is fed such chunks (seconds), where somebody looks on and elsewhere.
+# Chunks of a stream (seconds) with partial transcripts, and without
 _CHUNKS = 0.2, 10.0
 
 
 class Word(NamedTuple):
-    """A word and when it is spoken.
+    """A recognised word, its times (seconds) and its confidence.
 
-    Attributes
-    ----------
-    word : str
-        The word.
-    start, end : float
-        Where the frame of its first symbol begins and that of its last symbol
-        ends in the alignment (seconds). CTC models spike within a sound, and
-        late ones after it: these are no phonetic borders.
-    confidence : float
-        Geometric mean over its symbols of the highest probability among the
-        symbol's frames, 0 to 1.
+    It starts with the frame of its first symbol and ends with that of its last
+    one in the alignment. CTC models spike within a sound, and late ones after
+    it: these are no phonetic boundaries. The confidence is the geometric mean
+    over its symbols of the highest probability among the symbol's frames.
     """
 
     word: str
@@ -54,22 +50,10 @@ class Word(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """What was heard in a file.
+    """The transcript of a file of so many seconds.
 
-    Attributes
-    ----------
-    file : str
-        The file.
-    text : str
-        Its words.
-    duration : float
-        Seconds of audio.
-    confidence : float
-        ``P(y|x)^(1/n)`` of the ``n`` symbols of the transcript, as
-        ``pseudo_labels.transcribe`` defines it. Of a file that is decoded in
-        several segments, ``P(y|x)`` is the product over them.
-    words : list of Word
-        Its words with their times.
+    The confidence is ``P(y|x)^(1/n)`` of its ``n`` symbols, as in
+    ``pseudo_labels.transcribe``; ``P(y|x)`` is the product over the segments.
     """
 
     file: str
@@ -80,15 +64,7 @@ class Transcript(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A file that could not be transcribed.
-
-    Attributes
-    ----------
-    file : str
-        The file.
-    reason : str
-        Why, in one line.
-    """
+    """A file that could not be transcribed, and why, in one line."""
 
     file: str
     reason: str
@@ -98,24 +74,7 @@ class Failure(NamedTuple):
 
 
 def find_audio(paths):
-    """List audio files, each once.
-
-    Arguments
-    ---------
-    paths : list
-        Files, taken as they are, and folders, whose audio files are listed with
-        those of their subfolders in the order of their names.
-
-    Returns
-    -------
-    list of pathlib.Path
-        In the order given.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder has no audio file.
-    """
+    """List audio files, each once: files as given, folders recursively."""
     found = {}
     for path in map(Path, paths):
         files = _list_folder(path) if path.is_dir() else [path]
@@ -132,11 +91,11 @@ def _list_folder(folder):
     for parent, folders, names in os.walk(folder, onerror=refuse):
         # File managers leave hidden ones.
         folders[:] = sorted(name for name in folders if name[0] != ".")
-        for name in sorted(names):
-            if not name.startswith(".") and (
-                Path(name).suffix.lower() in SUFFIXES
-            ):
-                files.append(Path(parent) / name)
+        files += [
+            Path(parent) / name
+            for name in sorted(names)
+            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES
+        ]
     if not files:
         raise MissingFileError(
             f"{folder} holds no audio file ({', '.join(SUFFIXES)})"
@@ -145,24 +104,13 @@ def _list_folder(folder):
 
 
 def count_seconds(files):
-    """Add up what the headers of audio files say.
-
-    Arguments
-    ---------
-    files : list of pathlib.Path
-        The files. Those that cannot be read count nothing.
-
-    Returns
-    -------
-    float
-        Seconds.
-    """
+    """Seconds of audio by the headers of files; unreadable ones count 0."""
     seconds = 0.0
     for file in files:
         try:
             info = soundfile.info(file)
         except (RuntimeError, OSError, TypeError):
-            # It will be reported when it is its turn.
+            # Reported when it is to be transcribed
             continue
         if info.frames < MOST_SAMPLES:
             seconds += info.frames / info.samplerate
@@ -170,88 +118,15 @@ def count_seconds(files):
 
 
 def read_audio(path, sample_rate):
-    """Read an audio file block by block.
-
-    Channels are averaged. The result is that of resampling the whole by
-    ``torchaudio.transforms.Resample``, its filters in double precision. Ratios
-    of sample rates that need more than 640 filters are rounded, by less than
-    three in a million.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        Any file that soundfile reads.
-    sample_rate : int
-        Sample rate of the result (Hz).
-
-    Yields
-    ------
-    torch.Tensor
-        The next samples, ``(samples,)``.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read to its end, is empty or holds what is no number.
-    """
-    yield from runner.read_audio(path, sample_rate, _resample)
+    """Yield an audio file block by block, ``(samples,)``; see ``runner``."""
+    yield from map(torch.from_numpy, runner.read_audio(path, sample_rate))
 
 
-def _resample(blocks, ratio):
-    """Resample as if the blocks were one waveform."""
-    blocks = map(torch.from_numpy, blocks)
-    if ratio == 1:
-        yield from blocks
-        return
-    filters, group = resampler(ratio), ratio.numerator
-    # A group of samples becomes one of the result; the filters reach so far:
-    margin = -(-filters.width // group) * group
-    held, before = torch.zeros(0), 0
-
-    def compute(samples, first, last):
-        first, last = (n // group * ratio.denominator for n in (first, last))
-        return filters(samples)[first:last]
-
-    for block in blocks:
-        held = torch.cat([held, block])
-        count = (len(held) - before - margin) // group * group
-        if count > 0:
-            known = before + count
-            yield compute(held[: known + margin], before, known)
-            start = max(0, known - margin)
-            held, before = held[start:], known - start
-    yield filters(held)[before // group * ratio.denominator :]
-
-
-def _windows(blocks, size, hop):
-    """Overlapping windows of a waveform, and whether each is the last."""
-    held = torch.zeros(0)
-    for block in blocks:
-        held = torch.cat([held, block])
-        while len(held) > size:
-            yield held[:size].clone(), False
-            held = held[hop:].clone()
-    yield held, True
-
-
-# ------------------------------------------------------------------- hearing
+# ------------------------------------------------------------------- decoding
 
 
 def check_language_model(path):
-    """See that a language model is there, and what reads it.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        A KenLM file.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the packages for it are missing.
-    """
+    """Check that a KenLM file and the packages that read it are available."""
     if not Path(path).is_file():
         raise MissingFileError(f"no language model at {path}")
     missing = [
@@ -267,28 +142,9 @@ def check_language_model(path):
 
 
 def make_searcher(recogniser, beam_size=100, language_model=None):
-    """Make SpeechBrain's beam searcher for a model.
+    """Make SpeechBrain's beam searcher for a ``Recogniser``.
 
-    Arguments
-    ---------
-    recogniser : Recogniser
-        The model.
-    beam_size : int
-        Hypotheses that are kept.
-    language_model : str or pathlib.Path, optional
-        A KenLM file (.arpa or .bin), in the letters of the model.
-
-    Returns
-    -------
-    speechbrain.decoders.ctc.CTCBeamSearcher
-        The searcher.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the packages for it are missing, or it is damaged.
+    ``language_model`` is a KenLM file (.arpa or .bin) in the model's letters.
     """
     if language_model is not None:
         check_language_model(language_model)
@@ -304,27 +160,10 @@ def make_searcher(recogniser, beam_size=100, language_model=None):
 
 
 def spell(text, pieces):
-    """Write words in a model's symbols, in as few as possible.
+    """Spell words in as few of a model's symbols as possible.
 
-    Arguments
-    ---------
-    text : str
-        Words of letters that the symbols have.
-    pieces : list of str
-        Symbols by index; ``▁`` begins a word, or ``|`` or a space parts two.
+    ``▁`` begins a word, or ``|`` or a space separates two.
 
-    Returns
-    -------
-    list of int
-        Indices.
-
-    Raises
-    ------
-    ValueError
-        If the symbols cannot spell the text.
-
-    Example
-    -------
     >>> spell("AN A", ["<blank>", "▁", "A", "N", "AN"])
     [1, 4, 1, 2]
     """
@@ -354,23 +193,13 @@ def spell(text, pieces):
     return symbols[::-1]
 
 
-class Hearing:
-    """What is heard in one file, while its frames come in.
+class FileDecoder:
+    """Decodes one file by a ``Recogniser``'s symbols while its frames come in.
 
-    Frames are decoded in segments of up to a minute, cut in pauses; their
-    log-probabilities are then forgotten. Greedy decoding is the same as that of
-    all frames at once. A beam searcher, and a language model with it, begins
-    anew in each segment.
-
-    The most probable path is the alignment of what greedy decoding reads from
-    it; what a beam search finds is aligned by ``align_symbols``.
-
-    Arguments
-    ---------
-    recogniser : Recogniser
-        Whose frames they are.
-    searcher : CTCBeamSearcher, optional
-        Decodes instead of greedy decoding.
+    Frames are decoded in segments of up to a minute, cut in pauses, and then
+    dropped. Greedy decoding is the same as that of all frames at once, and its
+    path is the alignment. A beam searcher (and its language model) starts anew
+    in each segment; its result is aligned by ``align_symbols``.
     """
 
     def __init__(self, recogniser, searcher=None):
@@ -383,18 +212,7 @@ class Hearing:
         self._label = recogniser.blank_index
 
     def accept(self, log_probs):
-        """Take the next frames.
-
-        Arguments
-        ---------
-        log_probs : torch.Tensor
-            ``(frames, symbols)``.
-
-        Raises
-        ------
-        ValueError
-            If they are not finite.
-        """
+        """Add the next frames, ``(frames, symbols)``."""
         if not log_probs.isfinite().all():
             raise InputError("the model's output is not finite for it")
         if not len(log_probs):
@@ -412,20 +230,7 @@ class Hearing:
             self._held_count = len(held) - cut
 
     def finish(self, file, duration):
-        """Say that there are no more frames.
-
-        Arguments
-        ---------
-        file : str
-            The file.
-        duration : float
-            Its seconds.
-
-        Returns
-        -------
-        Transcript
-            All that was heard.
-        """
+        """Return the ``Transcript`` of a file of so many seconds."""
         if self._held_count:
             self._close(torch.cat(self._held))
             self._held, self._held_count = [], 0
@@ -435,51 +240,24 @@ class Hearing:
         words = []
         for _, first, last in split_words(ids, self._recogniser.pieces):
             symbols = found[first : last + 1]
-            word = _tidy(decode([symbol for symbol, *_ in symbols]))
+            word = tidy(decode(ids[first : last + 1]))
             if word:
                 mean = sum(log for *_, log in symbols) / len(symbols)
-                end = (symbols[-1][2] + 1) * period
-                words.append(
-                    Word(
-                        word,
-                        symbols[0][1] * period,
-                        # The last frame may reach beyond the audio.
-                        max(symbols[0][1] * period, min(end, duration)),
-                        min(math.exp(mean), 1.0),
-                    )
-                )
+                start = symbols[0][1] * period
+                # The last frame may reach beyond the audio.
+                end = min((symbols[-1][2] + 1) * period, duration)
+                confidence = min(math.exp(mean), 1.0)
+                words.append(Word(word, start, max(start, end), confidence))
         confidence = mean_probability(self._cost, len(ids))
-        return Transcript(file, _tidy(decode(ids)), duration, confidence, words)
+        return Transcript(file, tidy(decode(ids)), duration, confidence, words)
 
     def latest(self, most=200):
-        """Decode greedily what was heard so far.
-
-        Arguments
-        ---------
-        most : int
-            No more than so many symbols at the end.
-
-        Returns
-        -------
-        str
-            The text.
-        """
+        """Greedy text of the last symbols so far."""
         ids = [symbol for symbol, *_ in self._greedy[-most:]]
-        return _tidy(self._recogniser.decode(ids))
+        return tidy(self._recogniser.decode(ids))
 
     def is_blank(self, log_probs):
-        """Tell which frames have no symbol.
-
-        Arguments
-        ---------
-        log_probs : torch.Tensor
-            ``(frames, symbols)``.
-
-        Returns
-        -------
-        torch.Tensor
-            True where the blank is the most probable, ``(frames,)``.
-        """
+        """Whether the blank is the most probable, ``(frames,)``."""
         return log_probs.argmax(-1) == self._recogniser.blank_index
 
     def _follow(self, log_probs):
@@ -497,27 +275,25 @@ class Hearing:
         self._label = int(path[-1])
 
     def _close(self, log_probs):
-        """Decode a segment if that is not done, and tell how likely it is."""
+        """End a segment: decode it by the searcher, if any, and score it."""
+        blank = self._recogniser.blank_index
         if self._searcher is None:
-            runs = symbol_runs(
-                log_probs.argmax(-1), self._recogniser.blank_index
-            )
-            ids = [symbol for symbol, _, _ in runs]
-            cost = self._surprise(log_probs, ids)
+            runs = symbol_runs(log_probs.argmax(-1), blank)
+            self._cost += self._surprise(log_probs, [s for s, _, _ in runs])
         else:
             ids, cost = self._search(log_probs)
-            spans = align_symbols(log_probs, ids, self._recogniser.blank_index)
+            spans = align_symbols(log_probs, ids, blank)
             for symbol, (first, last) in zip(ids, spans, strict=True):
                 log = float(log_probs[first : last + 1, symbol].max())
                 first, last = self._done + first, self._done + last
                 self._searched.append((symbol, first, last, log))
-        self._cost += cost
+            self._cost += cost
         self._done += len(log_probs)
 
     def _search(self, log_probs):
-        """Symbols of the best hypothesis, and how unlikely they are."""
+        """Symbols of the best hypothesis, and ``-log P(y|x)``."""
         pieces = self._recogniser.pieces
-        # Not by relative lengths, which it rounds down.
+        # Without relative lengths, which it rounds down
         (hypotheses,) = self._searcher(log_probs.unsqueeze(0))
         ids = spell(hypotheses[0].text, pieces)
         ways = [ids]
@@ -535,64 +311,42 @@ class Hearing:
         return surprise(log_probs.unsqueeze(0), lengths, [ids], blank)[0]
 
 
-def _tidy(text):
-    """Two signs of a word boundary in a row are one boundary."""
-    return " ".join(text.split())
-
-
 # ---------------------------------------------------------------------- files
+
+
+class _Job:
+    """A file in progress."""
+
+    def __init__(self, file, recogniser, searcher, hop_frames):
+        self.file = str(file)
+        self.decoder = FileDecoder(recogniser, searcher)
+        self.joiner = Joiner(hop_frames, self.decoder.is_blank)
+        self.result = None
+        self.samples = 0
+        self._rate = recogniser.sample_rate
+
+    def accept(self, log_probs, is_last):
+        """Add the frames of the next window."""
+        self.decoder.accept(self.joiner.accept(log_probs))
+        if is_last:
+            self.decoder.accept(self.joiner.pending)
+            self.finish()
+
+    def finish(self):
+        self.result = self.decoder.finish(self.file, self.samples / self._rate)
+
+    def fail(self, error):
+        reason = " ".join(str(error).split()) or type(error).__name__
+        self.result = Failure(self.file, reason)
 
 
 class _Part(NamedTuple):
     """A window of a file, and how many of its samples are new."""
 
-    job: object
+    job: _Job
     wav: torch.Tensor
     is_last: bool
     samples: int
-
-
-class _Job:
-    """A file on its way to its transcript."""
-
-    def __init__(self, file, recogniser, searcher, hop_frames):
-        self.file = str(file)
-        self.hearing = Hearing(recogniser, searcher)
-        self.result = None
-        self.samples = 0
-        self._recogniser = recogniser
-        self._hop_frames = hop_frames
-        # Frames of the last window from _offset on
-        self._pending, self._offset = None, 0
-
-    def accept(self, log_probs, is_last):
-        """Take the frames of the next window, and join them to those before.
-
-        Both windows have the frames that they share; the cut is in a pause
-        within the middle half of them, where both have heard what is around.
-        """
-        if self._pending is not None:
-            start = self._hop_frames - self._offset
-            shared = min(len(self._pending) - start, len(log_probs))
-            quarter = shared // 4
-            middle = slice(quarter, shared - quarter)
-            both = log_probs[middle], self._pending[start:][middle]
-            ours, theirs = map(self.hearing.is_blank, both)
-            self._offset = quarter + find_pause(ours & theirs)
-            self.hearing.accept(self._pending[: start + self._offset])
-            log_probs = log_probs[self._offset :]
-        self._pending = log_probs
-        if is_last:
-            self.hearing.accept(log_probs)
-            self.finish()
-
-    def finish(self):
-        duration = self.samples / self._recogniser.sample_rate
-        self.result = self.hearing.finish(self.file, duration)
-
-    def fail(self, error):
-        reason = " ".join(str(error).split()) or type(error).__name__
-        self.result = Failure(self.file, reason)
 
 
 def transcribe(
@@ -607,14 +361,13 @@ def transcribe(
 ):
     """Transcribe audio files.
 
-    Files up to `window` long are encoded whole: the result is that of an
-    evaluation in the recipe. Longer ones are read, encoded and forgotten window
-    by window. Windows overlap by a quarter and are joined in a pause; so no
-    word is cut, each frame has heard what is around it, and where a model hears
-    no more than a sixteenth of a window to either side of a frame, the frames
-    are those of the whole file. A model that streams is streamed through a long
-    file instead, which is exact. Memory does not grow with the file, but for
-    its words.
+    Files up to `window` long are encoded whole, as in an evaluation of the
+    recipe. Longer ones are read, encoded and dropped window by window; windows
+    overlap by a quarter and are joined in a pause. Where a model's receptive
+    field is at most a sixteenth of a window to either side, the frames equal
+    those of the whole file. Long files are streamed through a streaming model
+    instead, which is exact. Memory does not grow with the file, but for its
+    words.
 
     Arguments
     ---------
@@ -627,46 +380,42 @@ def transcribe(
     searcher : CTCBeamSearcher, optional
         From :func:`make_searcher`; by default, decoding is greedy.
     stream : bool
-        Stream through short files too.
+        Stream short files too; ``InputError`` if the model cannot.
     window : float
         Seconds.
     on_audio : callable, optional
-        Called with the seconds of audio that have been encoded, over and over.
+        Called with the seconds of audio that have been encoded, repeatedly.
     on_partial : callable, optional
-        While a file is streamed, called with what is heard so far.
+        While a file is streamed, called with its text so far.
 
     Yields
     ------
     Transcript or Failure
         Of each file, in the order given.
-
-    Raises
-    ------
-    ValueError
-        If the model cannot stream though it should, or an option has an
-        impossible value.
     """
     if not batch_seconds > 0:
         raise InputError(f"batch_seconds must be above 0, got {batch_seconds}")
-    can_stream = _can_stream(recogniser, stream)
+    if stream:
+        _require_streamable(recogniser)
+    streams = recogniser.model is not None and can_stream(recogniser.model)
     rate, period = recogniser.sample_rate, recogniser.frame_period
     window = min(window, recogniser.max_seconds - 2 * period)
-    # In whole frames, so that frames of all windows stand where they would.
+    # In whole frames, so that the frames of all windows are in step
     frames = max(4, math.floor(window / period))
     hop = frames - max(2, round(OVERLAP * frames))
     size, hop_samples = (round(n * period * rate) for n in (frames, hop))
     on_audio = on_audio or (lambda seconds: None)
 
-    def listen(job):
+    def parts_of(job):
         """Windows to be encoded; none of a file that is streamed."""
         if not stream:
-            windows = _windows(read_audio(job.file, rate), size, hop_samples)
-            for wav, is_last in windows:
-                if can_stream and not is_last:
+            blocks = runner.read_audio(job.file, rate)
+            for wav, is_last in windows(blocks, size, hop_samples):
+                if streams and not is_last:
                     # Again from its beginning
                     break
                 new = len(wav) if is_last else hop_samples
-                yield _Part(job, wav, is_last, new)
+                yield _Part(job, torch.from_numpy(wav), is_last, new)
             else:
                 return
         _stream(job, recogniser, on_audio, on_partial)
@@ -676,7 +425,7 @@ def transcribe(
         job = _Job(file, recogniser, searcher, hop)
         jobs.append(job)
         try:
-            for part in listen(job):
+            for part in parts_of(job):
                 job.samples += part.samples
                 pool.append(part)
                 waiting += len(part.wav)
@@ -692,42 +441,37 @@ def transcribe(
         yield job.result
 
 
-def _can_stream(recogniser, must):
-    if recogniser.model is None:
-        reason = f"{recogniser.kind} models run whole"
-    else:
-        try:
-            check_streamable(recogniser.model)
-            return True
-        except ValueError as error:
-            reason = str(error)
-    if must:
-        raise InputError(f"{recogniser.name} cannot stream: {reason}")
-    return False
+def _require_streamable(recogniser):
+    try:
+        if recogniser.model is None:
+            raise InputError(f"{recogniser.kind} models run whole")
+        check_streamable(recogniser.model)
+    except InputError as error:
+        raise InputError(f"{recogniser.name} cannot stream: {error}") from None
 
 
 def _stream(job, recogniser, on_audio, on_partial):
     rate, stream = recogniser.sample_rate, Stream(recogniser.model)
     chunk = round(_CHUNKS[on_partial is None] * rate)
 
-    def hear(log_probs):
+    def accept(log_probs):
         if log_probs.shape[1]:
-            job.hearing.accept(log_probs[0].float().cpu())
+            job.decoder.accept(log_probs[0].float().cpu())
             if on_partial is not None:
-                on_partial(job.hearing.latest())
+                on_partial(job.decoder.latest())
 
     for block in read_audio(job.file, rate):
         for samples in block.split(chunk):
             job.samples += len(samples)
-            hear(stream.accept(samples.unsqueeze(0)))
+            accept(stream.accept(samples.unsqueeze(0)))
             on_audio(len(samples) / rate)
-    hear(stream.finish())
+    accept(stream.finish())
     job.finish()
 
 
 def _encode(recogniser, pool, batch_seconds, on_audio):
-    """Encode windows in batches of like length, then hear them in order."""
-    # Of a file that turned out to be broken, nothing more is needed.
+    """Encode windows in batches of like length, then decode them in order."""
+    # Nothing more is needed of a file that turned out to be broken.
     pool = [part for part in pool if part.job.result is None]
     most = batch_seconds * recogniser.sample_rate
     order = sorted(range(len(pool)), key=lambda i: -len(pool[i].wav))
@@ -772,25 +516,9 @@ def _encode_batch(recogniser, wavs):
 
 
 def read_references(path):
-    """Read transcripts to score by.
+    """Read transcripts by id: lines ``ID TEXT`` of a file, or of a folder.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        A file of lines ``ID TEXT``, or a folder: all ``*.trans.txt`` in it and
-        in its subfolders, as in LibriSpeech, hidden ones aside.
-
-    Returns
-    -------
-    dict
-        Transcript by id.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If a line is damaged or an id stands twice.
+    Of a folder, of all ``*.trans.txt`` as in LibriSpeech, except hidden ones.
     """
     path = Path(path)
     files = [path]

@@ -16,33 +16,35 @@ from tutornet_sb.util.redaction import first_line
 
 CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"
-# In config.json, by which an export is known
-FORMAT = "tutornet_sb export 1"
+# "format" in config.json, before and with the version
+EXPORT = "tutornet_sb export"
+FORMAT = f"{EXPORT} 2"
 # A vocabulary of 65536 symbols takes a megabyte.
 _MOST_BYTES = 4 * 2**20
 
 
+class ExportedModel(NamedTuple):
+    """The network of an export, its symbols by index, and the CTC blank."""
+
+    model: AcousticModel
+    pieces: list[str]
+    blank_index: int
+
+
+def is_export(folder):
+    """Whether a folder has the ``config.json`` of an export, of any version."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        return False
+    text = _read(path)
+    try:
+        return str(_parse(text, path).get("format")).startswith(EXPORT)
+    except InputError:
+        return False
+
+
 def read_config(folder):
-    """Read and check ``config.json`` of an export.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        A folder by ``tutornet export``, somebody else's maybe.
-
-    Returns
-    -------
-    dict
-        What it holds. ``symbols``, ``blank_index``, ``sample_rate`` and
-        ``student`` are there and of their types.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is none.
-    ValueError
-        If it is too large, damaged or of another format.
-    """
+    """Read ``config.json`` of an export; what loading needs is checked."""
     path = Path(folder) / CONFIG
     if not path.is_file():
         raise MissingFileError(f"{folder} has no {CONFIG}")
@@ -58,23 +60,6 @@ def read_config(folder):
     return config
 
 
-def is_export(folder):
-    """Tell whether a folder has the config.json of an export, of any version.
-
-    Damage is left to the loader that reads the file again.
-    """
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        return False
-    text = _read(path)
-    try:
-        return str(_parse(text, path).get("format")).startswith(
-            FORMAT.rpartition(" ")[0]
-        )
-    except ValueError:
-        return False
-
-
 def _read(path):
     size = path.stat().st_size
     if size > _MOST_BYTES:
@@ -86,7 +71,7 @@ def _read(path):
 
 
 def _parse(text, path):
-    """Read JSON by somebody else, an object."""
+    """Parse a JSON object from an untrusted source."""
     try:
         content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
@@ -101,7 +86,7 @@ def _refuse_constant(name):
 
 
 def check_symbols(content, path):
-    """Refuse a list of symbols, or an index of the blank, that is none."""
+    """Refuse invalid ``symbols``, ``blank_index`` or ``sample_rate``."""
     symbols, blank = content.get("symbols"), content.get("blank_index")
     if not isinstance(symbols, list) or not all(
         isinstance(symbol, str) for symbol in symbols
@@ -119,35 +104,10 @@ def check_symbols(content, path):
         )
 
 
-class ExportedModel(NamedTuple):
-    """The network of an export, and its symbols by index."""
-
-    model: AcousticModel
-    pieces: list[str]
-    blank_index: int
-
-
 def load_export(folder, name):
-    """Load a folder by ``tutornet export``. No code runs.
+    """Load an ``ExportedModel`` from its description and safetensors.
 
-    Arguments
-    ---------
-    folder : pathlib.Path
-        With ``config.json`` and ``model.safetensors``.
-    name : str
-        How errors call it.
-
-    Returns
-    -------
-    ExportedModel
-        The model, not tried out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a file is missing.
-    ValueError
-        If one is damaged, or they do not go together.
+    No code of the folder is run; ``name`` is for error messages.
     """
     config = read_config(folder)
     path = folder / SAFETENSORS
@@ -172,7 +132,7 @@ def load_export(folder, name):
     fill_weights(model, safetensors.torch.load_file(path), path)
     if model.features.sample_rate != config["sample_rate"]:
         raise InputError(
-            f"{name} says that it hears {config['sample_rate']} Hz, and its "
-            f"features are made for {model.features.sample_rate} Hz"
+            f"{name}: 'sample_rate' in {CONFIG} must be that of its features, "
+            f"{model.features.sample_rate} Hz, got {config['sample_rate']} Hz"
         )
     return ExportedModel(model, config["symbols"], config["blank_index"])

@@ -1,4 +1,4 @@
-"""The folder of a finished run: a model, its tokenizer, results and speech."""
+"""The folder of a finished run: a model, its tokenizer and results."""
 
 from io import StringIO
 from pathlib import Path
@@ -27,7 +27,7 @@ WEIGHTS = "model.ckpt"
 TOKENIZER = "tokenizer.model"
 RESULTS = "results.json"
 HYPERPARAMS = "hyperparams.yaml"
-# In a run's folder those of its stages, and in each of these
+# Within a run's folder, those of its stages, and in each of these:
 STAGES = "stages"
 ERRORS = "errors.json"
 TRAIN_LOG = "train_log.txt"
@@ -42,18 +42,7 @@ MAKE_NETWORK = "!apply:tutornet_sb.networks.huggingface.make_network"
 
 
 def is_finished(folder):
-    """Tell whether a folder holds a finished run.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Output folder of ``train.py``.
-
-    Returns
-    -------
-    bool
-        True if it can be loaded by :func:`load_run`.
-    """
+    """Whether a folder holds a finished run, to be loaded by ``load_run``."""
     names = MODEL_YAML, WEIGHTS, TOKENIZER, RESULTS
     return all((Path(folder) / name).is_file() for name in names)
 
@@ -61,8 +50,8 @@ def is_finished(folder):
 def load_run(folder, trust_remote_code=False):
     """Load the model of a finished run and its tokenizer.
 
-    ``model.yaml`` is HyperPyYAML and so could run code. By default, only a
-    network made of the parts that the recipe's networks are made of is loaded.
+    ``model.yaml`` is HyperPyYAML and so could run code. By default, only
+    networks made of the parts that the recipe uses are loaded.
 
     Arguments
     ---------
@@ -76,13 +65,12 @@ def load_run(folder, trust_remote_code=False):
     model : AcousticModel
         With its trained weights, in evaluation mode.
     tokenizer : sentencepiece.SentencePieceProcessor
-        Its symbols.
 
     Raises
     ------
-    FileNotFoundError
+    MissingFileError
         If the folder holds no finished run.
-    ValueError
+    InputError
         If the weights do not fit the model, the tokenizer is damaged, or
         ``model.yaml`` names what it may not.
     """
@@ -93,7 +81,7 @@ def load_run(folder, trust_remote_code=False):
         YAML().dump(network, text)
         try:
             model = load_hyperpyyaml(text.getvalue())["model"]
-        # Of values that somebody made up, all kinds of errors
+        # Made-up values raise errors of all kinds.
         except Exception as error:
             raise InputError(
                 f"{folder / MODEL_YAML} describes no network that can be made: "
@@ -127,23 +115,7 @@ def _rebuild(network, folder):
 
 
 def read_tokenizer(path):
-    """Read a tokenizer's model.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File by SentencePiece.
-
-    Returns
-    -------
-    sentencepiece.SentencePieceProcessor
-        Its symbols.
-
-    Raises
-    ------
-    ValueError
-        If it is no such file.
-    """
+    """Read a SentencePiece model."""
     _refuse_floods(path)
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
@@ -154,27 +126,9 @@ def read_tokenizer(path):
 
 
 def read_network(folder):
-    """Read the description of a finished run's network.
+    """Read ``model.yaml`` of a finished run; nothing is made or run.
 
-    Nothing is made or run.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Output folder of ``train.py``.
-
-    Returns
-    -------
-    ruamel.yaml.comments.CommentedMap
-        ``model.yaml`` with its tags kept, without the published weights that
-        the training may have started from.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no finished run.
-    ValueError
-        If ``model.yaml`` is damaged.
+    Tags are kept; published weights that the training started from are not.
     """
     folder = Path(folder)
     if not is_finished(folder):
@@ -198,7 +152,7 @@ def _refuse_floods(path):
 
 
 def _forget_sources(node, seen):
-    """Do without the published weights that the training started from."""
+    """Remove the ``source`` of published weights from a description."""
     if not hasattr(node, "values") or id(node) in seen:
         return
     seen.add(id(node))
@@ -209,23 +163,7 @@ def _forget_sources(node, seen):
 
 
 def read_results(folder):
-    """Read ``results.json`` of a run.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Output folder of ``train.py``.
-
-    Returns
-    -------
-    dict
-        As described in the recipe's README; empty if there is none yet.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
+    """Read ``results.json`` of a run; an empty dict if there is none yet."""
     path = Path(folder) / RESULTS
     if not path.is_file():
         return {}
@@ -234,17 +172,6 @@ def read_results(folder):
 
 
 def read_hyperparams(folder):
-    """Read the values of a run's experiment; nothing is made or run.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Output folder of ``train.py``.
-
-    Returns
-    -------
-    dict
-        Empty if there are none.
-    """
+    """Read the settings of a run, an empty dict if none; nothing is run."""
     path = Path(folder) / HYPERPARAMS
     return YAML().load(path) if path.is_file() else {}

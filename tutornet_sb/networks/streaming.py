@@ -61,10 +61,10 @@ stream does not know; set `causal: true` and train again
 
 
 def can_stream(model):
-    """Whether a model can be run on audio as it comes in."""
+    """Whether a model can stream. It is put into evaluation mode."""
     try:
         check_streamable(model.eval())
-    except ValueError:
+    except InputError:
         return False
     return True
 

@@ -1,12 +1,12 @@
-"""Other forms of an exported model, tried on the test set of its run."""
+"""Other export formats of a model, tried on the test set of its run."""
 
 import shutil
 import time
 
 import torch
-from speechbrain.decoders.ctc import ctc_greedy_decode
 from tqdm import tqdm
 
+from tutornet_sb.corpora.tokenizer import greedy_decode, tidy
 from tutornet_sb.inference import runner
 from tutornet_sb.inference.runner import OnnxModel
 from tutornet_sb.inference.scores import score
@@ -34,38 +34,16 @@ MOST_TIME = 0.95
 def add_onnx(to, model, tokenizer, config, speech, int8):
     """Write ONNX graphs into an export, and compare them with the model.
 
-    Arguments
-    ---------
-    to : pathlib.Path
-        The export.
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    tokenizer : sentencepiece.SentencePieceProcessor
-        Its symbols.
-    config : dict
-        What is known of the export.
-    speech : Speech or None
-        What the graphs are tried on; noise alone if None.
-    int8 : bool
-        Whether a quantised graph is written too.
-
-    Returns
-    -------
-    known : dict
-        What ``config.json`` shall say of them.
-    said : list of str
-        Transcripts of the test set by the model itself.
-
-    Raises
-    ------
-    ValueError
-        If the network cannot be written, or a graph differs from it.
+    On the test set of ``speech``, or on noise alone if it is None. Returns
+    ``onnx`` of ``config.json`` and the model's own transcripts. Raises
+    ``InputError`` if the network cannot be written or a graph differs.
     """
     (to / ONNX).parent.mkdir()
-    about = {name: config[name] for name in runner.ABOUT}
-    written = write_onnx(model, to / ONNX, about)
+    written = write_onnx(
+        model, to / ONNX, {name: config[name] for name in runner.ABOUT}
+    )
     shutil.copyfile(runner.__file__, to / SCRIPT)
-    known = {
+    about = {
         "model": ONNX,
         "max_difference": None,
         "checked_on": None,
@@ -73,9 +51,8 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
         "scores": {},
     }
     if speech is None:
-        return known, []
-    blank, differences = config["blank_index"], []
-    texts = {"pytorch": [], "onnx": []}
+        return about, []
+    differences, texts = [], {"pytorch": [], "onnx": []}
     starts = range(0, len(speech.test), BATCH)
     for start in tqdm(starts, desc="onnx", unit="batch", disable=None):
         wavs = [one.read() for one in speech.test[start : start + BATCH]]
@@ -83,27 +60,23 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
         lengths = torch.tensor([len(wav) for wav in wavs])
         difference, *both = compare(model, written, batch, lengths)
         differences.append(difference)
-        for form, rows in zip(texts, both, strict=True):
-            texts[form] += [_greedy(row, tokenizer, blank) for row in rows]
-    known["max_difference"] = max(differences)
-    known["checked_on"] = {
+        for name, rows in zip(texts, both, strict=True):
+            texts[name] += [
+                _greedy(row, tokenizer, config["blank_index"]) for row in rows
+            ]
+    about["max_difference"] = max(differences)
+    about["checked_on"] = {
         "split": speech.split,
         "utterances": len(speech.test),
     }
     if int8:
-        said, known["int8"] = _add_int8(to, speech, texts["onnx"])
-        if said is not None:
-            texts["int8"] = said
-    known["scores"] = {speech.split: _score_forms(texts, speech)}
-    return known, texts["pytorch"]
+        about["int8"] = _add_int8(to, speech, texts)
+    about["scores"] = {speech.split: _compare_texts(texts, speech)}
+    return about, texts["pytorch"]
 
 
-def _add_int8(to, speech, said):
-    """Write the quantised graph, if it is of use.
-
-    Returns its transcripts of the test set, None if there is no such graph, and
-    what ``config.json`` shall say of it.
-    """
+def _add_int8(to, speech, texts):
+    """Write the quantised graph and add its texts, if it is of use."""
     small = to / INT8
     try:
         quantize(to / ONNX, small, (one.read() for one in speech.valid))
@@ -114,20 +87,23 @@ def _add_int8(to, speech, said):
             raise NoInt8Error(
                 f"it would take {ratio:.2f} of the time of single precision"
             )
-        texts = [
+        found = [
             models[1].transcribe(wav)
             for wav in tqdm(wavs, desc="int8", unit="utterance", disable=None)
         ]
-        loss = _error_rate(texts, speech) - _error_rate(said, speech)
+        loss = (
+            _score(found, speech)["wer"] - _score(texts["onnx"], speech)["wer"]
+        )
         if loss > MOST_LOSS:
             raise NoInt8Error(
                 f"its WER on {speech.split} would be {loss:.2f} points higher"
             )
     except NoInt8Error as error:
         small.unlink(missing_ok=True)
-        return None, {"model": None, "reason": str(error)}
+        return {"model": None, "reason": str(error)}
+    texts["int8"] = found
     sizes = [(to / name).stat().st_size for name in (INT8, ONNX)]
-    return texts, {
+    return {
         "model": INT8,
         "size_ratio": sizes[0] / sizes[1],
         "time_ratio": ratio,
@@ -135,21 +111,9 @@ def _add_int8(to, speech, said):
 
 
 def time_ratio(first, second, wavs, turns=5):
-    """Compare the speed of two models on one thread.
+    """Processor time of the second model over that of the first.
 
-    Arguments
-    ---------
-    first, second : OnnxModel
-        The models, of one thread each.
-    wavs : list of numpy.ndarray
-        Utterances, ``(samples,)`` each, which both transcribe in turns.
-    turns : int
-        Of which the fastest counts.
-
-    Returns
-    -------
-    float
-        Processor time of the second over that of the first.
+    Both transcribe each waveform in turns, of which the fastest counts.
     """
     seconds = [0.0, 0.0]
     for wav in wavs:
@@ -163,72 +127,34 @@ def time_ratio(first, second, wavs, turns=5):
     return seconds[1] / seconds[0]
 
 
-def add_sherpa(to, model, tokenizer, config, speech, said=None):
-    """Write what sherpa-onnx loads into an export, and try it.
+def add_sherpa(to, model, tokenizer, config, speech, transcripts=None):
+    """Write the files for sherpa-onnx into an export, and try them on speech.
 
-    Arguments
-    ---------
-    to : pathlib.Path
-        The export.
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    tokenizer : sentencepiece.SentencePieceProcessor
-        Its symbols.
-    config : dict
-        What is known of the export.
-    speech : Speech
-        What it is tried on.
-    said : list of str, optional
-        Transcripts of the test set by the model itself, where they are known.
-
-    Returns
-    -------
-    dict
-        What ``config.json`` shall say of it.
-
-    Raises
-    ------
-    ValueError
-        If sherpa-onnx has no recogniser for such a model.
+    ``transcripts`` are the model's own, if known. Returns ``sherpa`` of
+    ``config.json``. Raises ``InputError`` if there is no such recogniser.
     """
     (to / SHERPA).parent.mkdir()
     blank = config["blank_index"]
     constructor = write_sherpa(model, to / SHERPA)
     write_tokens(to / TOKENS, config["symbols"], blank)
-    forms = {"sherpa": load_sherpa(constructor, to / SHERPA, to / TOKENS)}
-    if not said:
-        forms["pytorch"] = transcriber(model, tokenizer, blank)
-    texts = {"pytorch": said, **{form: [] for form in forms}}
+    own = transcriber(model, tokenizer, blank)
+    theirs = load_sherpa(constructor, to / SHERPA, to / TOKENS)
+    texts = {"pytorch": list(transcripts or []), "sherpa": []}
     for one in tqdm(speech.test, desc="sherpa", unit="utterance", disable=None):
         wav = one.read().numpy()
-        for form, transcribe in forms.items():
-            texts[form].append(transcribe(wav))
+        texts["sherpa"].append(theirs(wav))
+        if not transcripts:
+            texts["pytorch"].append(own(wav))
     return {
         "model": SHERPA,
         "tokens": TOKENS,
         "recognizer": constructor,
-        "scores": {speech.split: _score_forms(texts, speech)},
+        "scores": {speech.split: _compare_texts(texts, speech)},
     }
 
 
 def transcriber(model, tokenizer, blank):
-    """Make a function from a model, as the other forms are.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    tokenizer : sentencepiece.SentencePieceProcessor
-        Its symbols.
-    blank : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    callable
-        From a waveform, a NumPy array of shape ``(samples,)``, to its
-        transcript.
-    """
+    """A function from a waveform, an array (samples,), to its transcript."""
 
     @torch.no_grad()
     def transcribe(wav):
@@ -239,30 +165,25 @@ def transcriber(model, tokenizer, blank):
 
 
 def _greedy(scores, tokenizer, blank):
-    ids = ctc_greedy_decode(scores.unsqueeze(0), torch.ones(1), blank)[0]
-    return " ".join(tokenizer.decode(ids).split())
+    (ids,) = greedy_decode(scores.unsqueeze(0), [len(scores)], blank)
+    return tidy(tokenizer.decode(ids))
 
 
-def _error_rate(texts, speech):
-    """Word error rate of transcripts of the test set (%)."""
+def _score(texts, speech):
     references = dict(enumerate(one.text for one in speech.test))
-    return score(references, dict(enumerate(texts)))["wer"]
+    return score(references, dict(enumerate(texts)))
 
 
-def _score_forms(texts, speech):
-    """Word error rates of each form, and how often it says the same."""
-    references = dict(enumerate(one.text for one in speech.test))
-    scores = {
-        form: score(references, dict(enumerate(said)))
-        for form, said in texts.items()
-    }
+def _compare_texts(texts, speech):
+    """WER by format, and how often its transcript equals the model's."""
+    scores = {name: _score(found, speech) for name, found in texts.items()}
     return {
-        "utterances": len(references),
+        "utterances": len(speech.test),
         "words": scores["pytorch"]["words"],
-        "wer": {form: figures["wer"] for form, figures in scores.items()},
+        "wer": {name: figures["wer"] for name, figures in scores.items()},
         "same": {
-            form: sum(map(str.__eq__, said, texts["pytorch"]))
-            for form, said in texts.items()
-            if form != "pytorch"
+            name: sum(map(str.__eq__, found, texts["pytorch"]))
+            for name, found in texts.items()
+            if name != "pytorch"
         },
     }

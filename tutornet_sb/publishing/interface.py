@@ -1,4 +1,4 @@
-"""What an exported model is to its users: SpeechBrain's interface."""
+"""SpeechBrain's interface to an exported model, copied into the export."""
 
 import functools
 
@@ -7,59 +7,26 @@ from speechbrain.inference.ASR import EncoderASR
 
 
 class CustomInterface(EncoderASR):
-    """An ``EncoderASR`` around an ``AcousticModel``.
+    """An ``EncoderASR`` around an ``AcousticModel``, made by ``foreign_class``.
 
-    It differs in one thing. ``EncoderASR`` gives its decoder the relative
-    lengths of the waveforms, which in a padded batch round to a frame more or
-    less than an utterance has. Here they are the frames that the model says.
-
-    Made by ``speechbrain.inference.interfaces.foreign_class`` from an exported
-    folder; the name is the one that it looks for.
+    ``EncoderASR`` gives its decoder the relative lengths of the waveforms,
+    which in a padded batch may round to one frame more or less than an
+    utterance has. Here they are the valid frames of the model.
     """
 
     def encode_batch(self, wavs, wav_lens):
-        """Compute log-probabilities.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms at the model's sample rate, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames, symbols)``; what stands on padded frames means
-            nothing.
-        """
+        """Log-probabilities ``(batch, frames, symbols)``."""
         return self._encode(wavs, wav_lens)[0]
 
     def transcribe_batch(self, wavs, wav_lens):
-        """Transcribe waveforms.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms at the model's sample rate, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        transcripts : list of str
-            One for each waveform.
-        hypotheses : list
-            What the decoder returned: symbol indices, or hypotheses of a beam
-            searcher.
-        """
+        """Transcripts, and what the decoder returned: symbols or hypotheses."""
         with torch.no_grad():
             hypotheses = self.decoding_function(*self._encode(wavs, wav_lens))
         if isinstance(self.hparams.decoding_function, functools.partial):
             texts = self.tokenizer.decode(hypotheses)
         else:
             texts = [hyps[0].text for hyps in hypotheses]
-        # Two signs of a word boundary in a row are one boundary.
+        # Word boundaries in a row are one boundary.
         return [" ".join(text.split()) for text in texts], hypotheses
 
     def _encode(self, wavs, wav_lens):

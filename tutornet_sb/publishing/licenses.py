@@ -1,11 +1,8 @@
 """Licences by their names on the Hugging Face hub."""
 
-from difflib import get_close_matches
+from tutornet_sb.util.errors import InputError, nearest
 
-from tutornet_sb.util.errors import InputError
-
-# As of November 2026, https://huggingface.co/docs/hub/repositories-licenses.
-# The hub refuses a card with any other.
+# As of November 2026, https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = frozenset(
     """
     afl-3.0 agpl-3.0 apache-2.0 apple-amlr apple-ascl artistic-2.0
@@ -26,27 +23,9 @@ LICENSES = frozenset(
 
 
 def check_license(name):
-    """See that the hub knows a licence.
-
-    Arguments
-    ---------
-    name : str
-        The licence.
-
-    Raises
-    ------
-    ValueError
-        If it does not, with those whose names are alike.
-
-    Example
-    -------
-    >>> check_license("cc-by-4.0")
-    """
-    if name in LICENSES:
-        return
-    near = get_close_matches(name.lower(), sorted(LICENSES))
-    meant = f"did you mean {' or '.join(near)}? " if near else ""
-    raise InputError(
-        f"license {name!r} is none of those that the Hugging Face hub knows: "
-        f"{meant}Name another, as mit or cc-by-4.0, or 'other'"
-    )
+    """Refuse a licence that the hub does not know, naming the nearest."""
+    if name not in LICENSES:
+        raise InputError(
+            f"license {name!r} is none of those that the Hugging Face hub "
+            f"knows: {nearest(name, sorted(LICENSES))} Or name 'other'"
+        )

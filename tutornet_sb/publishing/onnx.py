@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import tempfile
 import warnings
@@ -42,37 +43,15 @@ _WITHOUT_INT8 = "GRU", "RNN"
 
 
 class NoInt8Error(InputError):
-    """A graph that int8 would not make faster."""
+    """int8 would not make the graph faster, or cost too much accuracy."""
 
 
 class ConvolutionSTFT(torch.nn.Module):
     """SpeechBrain's centred Fourier transform, as one convolution.
 
-    ONNX has no complex numbers, and onnxruntime's own STFT is slower than a
-    convolution with windowed cosines and sines.
-
-    Arguments
-    ---------
-    stft : speechbrain.processing.features.STFT
-        The transform to replace; ``center: True``, ``pad_mode: constant``.
-    pad : bool
-        Whether zeros are put before and after the waveform, as by ``stft``.
-        Else what it is given holds ``before`` samples more at the beginning
-        and ``after`` at the end.
-
-    Raises
-    ------
-    ValueError
-        If it is another kind of transform.
-
-    Example
-    -------
-    >>> from speechbrain.processing.features import STFT
-    >>> stft = STFT(sample_rate=16000, win_length=20, n_fft=512)
-    >>> wavs = torch.randn(2, 3000)
-    >>> found = ConvolutionSTFT(stft)(wavs)
-    >>> torch.allclose(found, stft(wavs), atol=1e-4), tuple(found.shape)
-    (True, (2, 19, 257, 2))
+    ONNX has no complex numbers, and onnxruntime's own STFT is slower. Without
+    ``pad``, the input holds ``before`` more samples at the beginning and
+    ``after`` at the end, instead of zeros.
     """
 
     def __init__(self, stft, pad=True):
@@ -81,7 +60,9 @@ class ConvolutionSTFT(torch.nn.Module):
         if not (stft.center and stft.onesided) or stft.normalized_stft:
             raise InputError("the STFT must be centred, onesided and plain")
         if stft.pad_mode != "constant":
-            raise InputError(f"pad_mode {stft.pad_mode}: 'constant' is needed")
+            raise InputError(
+                f"pad_mode must be 'constant', got {stft.pad_mode!r}"
+            )
         self.hop_length = stft.hop_length
         self.bins = stft.n_fft // 2 + 1
         # torch.stft puts the window into the middle of n_fft samples.
@@ -95,18 +76,7 @@ class ConvolutionSTFT(torch.nn.Module):
         self.register_buffer("basis", basis.float().unsqueeze(1))
 
     def forward(self, x):
-        """Transform waveforms.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            ``(batch, samples)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Real and imaginary parts, ``(batch, frames, bins, 2)``.
-        """
+        """From ``(batch, samples)`` to ``(batch, frames, bins, 2)``."""
         if self.pad:
             x = torch.nn.functional.pad(x, (self.before, self.after))
         y = torch.nn.functional.conv1d(
@@ -116,13 +86,7 @@ class ConvolutionSTFT(torch.nn.Module):
 
 
 class OnnxGraph(torch.nn.Module):
-    """What is written: the model, a softmax, and lengths in samples.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        It is copied.
-    """
+    """A copy of an ``AcousticModel``, with a softmax and lengths in samples."""
 
     def __init__(self, model):
         super().__init__()
@@ -132,21 +96,9 @@ class OnnxGraph(torch.nn.Module):
         self.model = model
 
     def forward(self, wavs, lengths):
-        """Compute log-probabilities.
+        """Log-probabilities ``(batch, frames, symbols)``, and valid frames.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            ``(batch, samples)``.
-        lengths : torch.Tensor
-            Valid samples, integers of shape ``(batch,)``.
-
-        Returns
-        -------
-        log_probs : torch.Tensor
-            ``(batch, frames, symbols)``.
-        frames : torch.Tensor
-            Valid frames, integers of shape ``(batch,)``.
+        Of waveforms ``(batch, samples)`` and their valid samples ``(batch,)``.
         """
         # In double precision a product with the samples is exact again.
         encoding = self.model(wavs, lengths.double() / wavs.shape[1])
@@ -154,20 +106,7 @@ class OnnxGraph(torch.nn.Module):
 
 
 def replace_stft(features, pad=True):
-    """Let features transform by a convolution.
-
-    Arguments
-    ---------
-    features : SpectralFeatures
-        Changed in place.
-    pad : bool
-        See ``ConvolutionSTFT``.
-
-    Returns
-    -------
-    ConvolutionSTFT
-        The new transform.
-    """
+    """Replace the STFT of ``SpectralFeatures`` in place, and return the new."""
     owner, name = features, "stft"
     if hasattr(features, "fbank"):
         owner, name = features.fbank, "compute_STFT"
@@ -177,27 +116,10 @@ def replace_stft(features, pad=True):
 
 
 def write_graph(module, inputs, path, names, axes, metadata):
-    """Write a module as ONNX.
+    """Write a module in evaluation mode as ONNX, traced on ``inputs``.
 
-    Arguments
-    ---------
-    module : torch.nn.Module
-        In evaluation mode.
-    inputs : tuple of torch.Tensor
-        What to trace it on.
-    path : str or pathlib.Path
-        File to write.
-    names : tuple of list of str
-        Names of the inputs and of the outputs.
-    axes : dict
-        Names of the axes that vary, by name of input or output and position.
-    metadata : dict of str to str
-        Written into the file.
-
-    Raises
-    ------
-    ValueError
-        If the module does something that ONNX cannot say.
+    ``names`` are those of the inputs and of the outputs, ``axes`` the names of
+    the axes that vary, by name and position.
     """
     with warnings.catch_warnings():
         # The tracer warns of each Python number, and that it is the older of
@@ -224,7 +146,7 @@ def write_graph(module, inputs, path, names, axes, metadata):
 
 
 def _finish(path, metadata, int8=False):
-    """Make a graph smaller, and write into it what it is."""
+    """Make a graph finite and smaller, and add its metadata."""
     model = onnx.load(path)
     for tensor in find_constants(model.graph):
         _make_finite(tensor)
@@ -236,19 +158,7 @@ def _finish(path, metadata, int8=False):
 
 
 def find_constants(graph):
-    """Find all numbers that a graph holds.
-
-    Arguments
-    ---------
-    graph : onnx.GraphProto
-        The graph.
-
-    Yields
-    ------
-    onnx.TensorProto
-        Initialisers, and constants of nodes, those within conditions and loops
-        included.
-    """
+    """All initialisers and constants of a graph and its subgraphs."""
     yield from graph.initializer
     for node in graph.node:
         for attribute in node.attribute:
@@ -267,10 +177,9 @@ def _make_finite(tensor):
 
 
 def _compute_bases(graph):
-    """Let graphs compute the cosines and sines of a ``ConvolutionSTFT``.
+    """Let graphs compute the basis of a ``ConvolutionSTFT`` when loaded.
 
-    Which onnxruntime does once, when it loads the graph. Stored, they would
-    take more room than a small student in int8.
+    Stored, it would take more room than a small student in int8.
     """
     for tensor in list(graph.initializer):
         if tensor.name.rpartition(".")[2] != "basis":
@@ -279,50 +188,55 @@ def _compute_bases(graph):
         window = basis[0]
         bins, length = len(basis) // 2, window.shape[1]
         n_fft = 2 * (bins - 1)
-        rows = np.arange(bins)[:, None]
-        times = np.arange(length)[None] + (n_fft - length) // 2
+        rows = np.tile(np.arange(bins), 2)[:, None, None]
+        times = np.arange(length) + (n_fft - length) // 2
+        # -sin(x) is cos(x + pi / 2).
+        quarters = np.repeat([0, n_fft // 4], bins)[:, None, None]
         # Products are taken modulo n_fft as integers: of a large angle, single
         # precision would leave little.
-        angles = 2 * np.pi / n_fft * (rows * times % n_fft)
-        wanted = np.concatenate([np.cos(angles), -np.sin(angles)]) * window
-        if not np.allclose(wanted[:, None], basis, atol=1e-5):
-            # An odd n_fft
+        turns = (rows * times + quarters) % n_fft
+        angle = 2 * np.pi / n_fft
+        if not np.allclose(np.cos(angle * turns) * window, basis, atol=1e-5):
+            # Another n_fft than a multiple of 4
             continue
-        name = tensor.name
         constants = {
             "rows": rows,
             "times": times,
+            "quarters": quarters,
             "n_fft": np.array(n_fft),
-            "angle": np.array(2 * np.pi / n_fft, dtype=np.float32),
+            "angle": np.array(angle, dtype=np.float32),
             "window": window,
-            "axis": np.array([1]),
         }
-        graph.initializer.remove(tensor)
-        graph.initializer.extend(
-            onnx.numpy_helper.from_array(value, f"{name}/{part}")
-            for part, value in constants.items()
-        )
         steps = (
-            ("Mul", ("rows", "times"), "products", {}),
-            ("Mod", ("products", "n_fft"), "remainders", {}),
-            ("Cast", ("remainders",), "whole", {"to": onnx.TensorProto.FLOAT}),
-            ("Mul", ("whole", "angle"), "angles", {}),
-            ("Cos", ("angles",), "real", {}),
-            ("Sin", ("angles",), "sines", {}),
-            ("Neg", ("sines",), "imaginary", {}),
-            ("Concat", ("real", "imaginary"), "parts", {"axis": 0}),
-            ("Mul", ("parts", "window"), "windowed", {}),
-            ("Unsqueeze", ("windowed", "axis"), None, {}),
+            ("Mul", ("rows", "times"), "products"),
+            ("Add", ("products", "quarters"), "sums"),
+            ("Mod", ("sums", "n_fft"), "turns"),
+            ("Cast", ("turns",), "whole"),
+            ("Mul", ("whole", "angle"), "angles"),
+            ("Cos", ("angles",), "waves"),
+            ("Mul", ("waves", "window"), None),
         )
-        for place, (kind, inputs, output, attributes) in enumerate(steps):
-            node = onnx.helper.make_node(
-                kind,
-                [f"{name}/{part}" for part in inputs],
-                [f"{name}/{output}" if output else name],
-                f"{_FEATURES}{name}/{place}",
-                **attributes,
-            )
-            graph.node.insert(place, node)
+        _replace_constant(graph, tensor, constants, steps)
+
+
+def _replace_constant(graph, tensor, constants, steps):
+    """Let nodes compute a constant from others: (kind, inputs, output)."""
+    name = tensor.name
+    graph.initializer.remove(tensor)
+    graph.initializer.extend(
+        onnx.numpy_helper.from_array(value, f"{name}/{part}")
+        for part, value in constants.items()
+    )
+    # Before the nodes that read it
+    for place, (kind, inputs, output) in enumerate(steps):
+        node = onnx.helper.make_node(
+            kind,
+            [f"{name}/{part}" for part in inputs],
+            [f"{name}/{output}" if output else name],
+            f"{name}/{place}",
+            **({"to": onnx.TensorProto.FLOAT} if kind == "Cast" else {}),
+        )
+        graph.node.insert(place, node)
 
 
 def write_onnx(model, path, about):
@@ -330,27 +244,8 @@ def write_onnx(model, path, about):
 
     Inputs are ``wavs`` ``(batch, samples)`` and ``lengths`` ``(batch,)`` in
     samples, outputs ``log_probs`` ``(batch, frames, symbols)`` and ``frames``
-    ``(batch,)``; batch and time are free.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    path : str or pathlib.Path
-        File to write.
-    about : dict
-        ``name``, ``sample_rate``, ``frame_period``, ``symbols`` and
-        ``blank_index``, for the file's metadata.
-
-    Returns
-    -------
-    OnnxModel
-        The model, loaded again.
-
-    Raises
-    ------
-    ValueError
-        If the network cannot be written, or the graph differs from it.
+    ``(batch,)``; batch and time are free. ``about`` has the keys of
+    ``runner.ABOUT``. Returns the written ``OnnxModel``.
     """
     # Traced on a batch of one, which broadcasts to any.
     wavs, lengths = _noise(model, TRIALS[0])
@@ -391,33 +286,11 @@ def _noise(model, seconds):
 
 @torch.no_grad()
 def compare(model, written, wavs, lengths):
-    """Compare a model and its ONNX graph on a batch.
+    """Compare a model and its ONNX graph on a batch with lengths in samples.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    written : OnnxModel
-        The graph.
-    wavs : torch.Tensor
-        ``(batch, samples)``.
-    lengths : torch.Tensor
-        Valid samples, integers of shape ``(batch,)``.
-
-    Returns
-    -------
-    difference : float
-        The greatest one between log-probabilities of valid frames (nats).
-    expected : list of torch.Tensor
-        The model's log-probabilities, ``(frames, symbols)`` for each.
-    found : list of torch.Tensor
-        The graph's.
-
-    Raises
-    ------
-    ValueError
-        If they differ in the number of frames, or by more than
-        ``TOLERANCE``.
+    Returns the greatest difference between log-probabilities of valid frames
+    (nats), and those of the model and of the graph, ``(frames, symbols)`` each.
+    Raises ``InputError`` if it exceeds ``TOLERANCE``.
     """
     encoding = model(wavs, lengths.double() / wavs.shape[1])
     log_probs, frames = written.encode(wavs.numpy(), lengths.numpy())
@@ -445,43 +318,24 @@ class _Speech(CalibrationDataReader):
     """Utterances one by one, as the quantiser asks for them."""
 
     def __init__(self, wavs):
-        self.rest = iter(wavs)
+        self.inputs = (
+            {"wavs": wav[None].numpy(), "lengths": np.array([len(wav)])}
+            for wav in wavs
+        )
 
     def get_next(self):
-        wav = next(self.rest, None)
-        if wav is None:
-            return None
-        return {
-            "wavs": wav.unsqueeze(0).numpy(),
-            "lengths": torch.tensor([len(wav)]).numpy(),
-        }
+        return next(self.inputs, None)
 
 
 def quantize(path, to, wavs):
-    """Quantise a graph to int8, if that makes it faster.
+    """Quantise a graph by ``write_onnx`` to int8, if that makes it faster.
 
     Convolutions and linear layers are computed in int8: weights by channel,
-    inputs by the range that they have on some speech. In the first layer, which
-    receives the features, and in the head that costs accuracy, and only the
-    weights are in int8. LSTM layers are onnxruntime's DynamicQuantizeLSTM:
-    weights by channel, inputs and states by the range of the moment. The
-    features stay as they are. onnxruntime has no int8 kernel for GRU layers:
-    their weights would be expanded again, which takes longer than in single
-    precision.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        Graph written by :func:`write_onnx`.
-    to : str or pathlib.Path
-        File to write.
-    wavs : iterable of torch.Tensor
-        Speech by which the ranges are found, ``(samples,)`` each.
-
-    Raises
-    ------
-    NoInt8Error
-        If the graph would be slower in int8.
+    inputs by their range on some speech (``wavs``, ``(samples,)`` each). In the
+    first layer and in the head that costs accuracy, and only their weights are
+    in int8. LSTM layers become onnxruntime's DynamicQuantizeLSTM. The features
+    stay as they are. Raises ``NoInt8Error`` if there is no int8 kernel, as for
+    GRU layers, whose weights would be expanded again.
     """
     kinds = {node.op_type for node in onnx.load(path).graph.node}
     if found := sorted(kinds.intersection(_WITHOUT_INT8)):
@@ -519,18 +373,16 @@ def quantize(path, to, wavs):
             per_channel=True,
             weight_type=QuantType.QInt8,
         )
-    # The quantiser forgets the metadata, and computes what can be computed
-    # beforehand.
-    told = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
-    _finish(to, told, int8=True)
+    # The quantiser drops the metadata, and folds the computed bases.
+    metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
+    _finish(to, metadata, int8=True)
 
 
 def _shrink_weights(graph):
-    """Keep in int8 what weights of layers are not so yet.
+    """Store all other weights of layers in int8 too.
 
     They are expanded by a product, which onnxruntime computes once, when it
-    loads the graph, and not by DequantizeLinear, which it would compute again
-    for each utterance.
+    loads the graph, and not by DequantizeLinear, computed for each utterance.
     """
     weights = {
         tensor.name: tensor
@@ -548,38 +400,20 @@ def _shrink_weights(graph):
         rest = tuple(i for i in range(array.ndim) if i != axes[name])
         scale = np.abs(array).max(axis=rest, keepdims=True) / 127
         scale = np.where(scale > 0, scale, 1).astype(np.float32)
-        parts = {
-            f"{name}_quantized": np.rint(array / scale).astype(np.int8),
-            f"{name}_scale": scale,
+        constants = {
+            "quantized": np.rint(array / scale).astype(np.int8),
+            "scale": scale,
         }
-        graph.initializer.remove(weights[name])
-        graph.initializer.extend(
-            onnx.numpy_helper.from_array(value, part)
-            for part, value in parts.items()
+        steps = (
+            ("Cast", ("quantized",), "whole"),
+            ("Mul", ("whole", "scale"), None),
         )
-        whole = f"{name}_whole"
-        expand = (
-            (
-                "Cast",
-                [f"{name}_quantized"],
-                whole,
-                {"to": onnx.TensorProto.FLOAT},
-            ),
-            ("Mul", [whole, f"{name}_scale"], name, {}),
-        )
-        # Before whatever reads it
-        for place, (kind, inputs, output, attributes) in enumerate(expand):
-            node = onnx.helper.make_node(
-                kind, inputs, [output], f"{output}_node", **attributes
-            )
-            graph.node.insert(place, node)
+        _replace_constant(graph, weights[name], constants, steps)
 
 
 @contextmanager
 def _quiet():
-    """Keep the quantiser's advice, which was followed, from the user."""
-    import logging
-
+    """Silence the quantiser's advice, which was followed."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)

@@ -1,17 +1,15 @@
 """A model for sherpa-onnx, the runtime of phones, small boards and browsers.
 
-sherpa-onnx computes features of its own, which are not those that our models
-were trained on. Two of its model types take the waveform instead:
+sherpa-onnx computes its own features. Two of its model types take the waveform
+instead:
 
-- ``from_omnilingual_asr_ctc`` for whole utterances. The recogniser first
-  brings every utterance to mean 0 and variance 1, which makes no difference to
-  features free of offset and level.
-- ``from_t_one_ctc`` for a streaming student. The recogniser hands over pieces
-  of 2400 samples, which it takes to be at 8000 Hz and rounds to 16 bits; the
-  samples of a model at 16 kHz are handed to it as they are. All that a stream
-  remembers is one vector of half-precision numbers; here each number is two of
-  them, so that little is lost. What a piece has one frame too few of, the last
-  frame fills up again, which CTC does not hear.
+- ``from_omnilingual_asr_ctc`` for whole utterances, which it normalises to mean
+  0 and variance 1; our features do not depend on offset and level.
+- ``from_t_one_ctc`` for a streaming student. It passes pieces of 2400 samples,
+  rounded to 16 bits, and takes them to be at 8000 Hz whatever the model's rate.
+  Its state is one vector in half precision: each number is kept as two of them.
+  Where a piece completes one frame too few, the last one is repeated, which CTC
+  ignores.
 """
 
 import copy
@@ -19,6 +17,7 @@ import copy
 import numpy as np
 import torch
 
+from tutornet_sb.corpora.tokenizer import tidy
 from tutornet_sb.networks.acoustic_model import difference
 from tutornet_sb.networks.streaming import check_streamable
 from tutornet_sb.publishing.onnx import OnnxGraph, replace_stft, write_graph
@@ -26,7 +25,7 @@ from tutornet_sb.util.errors import InputError
 
 OFFLINE = "from_omnilingual_asr_ctc"
 ONLINE = "from_t_one_ctc"
-# What the recognisers hear (Hz), and samples of a piece
+# What the recognisers take the audio for (Hz), and samples of a piece
 OFFLINE_RATE = 16000
 ONLINE_RATE = 8000
 PIECE = 2400
@@ -39,12 +38,10 @@ BLANK = "<blk>"
 
 
 class OfflineGraph(torch.nn.Module):
-    """An utterance as sherpa-onnx scales it, to log-probabilities.
+    """From utterances as sherpa-onnx scales them to log-probabilities.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        It is copied.
+    Of a copy of an ``AcousticModel``: ``(batch, samples)`` to ``(batch, frames,
+    symbols)``.
     """
 
     def __init__(self, model):
@@ -52,18 +49,7 @@ class OfflineGraph(torch.nn.Module):
         self.graph = OnnxGraph(model)
 
     def forward(self, x):
-        """Compute log-probabilities.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            ``(batch, samples)``, of any level.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames, symbols)``.
-        """
+        """Compute log-probabilities."""
         whole = torch.zeros_like(x[:, 0]).long() + x.shape[1]
         return self.graph(x, whole)[0]
 
@@ -73,17 +59,8 @@ class OnlineGraph(torch.nn.Module):
 
     It computes what ``networks.streaming.Stream`` does: the samples under the
     next window, the level, the frames under the next convolution and the
-    recurrent states are the state, which begins as zeros.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        A streaming student, in evaluation mode. It is copied.
-
-    Raises
-    ------
-    ValueError
-        If the model cannot stream, or not in pieces of 2400 samples.
+    recurrent states are the state, which begins as zeros. Raises ``InputError``
+    if a model cannot stream, or not in pieces of 2400 samples.
     """
 
     def __init__(self, model):
@@ -132,22 +109,11 @@ class OnlineGraph(torch.nn.Module):
         return 2 * sum(self.sizes)
 
     def forward(self, samples, state):
-        """Compute the log-probabilities of a piece.
+        """Log-probabilities of a piece, and the state for the next.
 
-        Arguments
-        ---------
-        samples : torch.Tensor
-            As 16-bit integers, ``(batch, 2400, 1)``.
-        state : torch.Tensor
-            Half precision, ``(batch, state_size)``; zeros at the beginning.
-
-        Returns
-        -------
-        log_probs : torch.Tensor
-            ``(batch, steps, symbols)``, the frames that have become final. If
-            they are fewer, the last one again.
-        state : torch.Tensor
-            For the next piece.
+        From 16-bit integers ``(batch, 2400, 1)`` and a state ``(batch,
+        state_size)`` in half precision, zeros at the beginning, to ``(batch,
+        steps, symbols)``: the frames that are final, the last one repeated.
         """
         features, encoder = self.model.features, self.model.encoder
         begun, sample, before, sums, known, start, last, *recurrent = (
@@ -231,31 +197,16 @@ class OnlineGraph(torch.nn.Module):
 
 
 def write_sherpa(model, path):
-    """Write a model as a graph for sherpa-onnx.
+    """Write an ``AcousticModel`` on the CPU as a graph for sherpa-onnx.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode, on the CPU.
-    path : str or pathlib.Path
-        File to write.
-
-    Returns
-    -------
-    str
-        The constructor of sherpa-onnx's recogniser that loads it:
-        ``OnlineRecognizer.from_t_one_ctc`` for a streaming student, else
-        ``OfflineRecognizer.from_omnilingual_asr_ctc``.
-
-    Raises
-    ------
-    ValueError
-        If sherpa-onnx has no recogniser for such a model.
+    Returns the constructor of the recogniser that loads it:
+    ``OnlineRecognizer.from_t_one_ctc`` for a streaming student, else
+    ``OfflineRecognizer.from_omnilingual_asr_ctc``.
     """
     rate = model.features.sample_rate
     try:
         graph = OnlineGraph(model)
-    except ValueError:
+    except InputError:
         return _write_offline(model, path)
     state = torch.zeros(1, graph.state_size, dtype=torch.half)
     samples = torch.zeros(1, PIECE, 1, dtype=torch.int32)
@@ -282,8 +233,8 @@ def _write_offline(model, path):
     rate = model.features.sample_rate
     if rate != OFFLINE_RATE:
         raise InputError(
-            f"the model hears {rate} Hz; sherpa-onnx hands whole utterances "
-            f"over at {OFFLINE_RATE} Hz only"
+            f"the sample rate must be {OFFLINE_RATE} Hz for sherpa-onnx to "
+            f"decode whole utterances, got {rate} Hz"
         )
     write_graph(
         OfflineGraph(model),
@@ -297,17 +248,7 @@ def _write_offline(model, path):
 
 
 def write_tokens(path, symbols, blank_index):
-    """Write the symbols as sherpa-onnx reads them.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File to write.
-    symbols : list of str
-        By index.
-    blank_index : int
-        The one that is the blank.
-    """
+    """Write the symbols, a list by index, as sherpa-onnx reads them."""
     names = [
         BLANK if index == blank_index else symbol
         for index, symbol in enumerate(symbols)
@@ -317,19 +258,10 @@ def write_tokens(path, symbols, blank_index):
 
 
 def load_sherpa(constructor, model, tokens):
-    """Load what was written by the package sherpa-onnx itself.
+    """Load the written files by sherpa-onnx itself.
 
-    Arguments
-    ---------
-    constructor : str
-        What :func:`write_sherpa` returned.
-    model, tokens : str or pathlib.Path
-        The files.
-
-    Returns
-    -------
-    callable
-        From the samples of an utterance, ``(samples,)``, to its transcript.
+    ``constructor`` is what :func:`write_sherpa` returned. Returns a function
+    from the samples of an utterance, ``(samples,)``, to its transcript.
     """
     import sherpa_onnx
 
@@ -342,7 +274,7 @@ def load_sherpa(constructor, model, tokens):
         stream = recogniser.create_stream()
         stream.accept_waveform(OFFLINE_RATE, wav)
         recogniser.decode_stream(stream)
-        return " ".join(stream.result.text.split())
+        return tidy(stream.result.text)
 
     def online(wav):
         stream = recogniser.create_stream()
@@ -352,6 +284,6 @@ def load_sherpa(constructor, model, tokens):
         stream.input_finished()
         while recogniser.is_ready(stream):
             recogniser.decode_stream(stream)
-        return " ".join(recogniser.get_result(stream).split())
+        return tidy(recogniser.get_result(stream))
 
     return online if method == ONLINE else offline

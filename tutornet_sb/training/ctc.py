@@ -4,9 +4,8 @@ import logging
 
 import speechbrain as sb
 import torch
-from speechbrain.decoders.ctc import ctc_greedy_decode
 
-from tutornet_sb.corpora.tokenizer import BLANK
+from tutornet_sb.corpora.tokenizer import greedy_decode, tidy
 from tutornet_sb.distillation.losses import ctc_loss, frames_needed
 from tutornet_sb.distillation.taps import encode_with_taps
 from tutornet_sb.inference.scores import score
@@ -93,16 +92,16 @@ class CTCBrain(StageBrain):
         # SpeechBrain's decoders read utterance by utterance, and a GPU would
         # stop for each.
         log_probs = torch.log_softmax(encoding.logits.float(), dim=-1).cpu()
-        # SpeechBrain rounds relative lengths to frames again.
-        relative = encoding.lengths.cpu() / log_probs.shape[1]
-        greedy = ctc_greedy_decode(log_probs, relative, blank_id=BLANK)
+        greedy = greedy_decode(log_probs, encoding.lengths)
         self.references.update(zip(batch.id, batch.wrd, strict=True))
-        texts = map(_tidy, self.hparams.tokenizer.decode(greedy))
+        texts = map(tidy, self.hparams.tokenizer.decode(greedy))
         self.hypotheses.update(zip(batch.id, texts, strict=True))
         searcher = getattr(self.hparams, "searcher", None)
         if stage == sb.Stage.TEST and searcher is not None:
+            # SpeechBrain rounds relative lengths to frames again.
+            relative = encoding.lengths.cpu() / log_probs.shape[1]
             best = [
-                _tidy(hyps[0].text) for hyps in searcher(log_probs, relative)
+                tidy(hyps[0].text) for hyps in searcher(log_probs, relative)
             ]
             self.beam_hypotheses.update(zip(batch.id, best, strict=True))
 
@@ -141,8 +140,3 @@ class CTCBrain(StageBrain):
             scores = score(self.references, self.hypotheses)
             figures.update(WER=scores["wer"], CER=scores["cer"])
         return figures
-
-
-def _tidy(text):
-    """Two signs of a word boundary in a row are one boundary."""
-    return " ".join(text.split())

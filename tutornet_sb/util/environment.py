@@ -11,7 +11,7 @@ from importlib.metadata import version
 EXTRAS = {
     "huggingface": ("transformers",),
     "export": ("onnx", "onnxruntime", "sherpa_onnx"),
-    "experiments": ("matplotlib", "jinja2", "scipy"),
+    "experiments": ("matplotlib", "scipy"),
 }
 
 
