@@ -30,13 +30,22 @@ PARAMETERS = {
     "gru": (5_715_997, 352_157),
     "lstm_streaming": (2_819_869, 219_581),
     "gru_streaming": (2_161_949, 182_333),
-    "deepspeech2": (58_971_133, 468_885),
-    "deepspeech2_small": (11_566_333, 287_637),
+    "deepspeech2": (11_566_333, 468_885),
     "jasper_dr": (332_632_349, 1_070_429),
     "jasper_mini": (8_192_733, 399_613),
-    "quartznet5x5": (6_713_181, 824_925),
-    "quartznet10x5": (12_818_781, 1_479_773),
-    "quartznet15x5": (18_924_381, 2_134_621),
+    "quartznet": (6_713_181, 824_925),
+}
+# Other sizes
+SIZES = {
+    ("lstm", "large"): 29_792_285,
+    ("gru", "large"): 22_442_013,
+    ("lstm_streaming", "large"): 10_882_589,
+    ("gru_streaming", "large"): 8_256_029,
+    ("deepspeech2", "large"): 58_971_133,
+    ("jasper_dr", "medium"): 10_235_421,
+    ("quartznet", "5x5"): 6_713_181,
+    ("quartznet", "10x5"): 12_818_781,
+    ("quartznet", "15x5"): 18_924_381,
 }
 NETWORKS = sorted(path.stem for path in MODELS.glob("*.yaml"))
 LENGTHS = torch.tensor([16000, 12345, 8000, 4160, 159])
@@ -51,9 +60,8 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def load(name, small=False, **overrides):
+def load(name, size="full", **overrides):
     """Load a network of the recipe, as its loader does."""
-    size = "small" if small else "full"
     content = include(f"{name}.yaml", MODELS, size, overrides, output_size=29)
     text = StringIO()
     YAML().dump(content, text)
@@ -183,7 +191,7 @@ def test_a_causal_level_lasts_for_hours():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_network_depends_on_gain_and_offset(name):
     torch.manual_seed(0)
-    model = load(name, small=True)["model"]
+    model = load(name, "small")["model"]
     wavs, wav_lens = waves()
     # 40 dB between loud and quiet parts, as of speech
     wavs *= 0.1 * torch.logspace(0, -2, 8).repeat_interleave(2000)
@@ -267,7 +275,7 @@ def test_augment_acts_on_features_in_training_only():
 
 
 def test_augment_waveform_acts_in_training_only():
-    model = load("lstm", small=True, dropout=0.0)["model"]
+    model = load("lstm", "small", dropout=0.0)["model"]
     wavs, wav_lens = torch.randn(2, 1600), torch.tensor([1.0, 0.5])
     expected = model.eval()(wavs, wav_lens).logits
     model.augment_waveform = lambda wavs, wav_lens: wavs.flip(0)
@@ -283,32 +291,19 @@ def test_parameters(name):
     full, small = PARAMETERS[name]
     with torch.device("meta"):
         assert count(load(name)["model"]) == full
-        assert count(load(name, small=True)["model"]) == small
+        assert count(load(name, "small")["model"]) == small
 
 
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("lstm", 29_792_285),
-        ("gru", 22_442_013),
-        ("lstm_streaming", 10_882_589),
-        ("gru_streaming", 8_256_029),
-    ],
-)
-def test_parameters_of_the_large_students(name, parameters):
-    content = include(f"{name}.yaml", MODELS, "large", output_size=29)
-    text = StringIO()
-    YAML().dump(content, text)
+@pytest.mark.parametrize(("name", "size"), SIZES)
+def test_parameters_of_other_sizes(name, size):
     with torch.device("meta"):
-        assert count(load_hyperpyyaml(text.getvalue())["model"]) == parameters
+        assert count(load(name, size)["model"]) == SIZES[name, size]
 
 
-def test_parameters_of_the_teacher_of_20_hours():
-    content = include("jasper_dr.yaml", MODELS, "medium", output_size=29)
-    text = StringIO()
-    YAML().dump(content, text)
-    with torch.device("meta"):
-        assert count(load_hyperpyyaml(text.getvalue())["model"]) == 10_235_421
+def test_sizes_that_have_names_do_not_share_folders_of_runs():
+    names = [load("quartznet", size)["name"] for size in ("full", "5x5")]
+    names += [load("quartznet", size)["name"] for size in ("10x5", "15x5")]
+    assert names == ["quartznet"] * 2 + ["quartznet10x5", "quartznet15x5"]
 
 
 def test_parameters_of_jasper_without_dense_residuals():
@@ -327,7 +322,7 @@ def test_jasper_mini_has_33_separable_layers():
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_small_networks_from_waveform_to_logits(name):
-    hparams = load(name, small=True)
+    hparams = load(name, "small")
     model = hparams["model"].eval()
     assert hparams["name"] == name
     assert model.frame_period == 0.02
@@ -337,7 +332,7 @@ def test_small_networks_from_waveform_to_logits(name):
         assert encoding.lengths.tolist() == [51, 39, 26, 14, 1]
         assert encoding.logits.shape == (5, 51, 29)
         assert encoding.hidden.shape == (5, 51, model.encoder.output_size)
-        # Where an utterance ends between two hops, the last frame hears the
+        # Where an utterance ends between two hops, the last frame includes the
         # silence after it: padding is compared on the features.
         features, lengths = model.features(wavs, wav_lens)
         for index, length in enumerate(lengths):
@@ -353,7 +348,7 @@ def test_small_networks_from_waveform_to_logits(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_small_networks_learn_with_every_parameter(name):
-    model = load(name, small=True)["model"]
+    model = load(name, "small")["model"]
     wavs, wav_lens = waves()
     logits = model(wavs, wav_lens).logits
     (logits * torch.randn_like(logits)).sum().backward()
@@ -364,7 +359,7 @@ def test_small_networks_learn_with_every_parameter(name):
 
 def test_overrides_replace_tables_and_reach_the_head():
     table = [{"channels": 8, "kernel": 3, "stride": 4}]
-    model = load("quartznet15x5", blocks=table, encoder_size=8)["model"]
+    model = load("quartznet", "15x5", blocks=table, encoder_size=8)["model"]
     assert len(model.encoder.blocks) == 1
     assert model.frame_period == 0.04
     assert model(*waves()).logits.shape == (5, 26, 29)
@@ -372,10 +367,10 @@ def test_overrides_replace_tables_and_reach_the_head():
         "lstm": {"directions": 1},
         "gru_streaming": {"directions": 2},
         "jasper_mini": {"encoder_size": 1},
-        "deepspeech2_small": {"encoder_size": 24},
+        "deepspeech2": {"encoder_size": 24},
     }
     for name, change in changes.items():
-        model = load(name, small=True, **change)["model"]
+        model = load(name, "small", **change)["model"]
         assert model.head.in_features == model.encoder.output_size
     with pytest.raises(ValueError, match=r"lstm\.yaml has no key 'channel'"):
         load("lstm", channel=8)
@@ -383,7 +378,7 @@ def test_overrides_replace_tables_and_reach_the_head():
 
 @pytest.mark.parametrize("name", ["lstm_streaming", "gru_streaming"])
 def test_streaming_students_stream(name):
-    model = load(name, small=True)["model"]
+    model = load(name, "small")["model"]
     wavs, wav_lens = waves()
     model.train()(wavs, wav_lens)
     with torch.no_grad():

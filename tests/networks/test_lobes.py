@@ -278,9 +278,9 @@ def centre(network, x, frame):
     x = x.requires_grad_()
     y = network(x)[:, frame]
     (grad,) = torch.autograd.grad((y * torch.randn_like(y)).sum(), x)
-    heard = grad[0].abs().sum(-1).nonzero().flatten()
-    assert len(heard) < x.shape[1] - 2  # not cut off at an end
-    return (heard.min() + heard.max()).item() / 2
+    seen = grad[0].abs().sum(-1).nonzero().flatten()
+    assert len(seen) < x.shape[1] - 2  # not cut off at an end
+    return (seen.min() + seen.max()).item() / 2
 
 
 @pytest.mark.parametrize("stride", [2, 4, 8])

@@ -56,29 +56,11 @@ def read_header(path, size, sample_rate, max_seconds):
 
 
 def read_utterance(key, path, seconds, sample_rate=16000):
-    """Read the waveform of an utterance as its manifest describes it.
+    """Read the waveform ``(samples,)`` of an utterance, as in its manifest.
 
-    Channels are averaged, and the mean is resampled.
-
-    Arguments
-    ---------
-    key, path : str
-        Its id and its audio file.
-    seconds : float
-        Its duration.
-    sample_rate : int
-        Sample rate of the result (Hz).
-
-    Returns
-    -------
-    torch.Tensor
-        The waveform, ``(samples,)``.
-
-    Raises
-    ------
-    InputError
-        If the file is missing, damaged or of another length, or has samples
-        that are not finite.
+    Channels are averaged, and the mean is resampled. Raises InputError, with
+    the utterance's `key`, if the file is missing, damaged, not of `seconds` or
+    has samples that are not finite.
     """
     try:
         wave, rate = soundfile.read(path, dtype="float32", always_2d=True)

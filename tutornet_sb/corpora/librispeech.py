@@ -167,12 +167,6 @@ def prepare_librispeech(
     ------
     CorpusError
         If the call is wrong or a split damaged beyond `max_skipped`.
-
-    Example
-    -------
-    >>> manifests = prepare_librispeech(
-    ...     "/data/LibriSpeech", "results/manifests", splits=["dev-clean"]
-    ... )  # doctest: +SKIP
     """
     root = find_librispeech(data_folder)
     if isinstance(untranscribed, str):
@@ -265,25 +259,19 @@ def make_manifests(
 def _check_audio(pool, source, sample_rate, max_seconds):
     """Rows of a manifest, skips, and how often each conversion is needed."""
 
-    def check(group):
-        found = []
-        for one in source.collect(group):
-            header = None, "", one.fault
-            if not one.fault:
-                header = read_header(
-                    one.path, one.size, sample_rate, max_seconds
-                )
-            found.append((one, header))
-        return found
+    def check(one):
+        if one.fault:
+            return one, (None, "", one.fault)
+        limits = sample_rate, max_seconds
+        return one, read_header(one.path, one.size, *limits)
 
+    checked = pool.map(
+        lambda group: list(map(check, source.collect(group))), source.groups
+    )
     rows, skips, conversions = [], [], collections.Counter()
-    for found in tqdm(
-        pool.map(check, source.groups),
-        desc=source.split,
-        total=len(source.groups),
-        disable=None,
-    ):
-        for one, (seconds, conversion, fault) in found:
+    bar = {"desc": source.split, "total": len(source.groups), "disable": None}
+    for group in tqdm(checked, **bar):
+        for one, (seconds, conversion, fault) in group:
             if fault:
                 skips.append(Skip(one.id, one.place, fault))
                 continue

@@ -68,10 +68,9 @@ def make_minilibri(
         Will directly hold the splits.
     seed : int
         Of sentences, voices and noise.
-    train_minutes, dev_minutes : float
-        Speech in train-clean-100 and dev-clean, to within a few percent.
-    test_minutes : float
-        Speech in test-clean, and as much again in test-other.
+    train_minutes, dev_minutes, test_minutes : float
+        Speech in train-clean-100, in dev-clean, and in each of test-clean and
+        test-other, to within a few percent.
     train_speakers, test_speakers : int
         Voices of the clean splits, and others for test-other.
     noise_snr : tuple of float
@@ -131,13 +130,7 @@ def make_minilibri(
 
 
 def find_folder(corpus):
-    """Folder in which the MiniLibri of a corpus file is made.
-
-    Example
-    -------
-    >>> find_folder({"minilibri": {"seed": 1, "folder": "data/large"}})
-    'data/large'
-    """
+    """Folder in which the MiniLibri of a corpus file is made."""
     values = corpus.get("minilibri") or {}
     return values.get("folder") or "data/MiniLibri"
 
@@ -300,10 +293,9 @@ def _make_audio(folder, seed, utterances, workers):
     """Write all audio; returns the size of each split."""
     by_speaker = collections.defaultdict(list)
     sizes = {}
-    for utterance in utterances:
-        by_speaker[utterance.speaker].append(utterance)
-        size = {"utterances": 0, "seconds": 0.0}
-        sizes.setdefault(utterance.split, size)["utterances"] += 1
+    for one in utterances:
+        by_speaker[one.speaker].append(one)
+        sizes[one.split] = {"utterances": 0, "seconds": 0.0}
     bar = tqdm(
         desc="MiniLibri", total=len(utterances), unit="utt", disable=None
     )
@@ -316,6 +308,7 @@ def _make_audio(folder, seed, utterances, workers):
         try:
             for job, members in zip(jobs, by_speaker.values(), strict=True):
                 for one, seconds in zip(members, job.result(), strict=True):
+                    sizes[one.split]["utterances"] += 1
                     sizes[one.split]["seconds"] += seconds
                 bar.update(len(members))
         except BaseException:

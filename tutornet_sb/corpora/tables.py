@@ -45,25 +45,11 @@ class Row(NamedTuple):
 
 
 def name_tables(kind, paths, folder="."):
-    """Name the split that each table is.
+    """Name the split that each table is; return tables by these names.
 
-    Arguments
-    ---------
-    kind : str
-        ``train``, ``valid`` or ``test``.
-    paths : str or list of str or None
-        Tables, relative to the working folder or to ``folder``, the recipe's.
-
-    Returns
-    -------
-    dict of str to pathlib.Path
-        Tables by the names of their splits, which begin with ``train``,
-        ``dev`` or ``test`` and end with the names of the files.
-
-    Raises
-    ------
-    CorpusError
-        If two of them have the same name.
+    ``kind`` is ``train``, ``valid`` or ``test``; paths, one or a list, are
+    relative to the working folder or to ``folder``, the recipe's. Raises
+    CorpusError if two tables have the same name.
 
     Example
     -------
@@ -91,29 +77,14 @@ def prepare_tables(
 ):
     """Write one manifest a table, as `librispeech.prepare_librispeech` does.
 
+    ``tables`` are by the names of their splits. Returns the folder that
+    ``$data_root`` stands for and the manifest of each split.
+
     ``skipped_SPLIT.csv`` holds the rows that are left out, with table and line:
     rows of another number of columns, with a line break in a field or no JSON;
     duplicate ids; missing audio, and the faults of audio and transcripts that a
-    corpus of LibriSpeech's layout may have.
-
-    Arguments
-    ---------
-    tables : dict of str to pathlib.Path
-        By the names of the splits.
-    save_folder, sample_rate, max_skipped, max_seconds :
-        As of `prepare_librispeech`.
-
-    Returns
-    -------
-    root : pathlib.Path
-        What ``$data_root`` stands for in the manifests; absolute.
-    manifests : dict of str to pathlib.Path
-        The manifest of each split.
-
-    Raises
-    ------
-    CorpusError
-        If a table is missing or none, or damaged beyond `max_skipped`.
+    corpus of LibriSpeech's layout may have. Raises CorpusError if a table is
+    missing or none, or damaged beyond `max_skipped`.
     """
     folders = {split: path.resolve().parent for split, path in tables.items()}
     root = Path(os.path.commonpath(folders.values()))

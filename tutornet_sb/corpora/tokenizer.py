@@ -21,35 +21,13 @@ def train_tokenizer(
     """Train a SentencePiece model on the transcripts of a corpus, once.
 
     The unknown symbol doubles as the blank, as in SpeechBrain's LibriSpeech
-    recipes. A character model has the 26 letters and the apostrophe of
-    LibriSpeech whatever the transcripts, so that small corpora share symbols,
-    and teachers, with it; or the given letters of another corpus.
+    recipes. A character model has ``letters`` or, whatever the transcripts, the
+    26 letters and the apostrophe of LibriSpeech, so that small corpora share
+    symbols, and teachers, with it.
 
-    SpeechBrain's wrapper of sentencepiece fails in folders whose name has a
-    space, hence sentencepiece itself.
-
-    Arguments
-    ---------
-    manifests : list of pathlib.Path
-        Manifests with a column ``wrd``.
-    path : str or pathlib.Path
-        Model file to write; an existing one is loaded.
-    model_type : str
-        ``char``, ``bpe`` or ``unigram``.
-    vocab_size : int
-        Number of symbols, the blank included.
-    letters : str, optional
-        Those of a character model.
-
-    Returns
-    -------
-    sentencepiece.SentencePieceProcessor
-        The tokenizer.
-
-    Raises
-    ------
-    InputError
-        If the model has other symbols, or cannot be trained.
+    ``manifests`` have a column ``wrd``; ``model_type`` is ``char``, ``bpe`` or
+    ``unigram``; ``vocab_size`` includes the blank. An existing file is loaded.
+    Raises InputError if it has other symbols, or cannot be trained.
     """
     path = Path(path)
     if not path.is_file():
@@ -92,6 +70,7 @@ def _train(manifests, path, model_type, vocab_size, letters):
         }
     with open(path, "wb") as file:
         try:
+            # SpeechBrain's wrapper fails in folders whose name has a space.
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=_transcripts(manifests),
                 model_writer=file,

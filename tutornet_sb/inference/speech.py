@@ -4,13 +4,12 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from speechbrain.dataio.dataset import DynamicItemDataset
-
 from tutornet_sb.corpora import minilibri
 from tutornet_sb.corpora.audio import read_utterance
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
+    read_manifest,
 )
 from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.networks.runs import read_hyperparams
@@ -119,17 +118,11 @@ def find_speech(run, data, results, model, needed):
             root = find_librispeech(there[0])
             paths = prepare_librispeech(root, manifests, splits, rate)
         for split, path in paths.items():
-            items = DynamicItemDataset.from_csv(
-                str(path), replacements={"data_root": str(root)}
-            ).data.values()
+            items = read_manifest(path, root).values()
             # Of like length side by side, as in any batch.
             read[split] = [
-                Utterance(
-                    item["wav"], item["wrd"], float(item["duration"]), rate
-                )
-                for item in sorted(
-                    items, key=lambda item: float(item["duration"])
-                )
+                Utterance(item["wav"], item["wrd"], item["duration"], rate)
+                for item in sorted(items, key=lambda item: item["duration"])
             ]
     # Short and long ones
     step = -(-len(read[valid[0]]) // SOME_UTTERANCES)

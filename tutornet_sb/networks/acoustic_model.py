@@ -88,18 +88,8 @@ class SpectralFeatures(torch.nn.Module):
     valid parts relative to the longest ``(batch,)``, it returns
     ``(features, lengths)``: ``(batch, frames, output_size)``, zero on padded
     frames, and the valid frames ``(batch,)``. A subclass defines
-    ``spectrum(wavs) -> (batch, frames, output_size)``.
-
-    Arguments
-    ---------
-    stft : speechbrain.processing.features.STFT
-        The Fourier transform, centred.
-    output_size : int
-        Dimension of a frame.
-    causal : bool
-        Whether the level is that of the frames so far, for streaming.
-    neper : float
-        How much the spectrum rises when the power rises by the factor e.
+    ``spectrum(wavs) -> (batch, frames, output_size)``, which rises by ``neper``
+    when the power rises by the factor e; ``stft`` is centred.
     """
 
     def __init__(self, stft, output_size, causal, neper):

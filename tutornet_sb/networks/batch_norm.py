@@ -12,12 +12,6 @@ class CpuSyncBatchNorm(_BatchNorm):
 
     In training, statistics and gradients are those of all processes' batches
     together; otherwise it is ``torch.nn.BatchNorm1d``, for any number of axes.
-
-    Example
-    -------
-    >>> norm = CpuSyncBatchNorm(3)
-    >>> tuple(norm(torch.randn(4, 3, 5)).shape)
-    (4, 3, 5)
     """
 
     @classmethod

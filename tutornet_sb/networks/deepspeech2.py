@@ -31,15 +31,6 @@ class DeepSpeech2Encoder(torch.nn.Module):
         Units of the fully connected layer.
     dropout : float
         Dropout between recurrent layers and on the output.
-
-    Example
-    -------
-    >>> encoder = DeepSpeech2Encoder(
-    ...     160, channels=4, hidden_size=8, layers=2, output_size=16
-    ... )
-    >>> hidden, lengths = encoder(torch.randn(2, 9, 160), torch.tensor([9, 4]))
-    >>> tuple(hidden.shape), lengths.tolist()
-    ((2, 5, 16), [5, 2])
     """
 
     def __init__(

@@ -9,6 +9,7 @@ import torch
 from torch.nn.modules import module as registration
 
 from tutornet_sb.networks.weights import refuse_other_weights
+from tutornet_sb.util.composition import tag_of
 from tutornet_sb.util.errors import InputError
 
 # !new:package.module.Class and the like
@@ -87,14 +88,10 @@ def describe(node):
         plain = [describe(value) for value in node]
     else:
         plain = getattr(node, "value", node)
-    tag = TAG.fullmatch(_tag_of(node) or "")
+    tag = TAG.fullmatch(tag_of(node) or "")
     if tag is None:
         return plain
     return {f"!{tag[1]}": tag[2], "arguments": plain or {}}
-
-
-def _tag_of(node):
-    return getattr(getattr(node, "tag", None), "value", None)
 
 
 def describe_strictly(node, most=100_000):
@@ -105,7 +102,7 @@ def describe_strictly(node, most=100_000):
     waiting, count = [node], 0
     while waiting:
         part = waiting.pop()
-        tag = _tag_of(part)
+        tag = tag_of(part)
         if tag is not None and not TAG.fullmatch(tag):
             raise NotAllowed(f"the description has the tag {str(tag)[:80]}")
         count += 1
@@ -124,30 +121,13 @@ def describe_strictly(node, most=100_000):
 def rebuild(description, weights=None, path="the file of its weights"):
     """Build the network of a description from ``describe``, and nothing else.
 
-    Only names in ``ALLOWED`` are looked up. With weights the network is built
-    twice: first without memory, stopping when it gets far larger than they
-    are; then, once they are known to fit, in earnest.
+    Only names in ``ALLOWED`` are looked up. With weights, by name, or tensors
+    of their shapes on the device ``meta``, the network is first built without
+    memory, stopping when it gets far larger than they are, and compared with
+    them; ``path`` names them in errors. The result has random weights.
 
-    Arguments
-    ---------
-    description : dict
-        From ``config.json``.
-    weights : dict, optional
-        The weights by name, or tensors of their shapes on the device ``meta``.
-    path : str or pathlib.Path
-        Their file, for errors.
-
-    Returns
-    -------
-    torch.nn.Module
-        With random weights.
-
-    Raises
-    ------
-    NotAllowed
-        If the description names anything else.
-    InputError
-        If it cannot be built, or builds a network with other weights.
+    Raises NotAllowed if the description names anything else, and InputError if
+    it cannot be built, or builds a network with other weights.
 
     Example
     -------

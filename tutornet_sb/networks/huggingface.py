@@ -13,11 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    WhisperFeatureExtractor,
-)
+from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 from transformers.models.whisper import modeling_whisper
 from transformers.utils.logging import disable_progress_bar
 
@@ -53,24 +49,9 @@ _BLOCK = 1024
 def load_published(auto_class, source, revision=None, heads=()):
     """Load published weights in float32, all of them and nothing else.
 
-    Arguments
-    ---------
-    auto_class : type
-        Class of transformers that loads a model, such as ``AutoModel``.
-    source, revision : str
-        Folder, or id on the Hugging Face hub and its commit, tag or branch.
-    heads : tuple of str
-        Prefixes of the names of weights that the model does without.
-
-    Returns
-    -------
-    transformers.PreTrainedModel
-        The model.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be found or read, or if its weights do not fit it.
+    ``auto_class`` is one of transformers', such as ``AutoModel``; ``source`` is
+    a folder or hub id. Weights whose names begin with one of ``heads`` are left
+    out. Raises ValueError if the model cannot be read or they do not fit it.
     """
     _refuse_ways_out(source)
     if not sys.stderr.isatty():
@@ -132,7 +113,7 @@ def _refuse_ways_out(folder):
 
 
 def _refuse_kernels(config):
-    """Refuse a model that names code of the hub to compute its attention."""
+    """Refuse a model whose attention is code from the hub."""
     name = str(config._attn_implementation)
     if "/" in name:
         raise ValueError(f"its config.json asks for the hub's code {name}")
@@ -166,16 +147,13 @@ def make_network(model_type, source=None, revision=None, **config):
             f"model_type must be one of {', '.join(WAVEFORM_TYPES)} or "
             f"whisper, got {model_type}"
         )
-    # transformers itself takes any key.
-    unknown = [
-        key
-        for key in config
-        if not hasattr(AutoConfig.for_model(model_type), key)
-    ]
-    if unknown:
-        raise ValueError(
-            f"the configuration of {model_type} has no {unknown[0]!r}"
-        )
+    default = AutoConfig.for_model(model_type)
+    for key in config:
+        # transformers itself accepts any key.
+        if not hasattr(default, key):
+            raise ValueError(
+                f"the configuration of {model_type} has no {key!r}"
+            )
     config = AutoConfig.for_model(model_type, **config)
     if model_type == "whisper":
         network = modeling_whisper.WhisperEncoder(config)

@@ -20,15 +20,7 @@ RESIDUAL = ("dense", "plain")
 
 
 def read_row(index, row):
-    """Check a row of a block table, fill in what it leaves out.
-
-    Example
-    -------
-    >>> read_row(0, {"channels": 256, "kernel": 12})
-    Traceback (most recent call last):
-    ...
-    ValueError: blocks[0]: kernel must be odd, got 12
-    """
+    """Check a row of a block table, and fill in what it leaves out."""
     row = {**OPTIONAL, **row}
     if fault := _find_fault(row):
         raise ValueError(f"blocks[{index}]: {fault}")

@@ -17,8 +17,8 @@ def check_streamable(model):
         )
     if not features.is_causal:
         raise InputError(
-            "features: the level is that of the whole utterance, which a "
-            "stream does not know; set `causal: true` and train again"
+            "features: the level is that of the whole utterance, of which a "
+            "stream has a part; set `causal: true` and train again"
         )
     if not isinstance(encoder, RecurrentEncoder):
         raise InputError(

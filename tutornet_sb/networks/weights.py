@@ -12,26 +12,10 @@ _FOLDER = 0x10
 
 
 def load_model_weights(model, path):
-    """Load a model's weights, all of them and nothing else.
+    """Load all weights of a model from a file by ``torch.save``; return it.
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model to fill, unchanged if the file does not fit.
-    path : str or pathlib.Path
-        File written by ``torch.save(model.state_dict(), path)``.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same model.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such file.
-    InputError
-        If it cannot be read as weights, or they are another network's.
+    Raises MissingFileError or InputError, and leaves the model as it was, if
+    the file is missing, damaged or another network's.
     """
     return fill_weights(model, read_weights(path), path)
 

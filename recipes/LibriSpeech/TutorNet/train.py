@@ -58,6 +58,7 @@ from tutornet_sb.corpora.audio import read_utterance
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
+    read_manifest,
 )
 from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
@@ -305,10 +306,7 @@ def read_data(hparams, data_root, manifests, splits):
     def items(names, speeds=(100,)):
         found = {}
         for split in names:
-            part = DynamicItemDataset.from_csv(
-                str(manifests[split]),
-                replacements={"data_root": str(data_root)},
-            ).data
+            part = read_manifest(manifests[split], data_root)
             for key, item in part.items():
                 if key in found:
                     raise InputError(
