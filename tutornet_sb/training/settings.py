@@ -203,6 +203,9 @@ PATHS = (
 # Values of a corpus
 CORPUS_RULES = {
     "name": TEXT,
+    "license": maybe(TEXT),
+    "language": maybe(TEXT),
+    "synthetic": FLAG,
     "data_folder": maybe(TEXT),
     "minilibri": maybe(MAPPING),
     "train_splits": maybe(several(TEXT)),
