@@ -53,19 +53,21 @@ from tutornet_sb.networks import runs
 from tutornet_sb.networks.weights import load_model_weights
 from tutornet_sb.publishing.export import export
 from tutornet_sb.targets.encodings import HIDDEN, POSTERIORS, QUANTISERS
-from tutornet_sb.targets.store import (
-    ENTRY,
-    FOOTER,
+from tutornet_sb.targets.header import (
     FORMAT,
     HEADER,
-    RECORD,
-    ShardWriter,
-    TargetStore,
-    _hash,
     check_same,
     codebook_shapes,
     create_store,
     make_codec,
+)
+from tutornet_sb.targets.store import (
+    ENTRY,
+    FOOTER,
+    RECORD,
+    ShardWriter,
+    TargetStore,
+    _hash,
 )
 from tutornet_sb.util.files import read_json, write_json
 
@@ -234,7 +236,7 @@ def describe(posteriors, hidden):
             "taps": TAPS,
         },
         "frame_period": 0.02,
-        "vocabulary": {"symbols": symbols, "blank_index": 0, "map": None},
+        "vocabulary": {"symbols": symbols, "map": None},
         "encodings": {
             "posteriors": posteriors,
             "top_k": 3,

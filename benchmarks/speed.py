@@ -6,7 +6,7 @@ Networks with random weights encode the same 10 seconds of noise, one after the
 other in turns on one thread, in PyTorch, as ONNX and, of the students that
 `tutornet export --int8` writes in int8, so too. Of each the median processor
 time counts. The result is ``benchmarks/results/speed.json``, and its table goes
-into the recipe's README between the marks of ``speed``. Needs 6 GB of memory.
+into docs/export.md between the marks of ``speed``. Needs 6 GB of memory.
 """
 
 import statistics
@@ -139,7 +139,7 @@ def main():
             ]
         )
     table = markdown_table(rows)
-    insert(RECIPE / "README.md", "speed", table)
+    insert(ROOT / "docs" / "export.md", "speed", table)
     print(table)
 
 

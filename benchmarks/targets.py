@@ -65,14 +65,13 @@ from tutornet_sb.targets.encodings import (
     train_codebooks,
 )
 from tutornet_sb.targets.extraction import StoredTeacher, describe
-from tutornet_sb.targets.store import (
+from tutornet_sb.targets.header import (
     FORMAT,
-    ShardWriter,
-    TargetStore,
     codebook_shapes,
     create_store,
     make_codec,
 )
+from tutornet_sb.targets.store import ShardWriter, TargetStore
 from tutornet_sb.teachers.teacher import Teacher
 from tutornet_sb.training import brain as brain_stage
 from tutornet_sb.util.files import write_json
@@ -141,7 +140,7 @@ def speak(folder, count, seconds):
 def claim_store(recipe, folder, teacher, hparams, items, encodings):
     """A store of random targets: what is in them takes no time."""
     tokenizer = hparams["tokenizer"]
-    what = describe(teacher, pieces(tokenizer), 0, encodings)
+    what = describe(teacher, pieces(tokenizer), encodings)
     books = {
         path: torch.randn(shape)
         for path, shape in codebook_shapes(what).items()
@@ -517,7 +516,7 @@ def parts_of(variant):
         yield brain, "transcribe", "decoding"
         yield brain, "figures", "scoring"
     if "teacher" in modules:
-        yield modules.teacher, "teach", "teacher"
+        yield modules.teacher, "targets", "teacher"
         yield brain_stage, "align", "alignment"
     if variant.stored is not None:
         yield variant.stored, "read", "store"
@@ -683,7 +682,6 @@ def sizes(arguments):
         row = measure(
             TargetCodec(
                 store.codec.symbols,
-                store.codec.blank_index,
                 {},
                 store.codec.frame_period,
                 **encodings,
@@ -708,7 +706,6 @@ def sizes(arguments):
             at += size
         training = time.perf_counter() - started
         codec = TargetCodec(
-            0,
             0,
             store.taps,
             store.codec.frame_period,
@@ -860,7 +857,6 @@ def scale(arguments):
             "frame_period": 0.02,
             "vocabulary": {
                 "symbols": [str(i) for i in range(29)],
-                "blank_index": 0,
                 "map": None,
             },
             "encodings": DEFAULT,

@@ -273,7 +273,7 @@ def stage_hparams(folder, counter, tokenizer, max_lr):
         ),
         "avg_checkpoints": 1,
         "tokenizer": tokenizer,
-        "blank_index": 0,
+        "metrics_file": folder / runs.METRICS,
         "delay": 0.0,
         "representation_loss": RepresentationLoss("uniform"),
         "softmax_loss": SoftmaxLoss(),

@@ -13,7 +13,7 @@ from tutornet_sb.distillation.alignment import align, count_symbols
 from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.networks.acoustic_model import frame_mask
 
-BLANK = 1
+BLANK = 0
 PERIODS = (10, 20, 30, 40, 80)
 PAIRS = list(itertools.product(PERIODS, PERIODS))
 SECONDS = (1.03, 0.06, 0.5)
@@ -102,14 +102,14 @@ def place(posteriors, length, theirs, ours, delay):
         rows.append(row)
         read.append(symbols.get(i))
         held.append({symbols[i] for i in spiking})
-    learnt = [
+    is_target = [
         symbols <= set(read) and j <= length - 1 - delay / ours
         for j, symbols in enumerate(held)
     ]
     for j, (one, other) in enumerate(itertools.pairwise(read)):
         if one and other and one != other and best[one[0]] == best[other[0]]:
-            learnt[j] = learnt[j + 1] = False
-    return torch.stack(rows), learnt
+            is_target[j] = is_target[j + 1] = False
+    return torch.stack(rows), is_target
 
 
 def reference(targets, theirs, lengths, ours, delay=0, frames=None):
@@ -118,7 +118,7 @@ def reference(targets, theirs, lengths, ours, delay=0, frames=None):
         torch.zeros(len(lengths), frames, x.shape[2], dtype=torch.float64)
         for x in targets[:2]
     )
-    learnt = torch.zeros(len(lengths), frames, dtype=torch.bool)
+    is_target = torch.zeros(len(lengths), frames, dtype=torch.bool)
     for b, length in enumerate(lengths):
         valid = targets.lengths[b].item()
         states = targets.hidden[b, :valid].double()
@@ -128,12 +128,12 @@ def reference(targets, theirs, lengths, ours, delay=0, frames=None):
             targets.posteriors[b, :valid], length, theirs, ours, delay
         )
         posteriors[b, :length] = rows
-        learnt[b, :length] = torch.tensor(known)
+        is_target[b, :length] = torch.tensor(known)
     # Selected, so the same to the last bit.
     return (
         hidden.to(targets.hidden.dtype),
         posteriors.to(targets.posteriors.dtype),
-        learnt,
+        is_target,
     )
 
 
@@ -176,7 +176,7 @@ def test_matches_plain_loop(meeting, seed):
     theirs, ours, counts, lengths, delay, extra = meeting
     targets = random_targets(seed, counts, theirs, padding=math.nan)
     frames = max(lengths) + extra
-    options = {"blank_index": BLANK, "delay": delay / 1000, "frames": frames}
+    options = {"delay": delay / 1000, "frames": frames}
     student = torch.tensor(lengths)
     pairs = zip(counts, lengths, strict=True)
     odd = [i for i, pair in enumerate(pairs) if disagree(theirs, ours, *pair)]
@@ -187,12 +187,12 @@ def test_matches_plain_loop(meeting, seed):
             align(targets, student, ours / 1000, **options)
         return
     aligned = align(targets, student, ours / 1000, **options)
-    hidden, posteriors, learnt = reference(
+    hidden, posteriors, is_target = reference(
         targets, theirs, lengths, ours, delay, frames
     )
     torch.testing.assert_close(aligned.hidden, hidden)
     assert torch.equal(aligned.posteriors, posteriors)
-    assert torch.equal(targets_of(aligned), learnt)
+    assert torch.equal(targets_of(aligned), is_target)
     assert aligned.lengths.tolist() == lengths
     assert aligned.frame_period == ours / 1000
     # Each utterance is alone what it is in company.
@@ -202,7 +202,7 @@ def test_matches_plain_loop(meeting, seed):
             targets.lengths[b : b + 1],
             targets.frame_period,
         )
-        alone = align(own, student[b : b + 1], ours / 1000, BLANK, delay / 1000)
+        alone = align(own, student[b : b + 1], ours / 1000, delay / 1000)
         for x, y in zip(alone[:2], aligned[:2], strict=True):
             assert torch.equal(x[0], y[b, :length])
             assert not y[b, length:].any()
@@ -233,11 +233,11 @@ def test_nothing_is_copied_where_nothing_changes():
 
 def test_frames_too_few_repeat_the_last_and_frames_too_many_leave_a_spike():
     targets = random_targets(0, [3, 7], 20, padding=math.nan)
-    targets.posteriors[0, 2] = torch.tensor([0.0, 0.9, 0.1, 0.0])
+    targets.posteriors[0, 2] = torch.tensor([0.9, 0.0, 0.1, 0.0])
     for spike in (4, 5, 6):
-        targets.posteriors[1, 4:] = torch.tensor([0.0, 0.9, 0.1, 0.0])
-        targets.posteriors[1, spike] = torch.tensor([0.2, 0.1, 0.7, 0.0])
-        aligned = align(targets, torch.tensor([5, 5]), 0.02, BLANK)
+        targets.posteriors[1, 4:] = torch.tensor([0.9, 0.0, 0.1, 0.0])
+        targets.posteriors[1, spike] = torch.tensor([0.1, 0.2, 0.7, 0.0])
+        aligned = align(targets, torch.tensor([5, 5]), 0.02)
         assert torch.equal(aligned.hidden[0, :3], targets.hidden[0, :3])
         for frame in (3, 4):
             for ours, theirs in zip(aligned[:2], targets[:2], strict=True):
@@ -320,7 +320,7 @@ def test_targets_leave_out_no_symbol_that_the_teacher_writes(
 ):
     """What stands between two frames without a target is all written there."""
     generator = torch.Generator().manual_seed(theirs + ours)
-    taught = in_all = 0
+    found = in_all = 0
     for milliseconds in range(300, 900, 7):
         frames, length = (milliseconds // p + 1 for p in (theirs, ours))
         posteriors, written = spell(generator, frames, min(0.4, theirs / 100))
@@ -334,17 +334,16 @@ def test_targets_leave_out_no_symbol_that_the_teacher_writes(
             targets,
             torch.tensor([length]),
             ours / 1000,
-            BLANK,
             delay / 1000,
         )
-        learnt = targets_of(aligned)[0].tolist()
+        is_target = targets_of(aligned)[0].tolist()
         marks, known = list(written), 0
         is_open = False
-        for is_learnt, group in itertools.groupby(
-            range(length), key=lambda j: learnt[j]
+        for holds, group in itertools.groupby(
+            range(length), key=lambda j: is_target[j]
         ):
             group = list(group)
-            if not is_learnt:
+            if not holds:
                 is_open = True
                 continue
             rows = aligned.posteriors[0, group]
@@ -357,53 +356,53 @@ def test_targets_leave_out_no_symbol_that_the_teacher_writes(
                 assert numbers == list(range(first, numbers[-1] + 1))
                 assert read(rows) == [written[marks[n]] for n in numbers]
                 known, is_open = numbers[-1] + 1, False
-                taught += len(numbers)
+                found += len(numbers)
         assert known == len(marks) or is_open
         in_all += len(marks)
         if delay:
             # Frames less than the delay before the end, and no others
             cut = [not (length - 1 - j) * ours >= delay for j in range(length)]
-            assert not any(a and b for a, b in zip(cut, learnt, strict=True))
-            ends = [j for j in range(length) if not learnt[j] and not cut[j]]
+            assert not any(a and b for a, b in zip(cut, is_target, strict=True))
+            ends = [j for j in range(length) if not is_target[j] and not cut[j]]
             assert ours > theirs or ends == []
         elif ours <= theirs:
             assert read(aligned.posteriors[0]) == list(written.values())
-    assert taught > in_all / 20
+    assert found > in_all / 20
 
 
 def test_a_spike_of_a_slow_teacher_is_no_plateau():
     posteriors = torch.zeros(1, 6, 3)
     posteriors[..., BLANK] = 1.0
     # A, then B at once, then B for two frames
-    posteriors[0, 1] = torch.tensor([0.9, 0.1, 0.0])
+    posteriors[0, 1] = torch.tensor([0.1, 0.9, 0.0])
     for frame in (2, 4, 5):
-        posteriors[0, frame] = torch.tensor([0.0, 0.2, 0.8])
+        posteriors[0, frame] = torch.tensor([0.2, 0.0, 0.8])
     targets = TeacherTargets(
         torch.zeros(1, 6, 1), posteriors, torch.tensor([6]), 0.08
     )
-    aligned = align(targets, torch.tensor([24]), 0.02, BLANK)
+    aligned = align(targets, torch.tensor([24]), 0.02)
     found = aligned.posteriors[0].argmax(-1).tolist()
-    text = "".join("A_B"[symbol] for symbol in found)
+    text = "".join("_AB"[symbol] for symbol in found)
     assert text == "____A___B_______BBBBB___"
     assert aligned.posterior_mask.all()
 
 
 def test_symbols_that_share_a_window_have_no_target():
     def symbols(text):
-        return torch.eye(3)[["A_B".index(symbol) for symbol in text]]
+        return torch.eye(3)[["_AB".index(symbol) for symbol in text]]
 
     # Windows of two frames, the second in the middle
     text = "_ __ A_ _B AB __ A_ A_ __ _A AA __".replace(" ", "")
     targets = TeacherTargets(
         torch.zeros(1, 23, 1), symbols(text).unsqueeze(0), torch.tensor([23]), 1
     )
-    aligned = align(targets, torch.tensor([12]), 2, BLANK)
+    aligned = align(targets, torch.tensor([12]), 2)
     found = aligned.posteriors[0].argmax(-1).tolist()
-    assert "".join("A_B"[symbol] for symbol in found) == "__ABA_AA_AA_"
-    learnt = "".join("01"[one] for one in aligned.posterior_mask[0].int())
-    assert learnt == "111101001111"
-    assert count_symbols(targets, BLANK) == 7
-    assert count_symbols(aligned, BLANK) == 3
+    assert "".join("_AB"[symbol] for symbol in found) == "__ABA_AA_AA_"
+    is_target = "".join("01"[one] for one in aligned.posterior_mask[0].int())
+    assert is_target == "111101001111"
+    assert count_symbols(targets) == 7
+    assert count_symbols(aligned) == 3
 
 
 @given(meetings(NONE), st.data())
@@ -413,22 +412,20 @@ def test_no_lone_spike_is_lost(meeting, data):
     spike = data.draw(st.integers(0, frames - 1))
     posteriors = torch.zeros(1, frames, 3)
     posteriors[..., BLANK] = 1.0
-    posteriors[0, spike] = torch.tensor([0.0, 0.2, 0.8])
+    posteriors[0, spike] = torch.tensor([0.2, 0.0, 0.8])
     targets = TeacherTargets(
         torch.zeros(1, frames, 2),
         posteriors,
         torch.tensor([frames]),
         theirs / 1000,
     )
-    aligned = align(
-        targets, torch.tensor([length]), ours / 1000, blank_index=BLANK
-    )
+    aligned = align(targets, torch.tensor([length]), ours / 1000)
     assert (aligned.posteriors[0, :, 2] == 0.8).sum() == 1
     assert aligned.posterior_mask is None or aligned.posterior_mask.all()
 
 
 @pytest.mark.parametrize("theirs, ours", PAIRS)
-def test_delayed_student_never_hears_ahead(theirs, ours):
+def test_delayed_student_gets_no_later_target(theirs, ours):
     """With a delay of half a student frame or more, no target is of later."""
     delay = 40
     lengths = frames_of([1.0], theirs)
@@ -442,20 +439,19 @@ def test_delayed_student_never_hears_ahead(theirs, ours):
         targets,
         torch.tensor(frames_of([1.0], ours)),
         ours / 1000,
-        blank_index=BLANK,
         delay=delay / 1000,
     )
-    heard = aligned.posteriors[0, :, 0]
-    now = torch.arange(len(heard)) * ours
-    late = heard - now
+    found = aligned.posteriors[0, :, 0]
+    now = torch.arange(len(found)) * ours
+    late = found - now
     slack = max(theirs, ours) / 2 - delay
-    assert (late[heard > 0] <= max(slack, 0)).all()
+    assert (late[found > 0] <= max(slack, 0)).all()
 
 
 def test_integer_delay_shifts_frames():
     targets = random_targets(0, [6], 20)
-    targets.posteriors[0, 0] = torch.tensor([0.2, 0.6, 0.2, 0.0])
-    aligned = align(targets, torch.tensor([6]), 0.02, BLANK, delay=0.04)
+    targets.posteriors[0, 0] = torch.tensor([0.6, 0.2, 0.2, 0.0])
+    aligned = align(targets, torch.tensor([6]), 0.02, delay=0.04)
     expected = targets.posteriors[:, [0, 0, 0, 1, 2, 3]]
     assert torch.equal(aligned.posteriors, expected)
     # What is delayed beyond the end is no target, nor what has taken its place.
@@ -469,7 +465,7 @@ def test_periods_of_an_odd_sample_rate():
     period = Fraction(220_000, 22050)
     targets = random_targets(0, [203], 10)
     targets = targets._replace(frame_period=220 / 22050)
-    aligned = align(targets, torch.tensor([202]), 0.01, blank_index=BLANK)
+    aligned = align(targets, torch.tensor([202]), 0.01)
     hidden, posteriors, _ = reference(targets, period, [202], 10)
     torch.testing.assert_close(aligned.hidden, hidden)
     assert torch.equal(aligned.posteriors, posteriors)
@@ -480,11 +476,10 @@ def test_periods_of_an_odd_sample_rate():
 def test_a_teacher_may_have_no_symbols_or_no_hidden_states(theirs, ours, delay):
     targets = random_targets(0, frames_of(SECONDS, theirs), theirs)
     lengths = torch.tensor(frames_of(SECONDS, ours))
-    options = {"blank_index": BLANK, "delay": delay / 1000}
-    whole = align(targets, lengths, ours / 1000, **options)
+    whole = align(targets, lengths, ours / 1000, delay / 1000)
     for name in ("hidden", "posteriors"):
         none = targets._replace(**{name: getattr(targets, name)[..., :0]})
-        aligned = align(none, lengths, ours / 1000, **options)
+        aligned = align(none, lengths, ours / 1000, delay / 1000)
         expected = whole._replace(**{name: getattr(whole, name)[..., :0]})
         assert torch.equal(aligned.hidden, expected.hidden)
         assert torch.equal(aligned.posteriors, expected.posteriors)
@@ -529,7 +524,7 @@ def test_gpu_agrees():
         on_gpu = TeacherTargets(
             *(x.cuda() for x in targets[:3]), targets.frame_period
         )
-        here = align(targets, lengths, ours / 1000, blank_index=BLANK)
-        there = align(on_gpu, lengths.cuda(), ours / 1000, blank_index=BLANK)
+        here = align(targets, lengths, ours / 1000)
+        there = align(on_gpu, lengths.cuda(), ours / 1000)
         torch.testing.assert_close(there.hidden.cpu(), here.hidden)
         assert torch.equal(there.posteriors.cpu(), here.posteriors)

@@ -5,11 +5,9 @@ import torch
 
 from tutornet_sb.distillation.frame_weighting import (
     FRAME_WEIGHTINGS,
-    get_frame_weighting,
+    frame_weights,
 )
 from tutornet_sb.distillation.targets import TeacherTargets
-
-BLANK = 2
 
 
 def random_targets(seed, lengths=(7, 1, 4), dim=5, symbols=6, padding=1e30):
@@ -34,7 +32,7 @@ def reference(name, targets):
                 values = [h**2 for h in targets.hidden[b, t].tolist()]
                 raw.append(sum(values) / len(values))
             else:
-                raw.append(1 - targets.posteriors[b, t, BLANK].item())
+                raw.append(1 - targets.posteriors[b, t, 0].item())
         for t in range(length):
             weights[b, t] = raw[t] / sum(raw)
     return weights
@@ -45,7 +43,7 @@ def reference(name, targets):
 @pytest.mark.parametrize("name", FRAME_WEIGHTINGS)
 def test_matches_plain_loop_whatever_the_padding(name, seed, padding):
     targets = random_targets(seed, padding=padding)
-    weights = FRAME_WEIGHTINGS[name](targets, BLANK)
+    weights = frame_weights(targets, name)
     expected = reference(name, targets).float()
     torch.testing.assert_close(weights, expected)
     assert (weights[1, 1:] == 0).all()
@@ -55,8 +53,8 @@ def test_matches_plain_loop_whatever_the_padding(name, seed, padding):
 def test_teacher_that_points_nowhere_means_uniform(name):
     targets = random_targets(0)
     targets.hidden[0] = 0.0
-    targets.posteriors[0] = torch.eye(6)[BLANK]
-    weights = FRAME_WEIGHTINGS[name](targets, BLANK)
+    targets.posteriors[0] = torch.eye(6)[0]
+    weights = frame_weights(targets, name)
     torch.testing.assert_close(weights[0], torch.full((7,), 1 / 7))
     torch.testing.assert_close(weights.sum(1), torch.ones(3))
 
@@ -64,8 +62,8 @@ def test_teacher_that_points_nowhere_means_uniform(name):
 @pytest.mark.parametrize("name", FRAME_WEIGHTINGS)
 def test_posterior_of_blank_rounded_above_one_gives_no_negative(name):
     targets = random_targets(0)
-    targets.posteriors[0, 0, BLANK] = 1 + 1e-6
-    assert (FRAME_WEIGHTINGS[name](targets, BLANK) >= 0).all()
+    targets.posteriors[0, 0, 0] = 1 + 1e-6
+    assert (frame_weights(targets, name) >= 0).all()
 
 
 @pytest.mark.parametrize("name", FRAME_WEIGHTINGS)
@@ -75,7 +73,7 @@ def test_half_precision_does_not_overflow(name):
         hidden=(1000 * targets.hidden).half(),
         posteriors=targets.posteriors.half(),
     )
-    weights = FRAME_WEIGHTINGS[name](half, BLANK)
+    weights = frame_weights(half, name)
     assert weights.dtype == torch.float32
     expected = reference(name, half).float()
     torch.testing.assert_close(weights, expected)
@@ -85,26 +83,14 @@ def test_half_precision_does_not_overflow(name):
 def test_empty_utterance_gets_no_weight(name):
     targets = random_targets(0)
     targets = targets._replace(lengths=torch.tensor([7, 0, 4]))
-    weights = FRAME_WEIGHTINGS[name](targets, BLANK)
+    weights = frame_weights(targets, name)
     assert (weights[1] == 0).all()
-
-
-def test_blank_is_index_zero_by_default():
-    targets = random_targets(1)
-    nonblank = FRAME_WEIGHTINGS["nonblank"]
-    assert torch.equal(nonblank(targets), nonblank(targets, 0))
-    assert not torch.equal(nonblank(targets), nonblank(targets, BLANK))
 
 
 @pytest.mark.parametrize("symbols, name", [(6, "nonblank"), (0, "energy")])
 def test_the_default_is_one_that_the_teacher_can_do(symbols, name):
     targets = random_targets(2, symbols=symbols)
-    weights = get_frame_weighting(None)(targets, BLANK)
+    weights = frame_weights(targets)
     torch.testing.assert_close(
         weights.double(), reference(name, targets), rtol=1e-5, atol=1e-7
     )
-
-
-def test_unknown_name_lists_the_known():
-    with pytest.raises(ValueError, match="'loudness'.*uniform, energy, nonbl"):
-        get_frame_weighting("loudness")

@@ -18,7 +18,7 @@ from tutornet_sb.distillation.targets import TeacherTargets
 
 LENGTHS = (4, 1, 3)
 WEIGHTINGS = ("uniform", "energy", "nonblank")
-# Kind, temperature, tolerance, blank, selection
+# Kind, temperature, tolerance, selection
 SOFTMAX_LOSSES = [
     ("l2", 1.0, 0),
     ("l2", 2.0, 1),
@@ -26,9 +26,9 @@ SOFTMAX_LOSSES = [
     ("kl", 3.0, 0),
     ("guided", 1.0, 0),
     ("guided", 1.0, 2),
-    ("kl", 1.0, 0, 1, 0),
-    ("l2", 1.0, 1, 0, 1),
-    ("kl", 2.0, 0, 2, 2),
+    ("kl", 1.0, 0, 0),
+    ("l2", 1.0, 1, 1),
+    ("kl", 2.0, 0, 2),
 ]
 PADDINGS = (0.0, 1e4, float("nan"), float("inf"))
 
@@ -70,7 +70,7 @@ def softmax(logits, temperature):
     return [e / sum(exps) for e in exps]
 
 
-def representation_reference(projected, targets, weighting, blank):
+def representation_reference(projected, targets, weighting):
     total = 0.0
     for b, length in enumerate(targets.lengths.tolist()):
         raw, errors = [], []
@@ -82,7 +82,7 @@ def representation_reference(projected, targets, weighting, blank):
             elif weighting == "energy":
                 raw.append(sum(v * v for v in h) / dim)
             else:
-                raw.append(1 - targets.posteriors[b, t, blank].item())
+                raw.append(1 - targets.posteriors[b, t, 0].item())
             student = projected[b, t].tolist()
             pairs = zip(h, student, strict=True)
             errors.append(sum((v - s) ** 2 for v, s in pairs) / dim)
@@ -92,15 +92,10 @@ def representation_reference(projected, targets, weighting, blank):
 
 
 def softmax_reference(
-    logits,
-    teacher_logits,
-    lengths,
-    kind,
-    temperature,
-    far,
-    blank=0,
-    beside=None,
+    logits, teacher_logits, lengths, kind, temperature, far, beside=None
 ):
+    blank = 0
+
     def distance(p, q):
         if kind == "guided":
             best = p.index(max(p))
@@ -153,7 +148,7 @@ def softmax_reference(
     return total / len(lengths)
 
 
-def ctc_reference(logits, tokens, lengths, blank):
+def ctc_reference(logits, tokens, lengths):
     """Sum over all paths that collapse to the transcript."""
     total = 0.0
     for b, length in enumerate(lengths):
@@ -162,7 +157,7 @@ def ctc_reference(logits, tokens, lengths, blank):
         likelihood = 0.0
         for path in itertools.product(symbols, repeat=length):
             merged = [s for s, _ in itertools.groupby(path)]
-            if [s for s in merged if s != blank] == tokens[b]:
+            if [s for s in merged if s != 0] == tokens[b]:
                 likelihood += math.prod(
                     row[s] for row, s in zip(rows, path, strict=True)
                 )
@@ -174,8 +169,8 @@ def ctc_reference(logits, tokens, lengths, blank):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_representation_matches_plain_loop(weighting, seed):
     projected, _, targets = random_batch(seed)
-    loss = RepresentationLoss(weighting, blank_index=1)(projected, targets)
-    expected = representation_reference(projected, targets, weighting, 1)
+    loss = RepresentationLoss(weighting)(projected, targets)
+    expected = representation_reference(projected, targets, weighting)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -190,21 +185,14 @@ def test_softmax_matches_plain_loop(options, seed):
     assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
-@pytest.mark.parametrize("blank", [0, 2])
-@pytest.mark.parametrize("seed", range(2))
-def test_ctc_matches_sum_over_paths(seed, blank):
+@pytest.mark.parametrize("seed", range(4))
+def test_ctc_matches_sum_over_paths(seed):
     _, logits, _ = random_batch(seed, symbols=3, frames=5)
-    a, b = [s for s in range(3) if s != blank]
-    tokens = [[a, a, b], [b], [a, b]]
-    padded = torch.tensor([[a, a, b], [b, b, b], [a, b, b]])
-    loss = ctc_loss(
-        logits,
-        padded,
-        torch.tensor(LENGTHS),
-        torch.tensor([3, 1, 2]),
-        blank_index=blank,
-    )
-    expected = ctc_reference(logits, tokens, LENGTHS, blank)
+    tokens = [[1, 1, 2], [2], [1, 2]]
+    padded = torch.tensor([[1, 1, 2], [2, 2, 2], [1, 2, 2]])
+    lengths = torch.tensor(LENGTHS)
+    loss = ctc_loss(logits, padded, lengths, torch.tensor([3, 1, 2]))
+    expected = ctc_reference(logits, tokens, LENGTHS)
     assert loss.item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -437,34 +425,34 @@ def test_tolerance_lets_a_student_spike_later_but_not_too_late():
 @pytest.mark.parametrize("kind", ["l2", "kl", "guided"])
 def test_frames_without_a_target_have_no_term(kind, tolerance):
     _, logits, targets = random_batch(10, lengths=(6, 4))
-    learnt = torch.tensor([[1, 1, 0, 0, 1, 1], [0, 1, 1, 0, 0, 0]]).bool()
-    loss = SoftmaxLoss(kind, tolerance=tolerance, blank_index=3)
+    known = torch.tensor([[1, 1, 0, 0, 1, 1], [0, 1, 1, 0, 0, 0]]).bool()
+    loss = SoftmaxLoss(kind, tolerance=tolerance)
     value, grad = value_and_gradient(
-        loss, logits, targets._replace(posterior_mask=learnt)
+        loss, logits, targets._replace(posterior_mask=known)
     )
     wild = targets.posteriors.clone()
-    wild[~learnt] = 0.25
+    wild[~known] = 0.25
     other, _ = value_and_gradient(
-        loss, logits, targets._replace(posteriors=wild, posterior_mask=learnt)
+        loss, logits, targets._replace(posteriors=wild, posterior_mask=known)
     )
     assert value == other
     if tolerance == 0:
-        assert (grad[~learnt] == 0).all()
+        assert (grad[~known] == 0).all()
         parts = [
             loss(
-                logits[b : b + 1, learnt[b]],
+                logits[b : b + 1, known[b]],
                 TeacherTargets(
-                    targets.hidden[b : b + 1, learnt[b]],
-                    targets.posteriors[b : b + 1, learnt[b]],
-                    learnt[b : b + 1].sum(1),
+                    targets.hidden[b : b + 1, known[b]],
+                    targets.posteriors[b : b + 1, known[b]],
+                    known[b : b + 1].sum(1),
                     0.02,
                 ),
             )
             for b in range(2)
         ]
         torch.testing.assert_close(value, torch.stack(parts).mean())
-    rows = targets._replace(posterior_mask=learnt).rows([1])
-    assert torch.equal(rows.posterior_mask, learnt[1:])
+    rows = targets._replace(posterior_mask=known).rows([1])
+    assert torch.equal(rows.posterior_mask, known[1:])
 
 
 def test_guided_lets_other_spikes_be():
@@ -477,21 +465,19 @@ def test_guided_lets_other_spikes_be():
     assert (grad[0] != 0).any()
 
 
-@pytest.mark.parametrize("selection, learnt", [(0, [2]), (1, [1, 2, 3])])
-def test_selection_learns_spikes_and_what_is_beside_them(selection, learnt):
+@pytest.mark.parametrize("selection, wanted", [(0, [2]), (1, [1, 2, 3])])
+def test_selection_is_of_spikes_and_frames_beside_them(selection, wanted):
     _, logits, targets = random_batch(6, lengths=(6,))
     teacher = torch.zeros(1, 6, 4, dtype=torch.float64)
     teacher[..., 0] = 1.0
     teacher[0, 2] = torch.tensor([0.2, 0.0, 0.8, 0.0])
-    # Behind the end, all are zero, and none of them is the blank.
-    for lengths, blank in (([6], 0), ([5], 2)):
-        posteriors = teacher.roll(blank, dims=-1)
+    for length in (6, 5):
         targets = targets._replace(
-            posteriors=posteriors, lengths=torch.tensor(lengths)
+            posteriors=teacher, lengths=torch.tensor([length])
         )
-        loss = SoftmaxLoss("kl", blank_index=blank, selection=selection)
+        loss = SoftmaxLoss("kl", selection=selection)
         _, grad = value_and_gradient(loss, logits, targets)
-        assert (grad[0] != 0).any(-1).nonzero().flatten().tolist() == learnt
+        assert (grad[0] != 0).any(-1).nonzero().flatten().tolist() == wanted
 
 
 def test_transcript_too_long_counts_as_zero():
@@ -515,6 +501,7 @@ def test_ctc_has_a_finite_loss_from_the_frames_that_it_needs(transcripts):
     for row, tokens in zip(padded, transcripts, strict=True):
         row[: len(tokens)] = torch.tensor(tokens, dtype=torch.long)
     needed = frames_needed(padded, lengths)
+    assert needed.tolist() == [frames_needed(ids).item() for ids in transcripts]
     for tokens, frames in zip(transcripts, needed.tolist(), strict=True):
         for count in range(max(1, frames - 1), frames + 2):
             loss = torch.nn.functional.ctc_loss(
@@ -557,5 +544,5 @@ def test_arguments_out_of_range():
             SoftmaxLoss(selection=tolerance)
     with pytest.raises(ValueError, match="takes no selection"):
         SoftmaxLoss("guided", selection=0)
-    with pytest.raises(ValueError, match="no frame weighting 'loudness'"):
+    with pytest.raises(ValueError, match="'loudness'.*uniform, energy, nonbl"):
         RepresentationLoss("loudness")

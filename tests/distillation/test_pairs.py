@@ -172,7 +172,7 @@ def test_each_projector_starts_as_if_it_were_alone():
     assert student.training
 
 
-def test_a_wrong_layer_says_whose_it_is():
+def test_the_message_on_a_wrong_layer_says_whose_it_is():
     teacher, student = Teacher(make_teacher_model()), make_student()
     wrong = [Pair("encoder", "encoder.blocks.1")]
     with pytest.raises(ValueError, match="the student has no layer 'encoder.b"):

@@ -38,7 +38,7 @@ from tutornet_sb.distillation import frame_weighting
 from tutornet_sb.inference import transcription
 from tutornet_sb.networks import runs
 from tutornet_sb.publishing import export as exporting
-from tutornet_sb.targets.store import HEADER
+from tutornet_sb.targets.header import HEADER
 from tutornet_sb.util import signals
 from tutornet_sb.util.errors import (
     InputError,
@@ -975,9 +975,9 @@ CASES = {
             header("vocabulary", "symbols", value=["a"] * 29),
         ),
         stored(
-            "blank",
-            ["store holds other targets", "blank_index is 1", "now it is 0"],
-            header("vocabulary", "blank_index", value=1),
+            "map",
+            ["store holds other targets", "map is \\[1\\]"],
+            header("vocabulary", "map", value=[1]),
         ),
         stored(
             "encoding",
@@ -991,12 +991,12 @@ CASES = {
         ),
         stored(
             "format",
-            ["store of format 99", "fill it anew"],
+            ["store of format 99", "fill it again"],
             header("format", value=99),
         ),
         stored(
             "damaged header",
-            [f"store/{HEADER} is damaged", "fill it anew"],
+            [f"store/{HEADER} is damaged", "fill it again"],
             file(f"store/{HEADER}", lambda content: content[:99]),
         ),
         stored(
@@ -1014,12 +1014,12 @@ CASES = {
         ),
         stored(
             "damaged codebooks",
-            ["store/codebooks", "missing or damaged", "fill it anew"],
+            ["store/codebooks", "missing or damaged", "fill it again"],
             flip("codebooks*", 5),
         ),
         stored(
             "length of the audio",
-            [f"utterance train-clean-100/{FIRST}: the teacher heard 6400"],
+            [f"utterance train-clean-100/{FIRST}: the teacher received 6400"],
             sound(np.ones(7000)),
         ),
         stored(
@@ -1168,7 +1168,7 @@ SLOW = {
     "audio": ("no audio", "header alone"),
     "text": ("not UTF-8", "empty", "of another chapter"),
     "checkpoints": ("of other sizes", "truncated"),
-    "store": ("features", "frame period", "vocabulary", "blank", "bytes"),
+    "store": ("features", "frame period", "vocabulary", "map", "bytes"),
 }
 TABLE = [
     pytest.param(

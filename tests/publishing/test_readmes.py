@@ -1,4 +1,4 @@
-"""Every command of both READMEs, in order, from the state of `make demo`.
+"""Every command of the READMEs and pages, in order, from the state of `make demo`.
 
 Corpora, plans and networks of the hub are tiny here; the commands are those of
 the pages, but for what stands in ``REPLACED``.
@@ -31,6 +31,7 @@ REPLACED = {
     "train.py hparams/rkd_lstm.yaml ...": "train.py hparams/rkd_lstm.yaml "
     "--output_folder several",
 }
+DOCS = "docs/target_store.md", "docs/several_gpus.md", "docs/comparing.md"
 SET_UP = "git clone", "cd ", "make ", "source "
 
 
@@ -142,7 +143,7 @@ def test_the_commands_of_both_pages(clone, hub, tmp_path):
         "HF_TOKEN": TOKEN,
     }
     printed, assigned = {}, ""
-    pages = "README.md", str(RECIPE / "README.md")
+    pages = ["README.md", str(RECIPE / "README.md"), *DOCS]
     for command in [line for page in pages for line in commands(page)]:
         for old, new in REPLACED.items():
             command = command.replace(old, new)

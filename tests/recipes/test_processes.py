@@ -36,6 +36,7 @@ WATCH = """
 import atexit, importlib.util, json, os, pathlib, signal, sys, time
 import torch
 from tutornet_sb.targets.extraction import weights_hash
+from tutornet_sb.training.stages import STAGES
 rank, here = int(os.environ["RANK"]), os.getcwd()
 _, kill, kill_rank, kill_count, *sys.argv = sys.argv
 written, found = [], []
@@ -60,10 +61,11 @@ spec = importlib.util.spec_from_file_location("recipe", sys.argv[0])
 recipe = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(recipe)
 evaluate = recipe.evaluate
-def watched(name, figures, student, *rest):
-    evaluate(name, figures, student, *rest)
+def watched(stage, figures, experiment, *rest):
+    evaluate(stage, figures, experiment, *rest)
     known = figures["splits"], figures["best"]
-    found.append(json.dumps([name, weights_hash(student), *known]))
+    weights = weights_hash(experiment.student)
+    found.append(json.dumps([stage.name, weights, *known]))
 recipe.evaluate = watched
 @atexit.register
 def tell():
@@ -80,7 +82,10 @@ def dying(function):
     return call
 if kill != "nobody":
     owner, name = kill.split(".")
-    owner = recipe if owner == "recipe" else recipe.BRAINS[owner]
+    if owner in STAGES:
+        owner = STAGES[owner].brain
+    else:
+        owner = importlib.import_module(f"tutornet_sb.training.{owner}")
     setattr(owner, name, dying(getattr(owner, name)))
 recipe.main()
 """
@@ -211,7 +216,7 @@ def test_the_error_rate_is_that_of_the_whole_set_by_one_process(work, split):
         {"file": "rkd_lstm.yaml"},
         {"file": "pseudo_lstm.yaml", "min_confidence": 0},
         {"file": "skd_lstm.yaml", "grad_accumulation_factor": 2},
-        {"stages": "[rkd, ctc]", "method": "rkd+ctc", "head_frames": 0}
+        {"stages": "[rkd, ctc]", "head_frames": 0}
         | {"student_yaml": "hparams/models/transformer.yaml"}
         | {"student_overrides": "{}"},
         {"file": "rkd_lstm_streaming.yaml", "beam_size": 4},
@@ -257,8 +262,8 @@ def survivors(folder):
         ("skd.on_fit_batch_end", 0, 2),
         ("skd.evaluate_batch", 1, 1),
         # While the others wait
-        ("recipe.fit_head", 0, 1),
-        ("recipe.write_alignments", 0, 2),
+        ("offline.fit_head", 0, 1),
+        ("evaluation.write_alignments", 0, 2),
     ],
 )
 def test_a_killed_process_ends_all_and_the_same_command_goes_on(

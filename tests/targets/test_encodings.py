@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tutornet_sb.distillation.frame_weighting import energy, nonblank
+from tutornet_sb.distillation.frame_weighting import frame_weights
 from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.targets.encodings import (
     HIDDEN,
@@ -20,7 +20,7 @@ from tutornet_sb.targets.encodings import (
     train_codebooks,
 )
 
-SYMBOLS, BLANK = 29, 3
+SYMBOLS, BLANK = 29, 0
 TAPS = {"encoder.conv": 10, "encoder": 24}
 LENGTHS = torch.tensor([40, 25, 1])
 
@@ -56,7 +56,7 @@ def make_codec(targets, taps=TAPS, symbols=SYMBOLS, **encodings):
     kind = encodings.get("hidden", "rq")
     if taps and kind in QUANTISERS:
         books = codebooks(kind, encodings.setdefault("code_bytes", 4))
-    return TargetCodec(symbols, BLANK, taps, 0.02, codebooks=books, **encodings)
+    return TargetCodec(symbols, taps, 0.02, codebooks=books, **encodings)
 
 
 def there_and_back(codec, targets, taps=tuple(TAPS)):
@@ -106,11 +106,11 @@ def test_any_targets_come_back_frame_by_frame(
     # fp16 of the smaller side: eleven bits
     bound = torch.minimum(blank, 1 - blank) * 2**-11 + 2**-23
     assert ((found.posteriors[..., BLANK] - blank).abs() <= bound).all()
-    pair = nonblank(found, BLANK), nonblank(drawn, BLANK)
+    pair = [frame_weights(x, "nonblank") for x in (found, drawn)]
     torch.testing.assert_close(*pair, rtol=2e-3, atol=1e-6)
     for own in (slice(0, 10), slice(10, 34)):
         pair = [
-            energy(x._replace(hidden=x.hidden[..., own]))
+            frame_weights(x._replace(hidden=x.hidden[..., own]), "energy")
             for x in (found, drawn)
         ]
         torch.testing.assert_close(*pair, rtol=2e-3, atol=1e-6)
@@ -362,7 +362,7 @@ def test_few_frames_make_codebooks(kind):
         states.unsqueeze(0), torch.zeros(1, 7, 0), torch.tensor([7]), 0.02
     )
     codec = TargetCodec(
-        0, 0, {"x": 6}, 0.02, hidden=kind, code_bytes=2, codebooks={"x": books}
+        0, {"x": 6}, 0.02, hidden=kind, code_bytes=2, codebooks={"x": books}
     )
     found = there_and_back(codec, given, ("x",)).hidden
     torch.testing.assert_close(found[0], states, rtol=3e-3, atol=1e-3)
@@ -378,17 +378,17 @@ def test_few_frames_make_codebooks(kind):
         ({"hidden": "fp8"}, "'fp8'; choose from: fp16, int8, pq, rq"),
         ({"top_k": 0}, "top_k must be at least 1, got 0"),
         ({"code_bytes": 11}, "encoder.conv of 10 dim.* 1 to 10 .*, got 11"),
-        ({"code_bytes": 4}, r"codebooks .* be \(4, 256, 10\), and is \(\)"),
+        ({"code_bytes": 4}, r"codebooks .* be \(4, 256, 10\), got \(\)"),
     ],
 )
 def test_encodings_that_make_no_sense(options, message):
     with pytest.raises(ValueError, match=message):
-        TargetCodec(SYMBOLS, BLANK, TAPS, 0.02, **options)
+        TargetCodec(SYMBOLS, TAPS, 0.02, **options)
 
 
-def test_a_blank_that_is_no_symbol():
-    with pytest.raises(ValueError, match="blank 29 of 29 symbols"):
-        TargetCodec(29, 29, {}, 0.02)
+def test_no_symbol_besides_the_blank():
+    with pytest.raises(ValueError, match="1 symbol leaves none"):
+        TargetCodec(1, {}, 0.02)
 
 
 @pytest.mark.parametrize("field", ["hidden", "posteriors"])

@@ -77,7 +77,7 @@ def teacher():
 
 
 def fill(folder, teacher, data, encodings=EXACT, **options):
-    what = describe(teacher, PIECES, 0, encodings)
+    what = describe(teacher, PIECES, encodings)
     options = {"batch_seconds": 3.0, "progressbar": False} | options
     return fill_store(folder, what, teacher, data, **options)
 
@@ -88,22 +88,22 @@ def standardised(teacher, store):
     return Teacher(teacher.model, teacher.taps, None, standardise)
 
 
-def taught_data(data, stored):
-    taught = DynamicItemDataset(data.data)
-    taught.add_dynamic_item(
+def with_targets(data, stored):
+    data_with_targets = DynamicItemDataset(data.data)
+    data_with_targets.add_dynamic_item(
         lambda key, sig: stored.read(key, len(sig)),
         takes=["id", "sig"],
         provides="targets",
     )
-    taught.set_output_keys(["id", "sig", "targets"])
-    return taught
+    data_with_targets.set_output_keys(["id", "sig", "targets"])
+    return data_with_targets
 
 
 # ------------------------------------------------- as if the teacher were there
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_store_says_what_the_teacher_says(teacher, tmp_path, workers):
+def test_a_store_returns_the_targets_of_the_teacher(teacher, tmp_path, workers):
     data = make_data()
     stored = StoredTeacher(fill(tmp_path / "s", teacher, data), TAPS)
     teacher = standardised(teacher, stored.store)
@@ -112,11 +112,11 @@ def test_a_store_says_what_the_teacher_says(teacher, tmp_path, workers):
     assert stored.symbols == teacher.symbols == len(PIECES)
     assert stored.frame_period == teacher.frame_period
     loader = make_dataloader(
-        taught_data(data, stored), batch_size=5, num_workers=workers
+        with_targets(data, stored), batch_size=5, num_workers=workers
     )
     seen = 0
     for batch in loader:
-        ours, theirs = stored.teach(batch), teacher.teach(batch)
+        ours, theirs = stored.targets(batch), teacher.targets(batch)
         assert torch.equal(ours.lengths, theirs.lengths)
         assert len(set(ours.lengths.tolist())) > 1
         # On the frames of a student that is slower, and pads more
@@ -140,8 +140,8 @@ def test_small_encodings_are_near(teacher, tmp_path):
     data = make_data(40)
     stored = StoredTeacher(fill(tmp_path / "s", teacher, data, SMALL), TAPS)
     teacher = standardised(teacher, stored.store)
-    batch = PaddedBatch([taught_data(data, stored)[i] for i in range(8)])
-    ours, theirs = stored.teach(batch), teacher.teach(batch)
+    batch = PaddedBatch([with_targets(data, stored)[i] for i in range(8)])
+    ours, theirs = stored.targets(batch), teacher.targets(batch)
     states = torch.cat(states_of(teacher, data))
     assert states.square().mean() == pytest.approx(1, abs=0.01)
     for row, length in enumerate(theirs.lengths.tolist()):
@@ -158,16 +158,16 @@ def test_fewer_layers_can_be_wanted_than_there_are(teacher, tmp_path):
     store = fill(tmp_path / "s", teacher, data)
     both = StoredTeacher(store, TAPS)
     batches = {
-        name: PaddedBatch([taught_data(data, t)[i] for i in range(4)])
+        name: PaddedBatch([with_targets(data, t)[i] for i in range(4)])
         for name, t in (
             ("both", both),
             ("last", StoredTeacher(store, ["encoder"])),
             ("none", StoredTeacher(store)),
         )
     }
-    hidden = both.teach(batches["both"]).hidden
-    last = StoredTeacher(store, ["encoder"]).teach(batches["last"])
-    none = StoredTeacher(store).teach(batches["none"])
+    hidden = both.targets(batches["both"]).hidden
+    last = StoredTeacher(store, ["encoder"]).targets(batches["last"])
+    none = StoredTeacher(store).targets(batches["none"])
     assert torch.equal(last.hidden, hidden[..., 8:])
     assert none.hidden.shape[-1] == 0
     assert torch.equal(none.posteriors, last.posteriors)
@@ -176,16 +176,16 @@ def test_fewer_layers_can_be_wanted_than_there_are(teacher, tmp_path):
 
 
 def test_a_teacher_of_other_symbols(tmp_path):
-    mapping = VocabularyMap([1, 0, None, 2, 3, 3], 4, 1)
+    mapping = VocabularyMap([1, 0, None, 2, 3, 3], 4)
     teacher = Teacher(make_model(), [], mapping)
-    what = describe(teacher, ["a", "<b>", "c", "d"], 1, EXACT)
-    assert what["vocabulary"]["map"] == [1, 0, 1, 2, 3, 3]
+    what = describe(teacher, ["<b>", "a", "c", "d"], EXACT)
+    assert what["vocabulary"]["map"] == [1, 0, 0, 2, 3, 3]
     data = make_data()
     stored = StoredTeacher(
         fill_store(tmp_path / "s", what, teacher, data, progressbar=False)
     )
-    batch = PaddedBatch([taught_data(data, stored)[i] for i in range(3)])
-    ours, theirs = stored.teach(batch), teacher.teach(batch)
+    batch = PaddedBatch([with_targets(data, stored)[i] for i in range(3)])
+    ours, theirs = stored.targets(batch), teacher.targets(batch)
     length = int(theirs.lengths[0])
     torch.testing.assert_close(
         ours.posteriors[0, :length],
@@ -201,7 +201,7 @@ def test_the_head_of_a_student_is_fitted_from_a_store(teacher, tmp_path):
     losses, heads = [], []
     for source in (teacher, stored):
         student = make_model(seed=5, size=7)
-        batches = make_dataloader(taught_data(data, stored), batch_size=4)
+        batches = make_dataloader(with_targets(data, stored), batch_size=4)
         losses.append(fit_head(student, source, batches, steps=30))
         heads.append(student.head.weight.detach())
     assert losses[0] == pytest.approx(losses[1], abs=1e-3)
@@ -225,33 +225,33 @@ def test_projectors_fit_a_stored_teacher(teacher, tmp_path):
 # ---------------------------------------------------------------------- filling
 
 
-def count_heard(teacher, monkeypatch):
-    """Utterances the teacher hears, once for each time."""
-    heard = []
-    teach = Teacher.teach
+def count_encoded(teacher, monkeypatch):
+    """Utterances the teacher encodes, once for each time."""
+    encoded = []
+    targets = Teacher.targets
 
     def count(self, batch):
-        heard.extend(batch.id)
-        return teach(self, batch)
+        encoded.extend(batch.id)
+        return targets(self, batch)
 
-    monkeypatch.setattr(Teacher, "teach", count)
-    return heard
+    monkeypatch.setattr(Teacher, "targets", count)
+    return encoded
 
 
-def test_only_what_is_missing_is_heard(teacher, tmp_path, monkeypatch):
-    heard = count_heard(teacher, monkeypatch)
+def test_only_what_is_missing_is_encoded(teacher, tmp_path, monkeypatch):
+    encoded = count_encoded(teacher, monkeypatch)
     fill(tmp_path / "s", teacher, make_data(5))
     # Once for the statistics, once for the store
-    assert sorted(heard) == [f"u{i // 2}" for i in range(10)]
-    heard.clear()
+    assert sorted(encoded) == [f"u{i // 2}" for i in range(10)]
+    encoded.clear()
     fill(tmp_path / "s", teacher, make_data(5))
-    assert heard == []
+    assert encoded == []
     store = fill(tmp_path / "s", teacher, make_data(4, first=3))
-    assert sorted(heard) == ["u5", "u6"] and len(store) == 7
+    assert sorted(encoded) == ["u5", "u6"] and len(store) == 7
 
 
-def test_an_interrupted_filling_goes_on(teacher, tmp_path, monkeypatch):
-    heard = count_heard(teacher, monkeypatch)
+def test_an_interrupted_filling_resumes(teacher, tmp_path, monkeypatch):
+    encoded = count_encoded(teacher, monkeypatch)
     write, batches = extraction._write, []
 
     def stop(writer, codec, batch, *args):
@@ -266,14 +266,14 @@ def test_an_interrupted_filling_goes_on(teacher, tmp_path, monkeypatch):
         fill(tmp_path / "s", teacher, make_data())
     done = set(sum(batches, []))
     assert 0 < len(done) < 12 and len(TargetStore(tmp_path / "s")) == len(done)
-    heard.clear()
+    encoded.clear()
     monkeypatch.setattr(extraction, "_write", write)
     store = fill(tmp_path / "s", teacher, make_data())
-    assert set(heard) == {f"u{i}" for i in range(12)} - done
+    assert set(encoded) == {f"u{i}" for i in range(12)} - done
     assert len(store) == 12 and store.check() == []
 
 
-def test_a_filling_that_is_told_to_stop_keeps_what_it_has(
+def test_a_filling_that_has_to_stop_keeps_what_it_has(
     teacher, tmp_path, monkeypatch
 ):
     write, told = extraction._write, []
@@ -324,11 +324,11 @@ def test_the_rest_of_a_store_with_more_layers(teacher, tmp_path):
     fill(tmp_path / "s", Teacher(teacher.model, []), make_data(9))
     data = make_data(9)
     stored = StoredTeacher(fill(tmp_path / "s", teacher, data), TAPS)
-    batch = PaddedBatch([taught_data(data, stored)[8]])
+    batch = PaddedBatch([with_targets(data, stored)[8]])
     teacher = standardised(teacher, stored.store)
     torch.testing.assert_close(
-        stored.teach(batch).hidden,
-        teacher.teach(batch).hidden,
+        stored.targets(batch).hidden,
+        teacher.targets(batch).hidden,
         rtol=2e-3,
         atol=2e-4,
     )
@@ -347,7 +347,7 @@ def states_of(teacher, data):
     states = []
     for index in range(len(data)):
         batch = PaddedBatch([data[index]])
-        states.append(teacher.teach(batch).hidden[0].double())
+        states.append(teacher.targets(batch).hidden[0].double())
     return states
 
 
@@ -382,11 +382,15 @@ def test_the_error_of_the_codes_is_that_of_what_is_read(
     # Many more frames than centroids
     data = make_data(40)
     stored = StoredTeacher(fill(tmp_path / "s", teacher, data, encodings), TAPS)
-    taught = taught_data(data, stored)
+    data_with_targets = with_targets(data, stored)
     given = states_of(standardised(teacher, stored.store), data)
     wanted = {path: {"uniform": 0.0, "energy": 0.0} for path in TAPS}
     for index, states in enumerate(given):
-        found = stored.teach(PaddedBatch([taught[index]])).hidden[0].double()
+        found = (
+            stored.targets(PaddedBatch([data_with_targets[index]]))
+            .hidden[0]
+            .double()
+        )
         for path, part in zip(TAPS, (slice(8), slice(8, None)), strict=True):
             errors = (found - states)[:, part].square().mean(1)
             weights = states[:, part].square().mean(1)
@@ -413,13 +417,13 @@ def test_more_code_bytes_leave_less_error(teacher, tmp_path):
 def test_the_time_of_filling_is_in_the_header(teacher, tmp_path, monkeypatch):
     clock = [1000.0]
     monkeypatch.setattr(extraction.time, "monotonic", lambda: clock[0])
-    teach = Teacher.teach
+    targets = Teacher.targets
 
     def slowly(self, batch):
         clock[0] += 10
-        return teach(self, batch)
+        return targets(self, batch)
 
-    monkeypatch.setattr(Teacher, "teach", slowly)
+    monkeypatch.setattr(Teacher, "targets", slowly)
     store = fill(tmp_path / "s", teacher, make_data())
     sample = 10 * len(list(longest_first(make_data(), 3.0)))
     assert store.made["seconds"] == 2 * sample
@@ -449,8 +453,8 @@ def test_half_precision_of_the_teacher(teacher, tmp_path):
     pair = []
     for store in (fine, half):
         stored = StoredTeacher(store, TAPS)
-        batch = PaddedBatch([taught_data(data, stored)[0]])
-        pair.append(stored.teach(batch).hidden)
+        batch = PaddedBatch([with_targets(data, stored)[0]])
+        pair.append(stored.targets(batch).hidden)
     assert not torch.equal(*pair)
     torch.testing.assert_close(*pair, rtol=0.1, atol=0.05)
 
@@ -510,17 +514,17 @@ def test_other_features_are_refused(teacher, tmp_path):
         fill(tmp_path / "s", Teacher(model, TAPS), make_data(3))
 
 
-def test_hearing_changes_no_fingerprint(teacher):
-    before = describe(teacher, PIECES, 0, EXACT)
+def test_encoding_changes_no_fingerprint(teacher):
+    before = describe(teacher, PIECES, EXACT)
     teacher(torch.randn(2, 9000), torch.tensor([1.0, 0.5]))
-    assert describe(teacher, PIECES, 0, EXACT) == before
+    assert describe(teacher, PIECES, EXACT) == before
 
 
-def test_a_teacher_with_nothing_to_say():
+def test_a_teacher_without_targets():
     model = make_model()
     model.head = torch.nn.Linear(24, 0)
     with pytest.raises(ValueError, match="no layer is tapped"):
-        describe(Teacher(model, []), PIECES, 0, EXACT)
+        describe(Teacher(model, []), PIECES, EXACT)
 
 
 # ------------------------------------------------------------ several processes
@@ -566,7 +570,7 @@ def run_fill(folder, ranks=1, kill=False):
 
 
 @pytest.mark.slow
-def test_two_ranks_share_the_work_and_a_killed_filling_goes_on(tmp_path):
+def test_two_ranks_share_the_work_and_a_killed_filling_resumes(tmp_path):
     folder = tmp_path / "s"
     killed = run_fill(folder, kill=True)
     assert killed.returncode == -9
@@ -585,10 +589,10 @@ def test_two_ranks_share_the_work_and_a_killed_filling_goes_on(tmp_path):
     data, teacher = make_data(), Teacher(make_model(), TAPS)
     stored = StoredTeacher(store, TAPS)
     loader = DataLoader(
-        taught_data(data, stored), batch_size=4, collate_fn=PaddedBatch
+        with_targets(data, stored), batch_size=4, collate_fn=PaddedBatch
     )
     for batch in loader:
-        ours, theirs = stored.teach(batch), teacher.teach(batch)
+        ours, theirs = stored.targets(batch), teacher.targets(batch)
         assert torch.equal(ours.lengths, theirs.lengths)
         mask = frame_mask(theirs.lengths, theirs.hidden.shape[1])
         error = ours.posteriors[mask] - theirs.posteriors[mask]

@@ -24,25 +24,27 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.targets import store as store_module
 from tutornet_sb.targets.encodings import train_codebooks
-from tutornet_sb.targets.store import (
-    FOOTER,
+from tutornet_sb.targets.header import (
     FORMAT,
-    RECORD,
-    ShardWriter,
-    TargetStore,
     add_seconds,
     check_same,
     create_store,
-    filling,
     make_codec,
     read_header,
+)
+from tutornet_sb.targets.store import (
+    FOOTER,
+    RECORD,
+    ShardWriter,
+    TargetStore,
+    filling,
 )
 
 POSTERIOR_BYTES, HIDDEN_BYTES = 10, 6
 
 
 def describe(**changes):
-    """What a store holds, as extraction.describe says it."""
+    """What a store holds, as from extraction.describe."""
     what = {
         "format": FORMAT,
         "library": "tutornet_sb 0.1.0",
@@ -54,7 +56,6 @@ def describe(**changes):
         "frame_period": 0.02,
         "vocabulary": {
             "symbols": [f"s{i}" for i in range(29)],
-            "blank_index": 0,
             "map": None,
         },
         "encodings": {
@@ -189,8 +190,8 @@ def test_a_waveform_of_another_length_is_named(folder):
     samples = content(7)[1]
     with pytest.raises(
         ValueError,
-        match=f"84-121123-0007: the teacher heard {samples} samples.* now it "
-        f"has {samples + 1}",
+        match=f"84-121123-0007: the teacher received {samples} samples.* now "
+        f"it has {samples + 1}",
     ):
         store.read(key_of(7), samples + 1)
 
@@ -501,7 +502,6 @@ def test_a_full_disk_is_a_clear_error_and_the_store_goes_on(
         ({"teacher__taps": {"a": 6}}, "taps is {'encoder': 6}", "{'a': 6}"),
         ({"frame_period": 0.04}, "frame_period is 0.02", "0.04"),
         ({"vocabulary": None}, "symbols is .*'s0'", "nothing"),
-        ({"vocabulary__blank_index": 28}, "blank_index is 0", "28"),
         ({"vocabulary__map": [0, 2]}, "map is nothing", r"\[0, 2\]"),
         ({"vocabulary__symbols": ["a"]}, "list of 29 .* at 0", r"\['a'\]"),
         ({"encodings__posteriors": "fp16"}, "posteriors is topk", "fp16"),

@@ -26,7 +26,7 @@ LETTERS = set("AB'")
 
 
 class Spoken(torch.nn.Module):
-    """A model that hears in the samples of a frame which symbol is meant.
+    """A model that finds in the samples of a frame which symbol is meant.
 
     The whole part of a sample is the symbol, the rest how sure it is.
     """
@@ -49,7 +49,7 @@ class Spoken(torch.nn.Module):
 
 class Source(NamedTuple):
     model: torch.nn.Module
-    name: str = "spoken"
+    source: str = "spoken"
     pieces: tuple = tuple(PIECES)
     blank_index: int = BLANK
 
@@ -117,14 +117,14 @@ def test_text_and_confidence_against_all_paths(source):
             sure = 0.05 + 0.2 * torch.rand(())
             wavs[b, t * HOP : (t + 1) * HOP] = symbols[b, t] + sure
         wavs[b, frames * HOP :] = 0.9
-    heard = transcribe(source, wavs, torch.tensor([1.0, 0.6, 0.8]))
-    assert [h.text for h in heard] == ["aab", " b", ""]
+    found = transcribe(source, wavs, torch.tensor([1.0, 0.6, 0.8]))
+    assert [one.text for one in found] == ["aab", " b", ""]
     log_probs = source.model(wavs, torch.ones(3)).logits.log_softmax(-1)
     for b, (frames, ids) in enumerate([(5, [0, 0, 1]), (3, [3, 1]), (4, [])]):
         probability = brute_force(log_probs[b, :frames], ids)
         expected = probability ** (1 / max(len(ids), 1))
-        assert heard[b].confidence == pytest.approx(expected, rel=1e-4)
-        assert 0 < heard[b].confidence < 1
+        assert found[b].confidence == pytest.approx(expected, rel=1e-4)
+        assert 0 < found[b].confidence < 1
 
 
 def test_a_symbol_nearly_emitted_lowers_the_confidence(source):
@@ -171,10 +171,11 @@ def test_style_of_the_corpus(text, letters, expected, left_out):
 def test_letters_of_a_vocabulary():
     pieces = ["<unk>", "<s>", "|", "\u2581TH", "E", "'"]
     assert letters_of(pieces) == set("THE'")
-    assert letters_of(["A", "B", "_"], blank_index=2) == {"A", "B"}
 
 
-def test_file_is_what_the_teacher_says(source, spoken, tmp_path, caplog):
+def test_file_holds_the_transcripts_of_the_teacher(
+    source, spoken, tmp_path, caplog
+):
     path = tmp_path / "labels.csv"
     with caplog.at_level(logging.WARNING):
         write_pseudo_labels(source, make_data(spoken), path, LETTERS)
@@ -222,14 +223,14 @@ def kill_after(source, batches):
 
 
 @pytest.mark.parametrize("torn", [b"", b"0", b'099,0.9,0,"A', b"099,0.99"])
-def test_goes_on_where_it_was_killed(source, tmp_path, torn):
+def test_resumes_where_it_was_killed(source, tmp_path, torn):
     spoken = {f"{i:03d}": speak("ab" * (2 + i % 7)) for i in range(20)}
     data, path = make_data(spoken), tmp_path / "labels.csv"
     hook = kill_after(source, 2)
     with pytest.raises(Killed):
         write_pseudo_labels(source, data, path, LETTERS, 30.0)
     hook.remove()
-    with pytest.raises(ValueError, match="not complete"):
+    with pytest.raises(ValueError, match="missing or incomplete"):
         read_pseudo_labels(path)
     before = path.read_bytes()
     done = set(read(path))
@@ -272,7 +273,7 @@ def test_new_utterances_are_added(source, spoken, tmp_path):
 def test_labels_of_another_kind_are_refused(source, spoken, tmp_path):
     path, data = tmp_path / "labels.csv", make_data(spoken)
     write_pseudo_labels(source, data, path, LETTERS)
-    other = source._replace(name="other")
+    other = source._replace(source="other")
     with pytest.raises(ValueError, match="there teacher is spoken.*now.*other"):
         write_pseudo_labels(other, data, path, LETTERS)
     with pytest.raises(ValueError, match="there letters is 'AB.*now it is ABC"):
@@ -307,7 +308,7 @@ def test_damaged_file(source, spoken, tmp_path, line):
 
 def test_wrong_calls(source, spoken, tmp_path):
     path = tmp_path / "labels.csv"
-    with pytest.raises(ValueError, match="labels.csv is not there"):
+    with pytest.raises(ValueError, match="labels.csv is missing"):
         read_pseudo_labels(path)
     with pytest.raises(ValueError, match="spoken has no CTC head"):
         headless = source._replace(pieces=None)
@@ -315,7 +316,7 @@ def test_wrong_calls(source, spoken, tmp_path):
     spoken = {key: spoken[key] for key in ("two", "none")}
     write_pseudo_labels(source, make_data(spoken), path, LETTERS)
     for wrong in (-0.1, 1.01, math.nan):
-        with pytest.raises(ValueError, match="min_confidence is"):
+        with pytest.raises(ValueError, match="min_confidence must"):
             read_pseudo_labels(path, wrong)
     with pytest.raises(
         ValueError, match="of 2, 1 are below .* and 1 are empty"

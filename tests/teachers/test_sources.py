@@ -106,7 +106,13 @@ def test_a_ctc_model_gives_the_logits_of_the_original(
     )
     source = load_teacher(tmp_path)
     assert source.kind == "ctc"
-    assert source.name == str(tmp_path)
+    assert source.source == str(tmp_path)
+    assert source.describe() == {
+        "name": model_type,
+        "source": str(tmp_path),
+        "kind": "ctc",
+        "parameters": sum(p.numel() for p in original.parameters()),
+    }
     assert source.sample_rate == 16000
     assert source.pieces == VOCAB
     assert source.blank_index == 0
@@ -413,6 +419,7 @@ def test_whisper_gives_the_hidden_states_of_the_original(tmp_path):
     source = load_teacher(str(tmp_path))
     assert source.kind == "encoder"
     assert source.pieces is source.blank_index is source.decode is None
+    assert source.name == "whisper"
     wavs, wav_lens = noise()
     encoding = source.model(wavs, wav_lens)
     # Half the frames that begin in the speech, rounded up
@@ -487,7 +494,7 @@ model: !new:tutornet_sb.networks.acoustic_model.AcousticModel
     (folder / runs.MODEL_YAML).write_text(yaml)
     model = scrambled(load_hyperpyyaml(yaml)["model"])
     torch.save(model.state_dict(), folder / runs.WEIGHTS)
-    write_json(folder / runs.RESULTS, {})
+    write_json(folder / runs.RESULTS, {"student": "lstm"})
     return model, tokenizer
 
 
@@ -496,7 +503,7 @@ def test_a_finished_run_is_a_teacher(tmp_path):
     # As train.py leaves it there too
     (tmp_path / "hyperparams.yaml").write_text("a: 1\n")
     source = load_teacher(tmp_path)
-    assert source.kind == "run"
+    assert (source.name, source.kind) == ("lstm", "run")
     assert source.pieces == pieces(tokenizer)
     assert (source.blank_index, source.sample_rate) == (0, 16000)
     assert source.decode(tokenizer.encode("TWO ONE")) == "TWO ONE"
@@ -617,7 +624,7 @@ def test_an_encoder_asr_gives_the_posteriors_of_the_original(
     )
     original = original_asr(folder, tmp_path / "copy")
     source = load_trusted(folder)
-    assert source.kind == "encoder_asr"
+    assert (source.name, source.kind) == ("Sequential", "encoder_asr")
     assert (source.sample_rate, source.blank_index) == (sample_rate, 0)
     assert source.model.frame_period == pytest.approx(0.01 * stride)
     wavs, wav_lens = noise()
@@ -767,7 +774,7 @@ def test_a_file_of_an_encoder_asr_is_missing_or_damaged(tmp_path, content):
 # ----------------------------------------------------------- what is no teacher
 
 
-def test_what_is_no_teacher_is_told(tmp_path):
+def test_what_is_no_teacher_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub"):
         load_teacher(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="cannot be loaded: it has neither"):
@@ -780,7 +787,7 @@ def test_what_is_no_teacher_is_told(tmp_path):
         load_teacher(tmp_path)
 
 
-def test_a_wrong_kind_is_told(tmp_path):
+def test_a_wrong_kind_is_refused(tmp_path):
     save_whisper(tmp_path)
     with pytest.raises(ValueError, match="type whisper; .*: wav2vec2, hubert"):
         load_teacher(tmp_path, kind="ctc")
@@ -817,10 +824,10 @@ def test_a_hub_id_is_loaded_at_its_revision(tmp_path):
         put_on_hub(folder, tmp_path, commit=commit)
     for commit, original in zip(commits, originals, strict=True):
         source = load_teacher("some/model", revision=commit)
-        assert source.name == f"some/model@{commit}"
+        assert source.source == f"some/model@{commit}"
         assert torch.equal(source.model.head.weight, original.lm_head.weight)
     source = load_teacher("some/model")
-    assert source.name == "some/model"
+    assert source.source == "some/model"
     assert torch.equal(source.model.head.weight, originals[1].lm_head.weight)
 
 
@@ -833,11 +840,11 @@ def test_code_of_an_encoder_asr_runs_only_if_trusted(tmp_path):
     with pytest.raises(ValueError, match="can run any code.*trust_remote_code"):
         load_teacher("some/model")
     source = load_teacher("some/model", "c" * 40, trust_remote_code=True)
-    assert source.name == "some/model@" + "c" * 40
+    assert source.source == "some/model@" + "c" * 40
     assert torch.equal(source.model.head.weight, expected)
 
 
-def test_a_hub_id_offline_is_told_in_a_line():
+def test_a_hub_id_offline_is_one_line():
     for kind in (None, "ctc", "encoder"):
         with pytest.raises(
             ValueError, match="no folder some/model.*cannot be r"
@@ -858,7 +865,7 @@ def test_a_hub_id_offline_is_told_in_a_line():
         (errors.HfHubHTTPError, "503 Service Unavailable"),
     ],
 )
-def test_what_the_hub_refuses_is_told_in_a_line(monkeypatch, error, reason):
+def test_what_the_hub_refuses_is_one_line(monkeypatch, error, reason):
     def refuse(*args, **kwargs):
         response = SimpleNamespace(headers={}, request=None)
         raise error("503 Service Unavailable\nMore", response=response)

@@ -219,9 +219,7 @@ def make_headless():
 
 
 @pytest.mark.parametrize("frame_period", [0.01, 0.02, 0.04])
-def test_a_teacher_without_a_ctc_head_teaches_hidden_states(
-    batch, frame_period
-):
+def test_a_teacher_without_a_ctc_head_has_hidden_states(batch, frame_period):
     teacher, usual = Teacher(make_headless()), Teacher(make_model())
     assert teacher.symbols == 0 and teacher.hidden_sizes == [6]
     targets = teacher(*batch)

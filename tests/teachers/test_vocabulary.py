@@ -6,7 +6,7 @@ import string
 import pytest
 import torch
 
-from tutornet_sb.distillation.frame_weighting import nonblank
+from tutornet_sb.distillation.frame_weighting import frame_weights
 from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.teachers.vocabulary import VocabularyError, match_vocabulary
 
@@ -105,7 +105,7 @@ def test_noise_beside_a_symbol_of_the_teachers_own_is_no_target():
     both[0, 1] = torch.tensor([0.2, 0.8, 0.0, 0.0])
     mapped = vocabulary(both, torch.tensor([2]))
     targets = TeacherTargets(mapped, mapped, torch.tensor([2]), 0.02)
-    weights = nonblank(targets)[0].tolist()
+    weights = frame_weights(targets, "nonblank")[0].tolist()
     assert weights == pytest.approx([0.0005, 0.9995], abs=1e-6)
 
 
@@ -134,17 +134,17 @@ def spelt(text, pieces):
 )
 def test_word_boundaries_at_the_ends_of_an_utterance(theirs, ours, sign):
     pieces = ["_", sign, "A", "B"]
-    vocabulary = match_vocabulary(pieces, ["A", "_", "▁", "B"], 0, 1)
+    vocabulary = match_vocabulary(pieces, ["_", "A", "▁", "B"])
     posteriors = spelt(theirs.replace("|", sign), pieces)
     padded = torch.cat([posteriors, spelt(["A"] * 3, pieces)]).unsqueeze(0)
     lengths = torch.tensor([len(theirs)])
     for batch in (posteriors.unsqueeze(0), padded):
         mapped = vocabulary(batch, lengths)[0, : len(theirs)]
-        text = "".join("A_▁B"[symbol] for symbol in mapped.argmax(-1))
+        text = "".join("_A▁B"[symbol] for symbol in mapped.argmax(-1))
         assert text == ours
         torch.testing.assert_close(mapped.sum(-1), torch.ones(len(theirs)))
-    pairs = {0: 1, 1: 2, 2: 0, 3: 3}
-    expected = by_hand(posteriors.unsqueeze(0), pairs, 4, 1, 2)[0]
+    pairs = {0: 0, 1: 2, 2: 1, 3: 3}
+    expected = by_hand(posteriors.unsqueeze(0), pairs, 4, 0, 2)[0]
     torch.testing.assert_close(mapped, expected)
     assert vocabulary.describe()[-1] == (
         f"word boundary: '▁' before each word instead of {sign!r} after it"
@@ -154,24 +154,22 @@ def test_word_boundaries_at_the_ends_of_an_utterance(theirs, ours, sign):
 @pytest.mark.parametrize("seed", range(4))
 def test_any_order_against_plain_loops(seed):
     rng = random.Random(seed)
-    ours = rng.sample(OURS[1:], 28)
-    blank = rng.randrange(29)
-    ours.insert(blank, "_")
+    ours = ["_", *rng.sample(OURS[1:], 28)]
     theirs = [rng.choice((p, p.lower())) for p in OURS[1:]]
     theirs += rng.choices("aAbB012", k=6) + ["|", " "]
     rng.shuffle(theirs)
     their_blank = rng.randrange(len(theirs))
     theirs.insert(their_blank, "<ctc>")
-    vocabulary = match_vocabulary(theirs, ours, their_blank, blank)
-    names = {p.replace("▁", " "): i for i, p in enumerate(ours) if i != blank}
-    pairs = {their_blank: blank}
+    vocabulary = match_vocabulary(theirs, ours, their_blank)
+    names = {p.replace("▁", " "): i for i, p in enumerate(ours) if i}
+    pairs = {their_blank: 0}
     for index, piece in enumerate(theirs):
         name = " " if piece in "|▁" else piece.upper()
         if index != their_blank and name in names:
             pairs[index] = names[name]
     posteriors = make_posteriors(len(theirs), seed)
     # The teacher has SentencePiece's sign of a word boundary too.
-    expected = by_hand(posteriors, pairs, 29, blank)
+    expected = by_hand(posteriors, pairs, 29, 0)
     mapped = vocabulary(posteriors, all_of(posteriors))
     torch.testing.assert_close(mapped, expected)
 
@@ -269,8 +267,6 @@ def test_pieces_of_several_letters():
 def test_wrong_calls():
     with pytest.raises(ValueError, match="big has 2 symbols, so index 2"):
         match_vocabulary(["_", "a"], ["_", "a"], 2, teacher_name="big")
-    with pytest.raises(ValueError, match="student has 2 symbols, so index -1"):
-        match_vocabulary(["_", "a"], ["_", "a"], 0, -1)
     with pytest.raises(
         VocabularyError, match="whisper has no CTC head.*rkd, ctc"
     ):

@@ -5,77 +5,64 @@ from fractions import Fraction
 
 import torch
 
-from tutornet_sb.distillation.targets import TeacherTargets
+from tutornet_sb.corpora.tokenizer import BLANK
+from tutornet_sb.distillation.targets import TeacherTargets, zero_padding
 from tutornet_sb.networks.acoustic_model import frame_mask
 from tutornet_sb.util.errors import InputError
 
 
-def align(
-    targets, lengths, frame_period, blank_index=0, delay=0.0, frames=None
-):
+def align(targets, lengths, frame_period, delay=0.0, frames=None):
     """Put the teacher's targets on the student's frames.
 
-    Frame ``i`` of a model stands at time ``i * frame_period``: transforms are
+    Frame ``i`` of a model is at time ``i * frame_period``: transforms are
     centred and convolutions padded to "same". With equal periods and no delay,
     frame meets frame. Otherwise
 
     - hidden states are averaged over the window of the student's frame,
-      ``[(j - 1/2) P, (j + 1/2) P)``, each teacher frame by the time that it
-      shares with it; for a student that is no slower, the window is as wide as
-      a teacher frame, so that hidden states are interpolated linearly;
-    - posteriors are never averaged, for that would flatten the spikes of CTC. A
-      slower student takes, of the teacher frames in its window, one of the
-      symbol that lasts for the fewest frames, and of these the one least sure
-      of blank. A student that is no slower takes the nearest teacher frame (of
-      two equally near, the earlier), but its spike only at the frame ``j``
-      within half of ``P`` of its time, or if the next teacher frame on that
-      side has the same symbol; pure blank otherwise. Without a delay, an
-      utterance's last frame chooses among all that the teacher has left.
+      ``[(j - 1/2) P, (j + 1/2) P)``, each teacher frame by its overlap; for a
+      student that is no slower, the window is as wide as a teacher frame, which
+      interpolates linearly;
+    - posteriors are never averaged, since that would flatten the spikes of CTC.
+      A slower student takes, of the teacher frames in its window, one of the
+      symbol that lasts for the fewest frames, and of these the one with the
+      lowest p(blank). A student that is no slower takes the nearest teacher
+      frame (of two, the earlier), but its spike only within half of ``P`` of
+      its time, or if the next teacher frame on that side has the same symbol;
+      pure blank otherwise. Without a delay, an utterance's last frame chooses
+      among all that the teacher has left.
 
     Posteriors are a target wherever CTC reads from them what it reads from the
-    teacher's. ``posterior_mask`` leaves out
+    teacher's. ``posterior_mask`` excludes
 
-    - windows that hold a symbol of the teacher which no frame shows, since
-      another one is in its window too, and neighbouring windows of a symbol
-      that the teacher repeats, between which there is no frame for a blank;
+    - windows with a symbol of the teacher that no frame shows, since another
+      one is in its window too, and neighbouring windows of a symbol that the
+      teacher repeats, between which there is no frame for a blank;
     - with a delay, the frames of the last ``delay`` seconds: the last symbols
-      would stand behind the end, where the student must have emitted them.
+      would lie behind the end, where the student must have emitted them.
 
-    Before the teacher's first and after its last valid frame, that frame stands
-    in, without its spike.
-
-    The lengths are read on the host, to check them.
+    Before the teacher's first and after its last valid frame, that frame is
+    repeated, without its spike. Utterances whose durations differ by more than
+    both frames and half of the shorter one are an error.
 
     Arguments
     ---------
     targets : TeacherTargets
-        Teacher's targets on its own frames.
+        On the teacher's frames.
     lengths : torch.Tensor
         Student's valid frames, integers of shape ``(batch,)``.
     frame_period : float
         Distance between two of the student's frames (seconds).
-    blank_index : int
-        Index of the CTC blank.
     delay : float
-        How much later the targets arrive (seconds): the student's frame at time
-        ``t`` gets the teacher of time ``t - delay``. For unidirectional
-        students.
+        How much later the targets arrive (seconds), for unidirectional
+        students: their frame at time ``t`` gets the teacher of ``t - delay``.
     frames : int, optional
         Frames of the student's padded batch; by default the greatest length.
 
     Returns
     -------
     TeacherTargets
-        Targets with the student's frames, lengths and frame period, zero on
-        padding. Where nothing needs to change, the tensors that came in, and no
-        ``posterior_mask``.
-
-    Raises
-    ------
-    ValueError
-        If teacher and student disagree about the duration of an utterance by
-        more than both frames and half of the shorter one, or if an argument is
-        out of range.
+        On the student's frames, zero on padding. Where nothing needs to change,
+        the tensors that came in, and no ``posterior_mask``.
 
     Example
     -------
@@ -116,19 +103,18 @@ def align(
         raise InputError(f"{frames} frames cannot hold {longest} valid ones")
 
     hidden, posteriors = targets.hidden, targets.posteriors
-    learnt = None
+    is_target = None
     if teacher != student or lag or theirs != ours or hidden.shape[1] != frames:
         last = (targets.lengths.unsqueeze(1) - 1).clamp(min=0)
         index = torch.arange(frames, device=hidden.device)
         ticks = (index * student - lag).expand(len(ours), -1)
         hidden = _average(hidden, ticks, teacher, student, last)
-        # Without a CTC head there is no blank to look at, nor any spike.
+        # Without a CTC head there is no blank, nor any spike.
         if posteriors.shape[-1] > 0:
-            # A delayed student must not learn of the end before its time.
+            # A delayed student must not get the end before its time.
             final = index == lengths.unsqueeze(1) - 1
-            posteriors, learnt = _place_spikes(
+            posteriors, is_target = _place_spikes(
                 posteriors,
-                blank_index,
                 ticks,
                 teacher,
                 student,
@@ -137,51 +123,30 @@ def align(
                 final & (lag == 0),
             )
             left = (lengths.unsqueeze(1) - 1 - index) * student
-            learnt = learnt & (left >= lag)
+            is_target = is_target & (left >= lag)
         else:
             posteriors = posteriors.new_zeros(len(ours), frames, 0)
     if min(ours) < frames:
-        padding = ~frame_mask(lengths, frames).unsqueeze(-1)
-        hidden = hidden.masked_fill(padding, 0.0)
-        posteriors = posteriors.masked_fill(padding, 0.0)
-    return TeacherTargets(hidden, posteriors, lengths, frame_period, learnt)
+        mask = frame_mask(lengths, frames)
+        hidden = zero_padding(hidden, mask)
+        posteriors = zero_padding(posteriors, mask)
+    return TeacherTargets(hidden, posteriors, lengths, frame_period, is_target)
 
 
-def count_symbols(targets, blank_index=0):
-    """Count the symbols that CTC reads from posteriors that are targets.
-
-    Arguments
-    ---------
-    targets : TeacherTargets
-        With posteriors.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    torch.Tensor
-        Symbols of the batch, an integer.
-
-    Example
-    -------
-    >>> p = torch.eye(3)[[1, 1, 0, 1, 2]].unsqueeze(0)
-    >>> count_symbols(TeacherTargets(p, p, torch.tensor([5]), 0.02)).item()
-    3
-    """
+def count_symbols(targets):
+    """Number of symbols that CTC reads from posteriors that are targets."""
     best = targets.posteriors.argmax(-1)
     mask = frame_mask(targets.lengths, best.shape[1])
     if targets.posterior_mask is not None:
         mask = mask & targets.posterior_mask
-    best = best.masked_fill(~mask, blank_index)
-    return _starts(best, blank_index).sum()
+    return _starts(best.masked_fill(~mask, BLANK)).sum()
 
 
 def _check_durations(theirs, ours, teacher, student, their_period, our_period):
     """Refuse utterances whose durations disagree.
 
-    Centred transforms count a frame that begins before the end (up to a frame
-    too many), the convolutions of wav2vec 2.0 only those they hear to their end
-    (up to a frame and 5 ms too few). Half a frame is slack.
+    Centred transforms count up to a frame too many, the convolutions of wav2vec
+    2.0 up to a frame and 5 ms too few. Half a frame is slack.
     """
     most = 2 * (teacher + student) + min(teacher, student)
     for position, (their, our) in enumerate(zip(theirs, ours, strict=True)):
@@ -190,8 +155,8 @@ def _check_durations(theirs, ours, teacher, student, their_period, our_period):
             raise InputError(
                 f"utterance {position} of the batch: the teacher has {their} "
                 f"frames ({their * their_period:.3f} s), the student {our} "
-                f"({our * our_period:.3f} s). Do both hear the same audio, and "
-                "are both frame periods right?"
+                f"({our * our_period:.3f} s). Do both receive the same audio, "
+                "and are both frame periods right?"
             )
 
 
@@ -206,7 +171,7 @@ def _take(x, index):
 
 
 def _average(hidden, ticks, teacher, student, last):
-    """Average over windows, each frame by what it shares with the window.
+    """Average over windows, each frame weighted by its overlap.
 
     A window as wide as a teacher frame interpolates linearly.
     """
@@ -225,15 +190,13 @@ def _average(hidden, ticks, teacher, student, last):
     return averaged
 
 
-def _starts(best, blank_index):
+def _starts(best):
     """Frames at which CTC begins to read a symbol, from the best of each."""
-    before = torch.nn.functional.pad(best[:, :-1], (1, 0), value=blank_index)
-    return (best != blank_index) & (best != before)
+    before = torch.nn.functional.pad(best[:, :-1], (1, 0), value=BLANK)
+    return (best != BLANK) & (best != before)
 
 
-def _place_spikes(
-    posteriors, blank_index, ticks, teacher, student, last, inside, final
-):
+def _place_spikes(posteriors, ticks, teacher, student, last, inside, final):
     """Posteriors on the student's frames, and the frames that are targets.
 
     ``last`` is each utterance's last teacher frame; ``inside`` and ``final``
@@ -242,13 +205,13 @@ def _place_spikes(
     first, end = _windows(ticks, teacher, student, last, final)
     # Symbols as CTC reads them, numbered from 1, and their frames
     valid = torch.arange(posteriors.shape[1], device=last.device) <= last
-    best = posteriors.argmax(-1).masked_fill(~valid, blank_index)
-    number = _starts(best, blank_index).cumsum(1) * (best != blank_index)
+    best = posteriors.argmax(-1).masked_fill(~valid, BLANK)
+    number = _starts(best).cumsum(1) * (best != BLANK)
     none = torch.nn.functional.pad(torch.zeros_like(number), (0, 1))
     lasting = none.scatter_add(1, number, torch.ones_like(number))
     # A symbol that lasts long may be shown by other windows too.
     rank = torch.where(number > 0, lasting.gather(1, number), valid.shape[1])
-    rank = 2 * rank + posteriors[..., blank_index].double()
+    rank = 2 * rank + posteriors[..., BLANK].double()
     # Three student frames hold the longest final window that the check of
     # durations lets through.
     chosen = _least(rank, first, end, 3 * student // teacher + 2)
@@ -261,7 +224,7 @@ def _place_spikes(
     is_own = (late <= student) & ((late > -student) | final)
     is_own |= (beside != chosen) & (_take(number, beside) == shown)
     blank = torch.zeros_like(posteriors[:1, :1])
-    blank[..., blank_index] = 1.0
+    blank[..., BLANK] = 1.0
     placed = _take(posteriors, chosen)
     placed = torch.where(((shown > 0) & ~is_own).unsqueeze(-1), blank, placed)
 
@@ -282,10 +245,10 @@ def _place_spikes(
 def _windows(ticks, teacher, student, last, final):
     """First frame of each student frame's window and the one after its end.
 
-    A window as wide as a teacher frame, or less, holds the nearest alone.
+    A window as wide as a teacher frame, or less, holds only the nearest.
     """
     width = max(teacher, student)
-    # What lies before the last frame's own time is the frame's before it.
+    # Earlier teacher frames belong to the frame before the last.
     before = torch.where(final, student, width)
     first = _ceil_divide(2 * ticks - before, 2 * teacher)
     end = _ceil_divide(2 * ticks + width, 2 * teacher)

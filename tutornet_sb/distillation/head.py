@@ -1,4 +1,4 @@
-"""A first head for a student whose encoder has learnt from a teacher."""
+"""A first head for a student whose encoder comes from RKD."""
 
 import torch
 
@@ -8,17 +8,16 @@ from tutornet_sb.util.errors import InputError
 
 
 @torch.no_grad()
-def _collect(student, teacher, batches, frames, delay, blank_index):
+def _collect(student, teacher, batches, frames, delay):
     """Student's hidden states and the teacher's posteriors, frame by frame."""
     hidden, posteriors, found = [], [], 0
     device = next(student.parameters()).device
     for batch in batches:
         encoding = student(*batch.to(device).sig)
         targets = align(
-            teacher.teach(batch),
+            teacher.targets(batch),
             encoding.lengths,
             student.frame_period,
-            blank_index,
             delay,
             encoding.hidden.shape[1],
         )
@@ -39,60 +38,33 @@ def fit_head(
     batches,
     frames=100_000,
     delay=0.0,
-    blank_index=0,
     steps=100,
     penalty=1e-4,
 ):
-    """Fit a student's head to a teacher's posteriors, the encoder as it is.
+    """Fit a student's head to a teacher's posteriors, the encoder fixed.
 
     Representation-level distillation leaves the encoder trained and the head
-    random: the next stage would first lead the encoder astray. With hidden
-    states ``h_t`` and posteriors ``p_t`` of frames whose posteriors are a
-    target, this minimises
+    random: the next stage would first degrade the encoder. With hidden states
+    ``h_t`` and posteriors ``p_t`` of frames whose posteriors are a target, this
+    minimises
 
         - mean_t sum_k p_t(k) log softmax(head(h_t))_k + penalty * ||W||^2
 
     which is convex for a linear head with weights ``W``, by L-BFGS, from the
     head's present weights. Few frames are spikes: without the penalty the head
-    becomes surer of them than it should be of unheard ones. It is an addition
-    of ours to TutorNet (arXiv 2008.00671).
+    is overconfident on unseen ones. It is an addition of ours to TutorNet
+    (arXiv 2008.00671).
 
-    Arguments
-    ---------
-    student : AcousticModel
-        Its head is fitted in place.
-    teacher : Teacher or StoredTeacher
-        With a CTC head, and the student's symbols.
-    batches : iterable of speechbrain.dataio.batch.PaddedBatch
-        With ``sig``, and ``targets`` if they come from a store, in an order
-        that any part of is a fair sample.
-    frames : int
-        Frames to take at the most.
-    delay : float
-        Seconds by which the teacher's frames are moved back.
-    blank_index : int
-        Index of the CTC blank.
-    steps : int
-        Iterations of L-BFGS at the most.
-    penalty : float
-        Of the squared weights, biases left out.
-
-    Returns
-    -------
-    float
-        The first term at the end (nats a frame).
-
-    Raises
-    ------
-    ValueError
-        If hidden states of the student or posteriors are not finite.
+    The teacher needs a CTC head and the student's symbols, the batches ``sig``,
+    and ``targets`` if they come from a store, in an order that any part of is a
+    fair sample. At most `frames` are used, with the teacher's moved back by
+    `delay` seconds, for at most `steps` iterations; biases have no penalty.
+    Returns the first term at the end (nats a frame).
     """
     training = student.training
     student.eval()
     try:
-        hidden, posteriors = _collect(
-            student, teacher, batches, frames, delay, blank_index
-        )
+        hidden, posteriors = _collect(student, teacher, batches, frames, delay)
     finally:
         student.train(training)
     if not (hidden.isfinite().all() and posteriors.isfinite().all()):
@@ -106,7 +78,6 @@ def fit_head(
         history_size=20,
         line_search_fn="strong_wolfe",
     )
-
     weights = [p for p in student.head.parameters() if p.dim() > 1]
 
     def fit():

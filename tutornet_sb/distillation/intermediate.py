@@ -1,4 +1,4 @@
-"""CTC heads on intermediate layers of a student, for its training alone."""
+"""CTC heads on intermediate layers of a student, for training only."""
 
 from typing import NamedTuple
 
@@ -9,44 +9,14 @@ from tutornet_sb.distillation.taps import select_taps
 
 
 class Intermediate(NamedTuple):
-    """A layer of the student that gets a head of its own.
-
-    Attributes
-    ----------
-    student : str
-        Dotted path of the layer.
-    weight : float
-        Of this head's losses beside those of the student's own head.
-    """
+    """A layer of the student with a head, and the weight of its losses."""
 
     student: str
     weight: float = 1.0
 
 
 def read_intermediate(rows):
-    """Check the intermediate heads of an experiment.
-
-    Arguments
-    ---------
-    rows : list of dict
-        Mappings with the key ``student`` and, if it is not 1, ``weight``.
-
-    Returns
-    -------
-    list of Intermediate
-        The same.
-
-    Raises
-    ------
-    ValueError
-        If one has a key missing or unknown or stands there twice, or if a
-        weight is not a number from 0 up.
-
-    Example
-    -------
-    >>> read_intermediate([{"student": "encoder.conv", "weight": 0.5}])
-    [Intermediate(student='encoder.conv', weight=0.5)]
-    """
+    """Check the intermediate heads of an experiment, given as mappings."""
     example = "{student: encoder.conv, weight: 0.5}"
     return read_rows(rows, "intermediate", Intermediate, example)
 
@@ -56,37 +26,17 @@ class IntermediateHeads(torch.nn.ModuleList):
 
     Each is trained as the student's own head is, by CTC (arXiv 2102.03216) and
     by the teacher's posteriors (Inter-KD, arXiv 2211.15075), so that the layers
-    below it learn from nearby. As projectors, they are dropped afterwards.
+    below it get a loss nearby. As projectors, they are dropped afterwards.
 
     Arguments
     ---------
     rows : list of dict
-        As for :func:`read_intermediate`.
+        ``student`` (dotted path of a layer) and ``weight`` (of this head's
+        losses beside those of the student's own head, by default 1).
     student : AcousticModel
-        In any mode; it is left as it was.
+        In any mode; it is not changed.
     symbols : int
         Of the student's own head.
-
-    Raises
-    ------
-    ValueError
-        If the rows are wrong, or a layer cannot be tapped.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=2)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> student = AcousticModel(LogMelFeatures(), encoder, head)
-    >>> path = "encoder.layers.outputs.0"
-    >>> IntermediateHeads([{"student": path}], student, 29)
-    IntermediateHeads(
-      (0): Linear(in_features=8, out_features=29, bias=True)
-    )
     """
 
     def __init__(self, rows, student, symbols):
@@ -99,16 +49,5 @@ class IntermediateHeads(torch.nn.ModuleList):
         self.weights = [row.weight for row in rows]
 
     def forward(self, hidden):
-        """Compute the scores of each head.
-
-        Arguments
-        ---------
-        hidden : list of torch.Tensor
-            Outputs of the layers, ``(batch, frames, dim)`` each.
-
-        Returns
-        -------
-        list of torch.Tensor
-            Scores before the softmax, ``(batch, frames, symbols)`` each.
-        """
+        """Logits ``(batch, frames, symbols)`` from each layer's outputs."""
         return [head(x) for head, x in zip(self, hidden, strict=True)]

@@ -1,27 +1,92 @@
-"""The losses of both distillation steps and of the original task.
+"""The losses of both distillation steps and of CTC, one function a formula.
 
-All are masked, summed over the valid frames of each utterance and averaged
-over the batch, and computed in float32 or wider whatever comes in.
+Each formula is a cost per frame. :class:`RepresentationLoss` and
+:class:`SoftmaxLoss` compose them with masking, temperature, selection and
+tolerance, sum over the valid frames of an utterance and average over the batch,
+in float32 or wider.
 """
 
 from functools import partial
 
 import torch
 
-from tutornet_sb.distillation.frame_weighting import get_frame_weighting
-from tutornet_sb.distillation.targets import at_least_float32, require_ctc_head
-from tutornet_sb.distillation.warping import around, changes, warped_sum
+from tutornet_sb.corpora.tokenizer import BLANK
+from tutornet_sb.distillation.frame_weighting import (
+    FRAME_WEIGHTINGS,
+    frame_weights,
+)
+from tutornet_sb.distillation.targets import (
+    at_least_float32,
+    require_ctc_head,
+    zero_padding,
+)
+from tutornet_sb.distillation.warping import warped_loss
 from tutornet_sb.networks.acoustic_model import frame_mask
 from tutornet_sb.util.errors import InputError
 
 
-def _check_shapes(student_name, student, teacher_name, teacher, last):
-    if student.shape != teacher.shape:
-        raise InputError(
-            f"{student_name} {tuple(student.shape)} and the teacher's "
-            f"{teacher_name} {tuple(teacher.shape)} differ; both must be "
-            f"(batch, frames, {last})"
-        )
+def representation_loss(h_teacher, h_student, weights):
+    """RKD: ``w_t * || h_t^T - P(h_t^S) ||^2 / D_T``.
+
+    TutorNet (arXiv 2008.00671) names the step and the frame weighting; this
+    formula is our reading of it. Hidden states, the student's projected, are
+    ``(batch, frames, dim)``, weights and the cost ``(batch, frames)``.
+    """
+    return weights * (h_teacher - h_student).square().mean(-1)
+
+
+def l2(p, log_q):
+    """SKD of TutorNet: ``|| p_t - q_t ||^2``.
+
+    arXiv 2008.00671, as in Inter-KD (arXiv 2211.15075). As for all softmax
+    losses, `p` are posteriors of the teacher and `log_q` log-posteriors of the
+    student, both ``(..., symbols)``; the cost is ``(...)``.
+    """
+    return (p - log_q.exp()).square().sum(-1)
+
+
+def kl(p, log_q, temperature=1.0):
+    """``temperature^2 * KL(p_t || q_t)`` in nats (arXiv 1503.02531)."""
+    return temperature**2 * (torch.xlogy(p, p) - p * log_q).sum(-1)
+
+
+def guided(p, log_q, blank=BLANK):
+    """Guided CTC: ``1 - q_t(k_t)`` for spikes ``k_t`` of the teacher, else 0.
+
+    Frames where the teacher's best symbol is blank are left to CTC (Kurata and
+    Audhkhasi, Guiding CTC posterior spike timings, Interspeech 2019).
+    """
+    best = p.argmax(-1, keepdim=True)
+    missed = 1 - torch.take_along_dim(log_q, best, -1).exp()
+    return missed.masked_fill(best == blank, 0.0).squeeze(-1)
+
+
+# What `skd_loss` names
+SOFTMAX_LOSSES = {"l2": l2, "kl": kl, "guided": guided}
+
+
+def soften(posteriors, temperature):
+    """Turn ``softmax(z)`` into ``softmax(z / temperature)``."""
+    if temperature == 1:
+        return posteriors
+    tiny = torch.finfo(posteriors.dtype).tiny
+    return torch.softmax(posteriors.clamp(min=tiny).log() / temperature, -1)
+
+
+def select_frames(p, mask, beside=None):
+    """Valid frames within `beside` frames of the teacher's spikes; None: all.
+
+    0 is blank elimination, 1 and more the symmetric selection of arXiv
+    2506.01503. `p` is ``(batch, frames, symbols)``, the masks are
+    ``(batch, frames)``.
+    """
+    if beside is None:
+        return mask
+    spikes = (p.argmax(-1) != BLANK) & mask
+    near = torch.nn.functional.max_pool1d(
+        spikes.to(p.dtype).unsqueeze(1), 2 * beside + 1, 1, beside
+    )
+    return near.squeeze(1).bool() & mask
 
 
 class RepresentationLoss(torch.nn.Module):
@@ -29,245 +94,53 @@ class RepresentationLoss(torch.nn.Module):
 
     For each utterance, averaged over the batch::
 
-        sum_t w_t * || h_t^T - P(h_t^S) ||^2 / D_T
+        sum_t w_t * || h_t^T - P(h_t^S) ||^2 / D_T        with sum_t w_t = 1
 
     where ``h_t^T`` is standardised by dimension (see ``standardisation``), so
-    that neither the teacher's scale nor its largest dimensions set the loss.
-    TutorNet (arXiv 2008.00671) names the step and the weighting; this formula
-    is our reading of it.
+    that neither the teacher's scale nor its largest dimensions dominate.
 
     Arguments
     ---------
     weighting : str, optional
         Frame weighting, one of ``frame_weighting.FRAME_WEIGHTINGS``; by
-        default ``nonblank``, or ``energy`` where the teacher has no CTC head.
-    blank_index : int
-        Index of the CTC blank, for the weighting.
-
-    Example
-    -------
-    >>> from tutornet_sb.distillation.targets import TeacherTargets
-    >>> hidden = torch.tensor([[[1.0, -1.0], [9.0, 9.0]]])
-    >>> p = torch.tensor([[[0.9, 0.1], [0.0, 1.0]]])
-    >>> targets = TeacherTargets(hidden, p, torch.tensor([1]), 0.02)
-    >>> loss = RepresentationLoss()(torch.zeros(1, 2, 2), targets)
-    >>> round(loss.item(), 3)
-    1.0
+        default ``nonblank``, or ``energy`` for a teacher without a CTC head.
     """
 
-    def __init__(self, weighting=None, blank_index=0):
+    def __init__(self, weighting=None):
         super().__init__()
-        self.weighting = get_frame_weighting(weighting)
-        self.blank_index = blank_index
+        if weighting is not None and weighting not in FRAME_WEIGHTINGS:
+            raise InputError(
+                f"no frame weighting {weighting!r}; choose from: "
+                + ", ".join(FRAME_WEIGHTINGS)
+            )
+        self.weighting = weighting
 
     def forward(self, projected, targets):
-        """Compute the loss.
+        """Loss of projected hidden states, ``(batch, frames, dim)``.
 
-        Arguments
-        ---------
-        projected : torch.Tensor
-            Student's hidden states after the projector,
-            ``(batch, frames, dim)``.
-        targets : TeacherTargets
-            Teacher's targets on the student's frames.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar.
-
-        Raises
-        ------
-        ValueError
-            If the shapes of student and teacher differ.
+        The ``TeacherTargets`` must be on the student's frames.
         """
-        teacher = at_least_float32(targets.hidden)
-        _check_shapes("projected", projected, "hidden", teacher, "dim")
-        mask = frame_mask(targets.lengths, teacher.shape[1])
-        difference = teacher - at_least_float32(projected)
-        # Filling, not multiplying by zero: padding may hold NaN.
-        difference = difference.masked_fill(~mask.unsqueeze(-1), 0.0)
-        weights = self.weighting(targets, self.blank_index)
-        return (weights * difference.square().mean(-1)).sum(1).mean()
+        _check_shapes("projected", projected, "hidden", targets.hidden, "dim")
+        mask = frame_mask(targets.lengths, projected.shape[1])
+        h_teacher = zero_padding(at_least_float32(targets.hidden), mask)
+        h_student = zero_padding(at_least_float32(projected), mask)
+        weights = frame_weights(targets, self.weighting)
+        costs = representation_loss(h_teacher, h_student, weights)
+        return costs.sum(1).mean()
 
     def moments(self, targets):
-        """Weighted mean and mean square of the teacher's hidden states.
+        """Weighted mean and mean square of the hidden states, ``(dim,)`` each.
 
-        Of all constants the mean ``m`` costs least: ``mean_d (s_d - m_d^2)``
-        with the mean squares ``s``.
-
-        Arguments
-        ---------
-        targets : TeacherTargets
-            Teacher's targets, zero on padding.
-
-        Returns
-        -------
-        mean, square : torch.Tensor
-            Averaged over the batch, ``(dim,)``.
+        Of all constants the mean ``m`` has the lowest loss,
+        ``mean_d (s_d - m_d^2)`` with the mean squares ``s``. Targets must be
+        zero on padding.
         """
-        weights = self.weighting(targets, self.blank_index).unsqueeze(-1)
+        weights = frame_weights(targets, self.weighting).unsqueeze(-1)
         hidden = at_least_float32(targets.hidden)
         return tuple(
             (weights * power).sum(1).mean(0)
             for power in (hidden, hidden.square())
         )
-
-
-def l2(p, log_q, temperature=1.0, blank_index=0):
-    """Squared distance of posteriors: ``|| p_t - q_t ||^2``.
-
-    The SKD loss of TutorNet (arXiv 2008.00671), as in Inter-KD (arXiv
-    2211.15075).
-
-    Arguments
-    ---------
-    p : torch.Tensor
-        Posteriors of the teacher, ``(..., symbols)``.
-    log_q : torch.Tensor
-        Log-posteriors of the student, ``(..., symbols)``.
-    temperature : float
-        Not used.
-    blank_index : int
-        Not used.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(...)``.
-
-    Example
-    -------
-    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
-    >>> l2(p, q.log()).item()
-    0.5
-    """
-    return (p - log_q.exp()).square().sum(-1)
-
-
-def kl(p, log_q, temperature=1.0, blank_index=0):
-    """Divergence ``temperature^2 * KL(p_t || q_t)`` (arXiv 1503.02531).
-
-    Arguments
-    ---------
-    p : torch.Tensor
-        Posteriors of the teacher, ``(..., symbols)``.
-    log_q : torch.Tensor
-        Log-posteriors of the student, ``(..., symbols)``.
-    temperature : float
-        By which both were softened.
-    blank_index : int
-        Not used.
-
-    Returns
-    -------
-    torch.Tensor
-        Nats, ``(...)``.
-
-    Example
-    -------
-    >>> p, q = torch.tensor([1.0, 0.0]), torch.tensor([0.5, 0.5])
-    >>> round(kl(p, q.log()).item(), 4)
-    0.6931
-    """
-    return temperature**2 * (torch.xlogy(p, p) - p * log_q).sum(-1)
-
-
-def guided(p, log_q, temperature=1.0, blank_index=0):
-    """Guided CTC: ``1 - q_t(k_t)`` for spikes ``k_t`` of the teacher, else 0.
-
-    Frames where the teacher's best symbol is blank are left to CTC (Kurata and
-    Audhkhasi, Guiding CTC posterior spike timings, Interspeech 2019).
-
-    Arguments
-    ---------
-    p : torch.Tensor
-        Posteriors of the teacher, ``(..., symbols)``.
-    log_q : torch.Tensor
-        Log-posteriors of the student, ``(..., symbols)``.
-    temperature : float
-        Not used.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(...)``.
-
-    Example
-    -------
-    >>> p, q = torch.tensor([0.2, 0.8]), torch.tensor([0.5, 0.5])
-    >>> guided(p, q.log()).item(), guided(p.flip(0), q.log()).item()
-    (0.5, 0.0)
-    """
-    best = p.argmax(-1, keepdim=True)
-    missed = 1 - torch.take_along_dim(log_q, best, -1).exp()
-    return missed.masked_fill(best == blank_index, 0.0).squeeze(-1)
-
-
-SOFTMAX_LOSSES = {"l2": l2, "kl": kl, "guided": guided}
-
-
-def soften(posteriors, temperature):
-    """Turn ``softmax(z)`` into ``softmax(z / temperature)``.
-
-    Arguments
-    ---------
-    posteriors : torch.Tensor
-        ``(..., symbols)``.
-    temperature : float
-        More than 1 for a flatter distribution.
-
-    Returns
-    -------
-    torch.Tensor
-        Of the same shape.
-
-    Example
-    -------
-    >>> soften(torch.tensor([0.8, 0.2]), 2.0)
-    tensor([0.6667, 0.3333])
-    """
-    if temperature == 1:
-        return posteriors
-    tiny = torch.finfo(posteriors.dtype).tiny
-    return torch.softmax(posteriors.clamp(min=tiny).log() / temperature, -1)
-
-
-def select(p, mask, beside, blank_index=0):
-    """Select the frames of the teacher's spikes and those beside them.
-
-    With 0, blank elimination; with 1 and more, the symmetric selection of
-    arXiv 2506.01503.
-
-    Arguments
-    ---------
-    p : torch.Tensor
-        Posteriors of the teacher, ``(batch, frames, symbols)``.
-    mask : torch.Tensor
-        Valid frames, ``(batch, frames)``.
-    beside : int
-        Frames on each side of a spike.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    torch.Tensor
-        Boolean mask ``(batch, frames)``.
-
-    Example
-    -------
-    >>> p = torch.eye(2)[[0, 0, 1, 0]].unsqueeze(0)
-    >>> select(p, torch.ones(1, 4, dtype=torch.bool), 1).int().tolist()
-    [[0, 1, 1, 1]]
-    """
-    spikes = (p.argmax(-1) != blank_index) & mask
-    near = torch.nn.functional.max_pool1d(
-        spikes.to(p.dtype).unsqueeze(1), 2 * beside + 1, 1, beside
-    )
-    return near.squeeze(1).bool() & mask
 
 
 class SoftmaxLoss(torch.nn.Module):
@@ -282,10 +155,8 @@ class SoftmaxLoss(torch.nn.Module):
     CTC posteriors are spiky and nearly all blank: the divergence explodes where
     the two models spike one frame apart. With a tolerance, the sum is over the
     pairs of frames of the cheapest monotone alignment of teacher and student
-    that pairs no frames further apart, see :func:`warped_sum`: a student may
-    spike that much earlier or later, but may neither leave a spike out nor
-    insert one. Frames without a target, and with a selection those outside it,
-    cost nothing with any frame of the student.
+    that pairs no frames further apart, see :func:`warped_loss`: a student may
+    spike that much earlier or later, but may neither omit nor insert a spike.
 
     Arguments
     ---------
@@ -295,12 +166,10 @@ class SoftmaxLoss(torch.nn.Module):
         Softens both distributions if greater than 1; not for ``guided``.
     tolerance : int
         Frames by which the student may spike earlier or later.
-    blank_index : int
-        Index of the CTC blank, for ``guided`` and a selection.
     selection : int, optional
-        Frames on each side of the teacher's spikes that are learnt too, see
-        :func:`select`; all frames by default. Not for ``guided``, which has one
-        of its own.
+        Only frames within so many of the teacher's spikes have a cost, see
+        :func:`select_frames`; by default all. Not for ``guided``, which has a
+        selection of its own.
 
     Example
     -------
@@ -313,14 +182,7 @@ class SoftmaxLoss(torch.nn.Module):
     1.3863
     """
 
-    def __init__(
-        self,
-        kind="l2",
-        temperature=1.0,
-        tolerance=0,
-        blank_index=0,
-        selection=None,
-    ):
+    def __init__(self, kind="l2", temperature=1.0, tolerance=0, selection=None):
         super().__init__()
         if kind not in SOFTMAX_LOSSES:
             raise InputError(
@@ -334,8 +196,8 @@ class SoftmaxLoss(torch.nn.Module):
             )
         if kind == "guided" and selection is not None:
             raise InputError(
-                "the guided loss learns the teacher's spikes alone, and takes "
-                f"no selection, got {selection}"
+                "the guided loss has only the teacher's spikes, and takes no "
+                f"selection, got {selection}"
             )
         frames_of = {"tolerance": tolerance, "selection": selection or 0}
         for name, frames in frames_of.items():
@@ -343,112 +205,73 @@ class SoftmaxLoss(torch.nn.Module):
                 raise InputError(
                     f"{name} must be a number of frames, got {frames!r}"
                 )
-        self.frame_loss = partial(
-            SOFTMAX_LOSSES[kind],
-            temperature=temperature,
-            blank_index=blank_index,
-        )
+        self.frame_loss = SOFTMAX_LOSSES[kind]
+        if kind == "kl":
+            self.frame_loss = partial(kl, temperature=temperature)
         self.temperature = temperature
         self.tolerance = tolerance
-        self.blank_index = blank_index
         self.selection = selection
 
     def forward(self, logits, targets):
-        """Compute the loss.
+        """Loss of the student's logits, ``(batch, frames, symbols)``.
 
-        Arguments
-        ---------
-        logits : torch.Tensor
-            Student's scores before the softmax, ``(batch, frames, symbols)``.
-        targets : TeacherTargets
-            Teacher's targets on the student's frames.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar.
-
-        Raises
-        ------
-        ValueError
-            If the teacher has no CTC head, or if the shapes of student and
-            teacher differ.
+        The ``TeacherTargets`` must be on the student's frames.
         """
         teacher = at_least_float32(targets.posteriors)
         require_ctc_head(
             teacher.shape[-1],
             "softmax-level distillation",
-            "let it teach by rkd alone, with stages: [rkd, ctc]",
+            "distil by rkd only, with stages: [rkd, ctc]",
         )
         _check_shapes("logits", logits, "posteriors", teacher, "symbols")
         mask = frame_mask(targets.lengths, teacher.shape[1])
-        padding = ~mask.unsqueeze(-1)
-        # Filled before the softmax too: the gradient of a softmax of NaN is
-        # NaN even where nothing comes back to it.
-        logits = at_least_float32(logits).masked_fill(padding, 0.0)
-        teacher = teacher.masked_fill(padding, 0.0)
-
-        p = soften(teacher, self.temperature)
+        # Before the softmax, whose gradient at NaN is NaN whatever comes back
+        logits = zero_padding(at_least_float32(logits), mask)
+        p = soften(zero_padding(teacher, mask), self.temperature)
         log_q = torch.log_softmax(logits / self.temperature, dim=-1)
-        # Each teacher frame against the student's frames around it
-        costs = self.frame_loss(p.unsqueeze(2), around(log_q, self.tolerance))
-        there = around(mask, self.tolerance)
-        # Blanks that are optional, each compared with a sure one
-        optional = changes(p, mask, self.blank_index)
-        blank = torch.zeros_like(p[:1, :1])
-        blank[..., self.blank_index] = 1.0
-        inserted = around(self.frame_loss(blank, log_q), self.tolerance)
-        inserted = inserted.masked_fill(~optional.unsqueeze(-1), torch.inf)
-        tiny = torch.finfo(p.dtype).tiny
-        dropped = self.frame_loss(blank, p.clamp(min=tiny).log())
-        optional &= p.argmax(-1) == self.blank_index
-        dropped = dropped.masked_fill(~optional, torch.inf)
-
-        learnt = mask
+        selected = select_frames(p, mask, self.selection)
         if targets.posterior_mask is not None:
-            learnt = learnt & targets.posterior_mask
-        if self.selection is not None:
-            spikes = select(p, mask, self.selection, self.blank_index)
-            learnt = learnt & spikes
-        costs = costs.masked_fill(~learnt.unsqueeze(-1), 0.0)
-        return warped_sum(
-            costs.masked_fill(~there, torch.inf),
-            inserted.masked_fill(~there, torch.inf),
-            dropped,
-            mask,
-        ).mean()
+            selected = selected & targets.posterior_mask
+        costs = warped_loss(
+            self.frame_loss, p, log_q, mask, selected, self.tolerance
+        )
+        return costs.mean()
 
 
-def frames_needed(tokens, token_lengths):
-    """Count the frames that CTC needs for transcripts.
+def _check_shapes(student_name, student, teacher_name, teacher, last):
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"{student_name} {tuple(student.shape)} and the teacher's "
+            f"{teacher_name} {tuple(teacher.shape)} differ; both must be "
+            f"(batch, frames, {last})"
+        )
+
+
+def frames_needed(tokens, token_lengths=None):
+    """Frames that CTC needs for transcripts.
 
     One for every symbol and one for the blank between equal neighbours (Graves
-    et al., ICML 2006).
-
-    Arguments
-    ---------
-    tokens : torch.Tensor
-        Transcripts, padded integers of shape ``(batch, tokens)``.
-    token_lengths : torch.Tensor
-        Valid tokens of each transcript, integers of shape ``(batch,)``.
-
-    Returns
-    -------
-    torch.Tensor
-        Frames, integers of shape ``(batch,)``.
+    et al., ICML 2006): of a transcript, a list or ``(tokens,)``, or of several
+    padded ones, ``(batch, tokens)``, with their lengths, ``(batch,)``.
 
     Example
     -------
-    >>> frames_needed(torch.tensor([[2, 2, 3, 3]]), torch.tensor([3]))
-    tensor([4])
+    >>> frames_needed([2, 2, 3, 3])
+    tensor(6)
     """
-    equal = tokens[:, 1:] == tokens[:, :-1]
+    tokens = torch.as_tensor(tokens)
+    equal = tokens[..., 1:] == tokens[..., :-1]
+    if token_lengths is None:
+        return tokens.shape[-1] + equal.sum(-1)
     mask = frame_mask(token_lengths, tokens.shape[1])[:, 1:]
-    return token_lengths + (equal & mask).sum(dim=1)
+    return token_lengths + (equal & mask).sum(-1)
 
 
-def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
-    """Compute the CTC loss of the original task.
+def ctc_loss(logits, tokens, lengths, token_lengths):
+    """CTC loss ``-log P(y|x)`` (Graves et al., ICML 2006), mean of utterances.
+
+    One with fewer frames than :func:`frames_needed` counts as 0, as in
+    SpeechBrain.
 
     Arguments
     ---------
@@ -456,36 +279,22 @@ def ctc_loss(logits, tokens, lengths, token_lengths, blank_index=0):
         Student's scores before the softmax, ``(batch, frames, symbols)``.
     tokens : torch.Tensor
         Transcripts, padded integers of shape ``(batch, tokens)``.
-    lengths : torch.Tensor
-        Valid frames of each utterance, integers of shape ``(batch,)``.
-    token_lengths : torch.Tensor
-        Valid tokens of each transcript, integers of shape ``(batch,)``.
-    blank_index : int
-        Index of the blank.
+    lengths, token_lengths : torch.Tensor
+        Valid frames and tokens of each utterance, integers ``(batch,)``.
 
     Returns
     -------
     torch.Tensor
-        Scalar: nats of an utterance, averaged over the batch. An utterance
-        with too few frames for its transcript counts as 0, as in SpeechBrain;
-        :func:`frames_needed` tells which those are.
-
-    Example
-    -------
-    >>> logits = torch.zeros(1, 2, 2)
-    >>> one = torch.tensor([1])
-    >>> loss = ctc_loss(logits, one.unsqueeze(0), 2 * one, one)
-    >>> round(loss.exp().item(), 4)  # three of the four paths
-    1.3333
+        Scalar (nats).
     """
-    mask = frame_mask(lengths, logits.shape[1]).unsqueeze(-1)
-    logits = at_least_float32(logits).masked_fill(~mask, 0.0)
+    mask = frame_mask(lengths, logits.shape[1])
+    logits = zero_padding(at_least_float32(logits), mask)
     losses = torch.nn.functional.ctc_loss(
         torch.log_softmax(logits, dim=-1).transpose(0, 1),
         tokens,
         lengths,
         token_lengths,
-        blank=blank_index,
+        blank=BLANK,
         reduction="none",
         zero_infinity=True,
     )

@@ -4,18 +4,16 @@ import torch
 
 
 class Projector(torch.nn.Module):
-    """Map the student's hidden states to the dimension of the teacher's.
+    """Map hidden states ``(..., student_size)`` to ``(..., teacher_size)``.
 
     It always leads from student to teacher: on the teacher's side a projector
-    could collapse both to a constant. It lives in the representation stage
-    and is dropped after it.
+    could collapse both to a constant. It is trained in the representation stage
+    and dropped after it.
 
     Arguments
     ---------
-    student_size : int
-        Dimension of the student's hidden states.
-    teacher_size : int
-        Dimension of the teacher's hidden states.
+    student_size, teacher_size : int
+        Dimensions of the hidden states.
     hidden_size : int, optional
         If given, one hidden layer of this size; else the map is linear.
 
@@ -38,16 +36,5 @@ class Projector(torch.nn.Module):
             )
 
     def forward(self, hidden):
-        """Project hidden states.
-
-        Arguments
-        ---------
-        hidden : torch.Tensor
-            Student's hidden states, ``(batch, frames, student_size)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames, teacher_size)``.
-        """
+        """Project hidden states."""
         return self.map(hidden)

@@ -1,9 +1,8 @@
 """Teacher's hidden states with zero mean and unit variance by dimension.
 
 Some dimensions of large networks are hundreds of times as large as the others.
-Standardised by statistics of the corpus, all have the same part in the loss of
-representation-level distillation and in codebooks, and a constant student
-costs 1.
+Standardised, all count alike in the loss and in codebooks, and a constant
+student has a loss of 1.
 """
 
 import torch
@@ -13,20 +12,10 @@ CONSTANT = 1e-6
 
 
 def measure(states, taps):
-    """Measure mean and deviation of each dimension.
+    """Mean and deviation of each dimension of ``(frames, dim)``, by layer.
 
-    Arguments
-    ---------
-    states : torch.Tensor
-        Hidden states of a sample of frames, ``(frames, dim)``.
-    taps : dict
-        Dimension of each layer by its path, in the order of ``states``.
-
-    Returns
-    -------
-    dict
-        ``mean`` and ``deviation`` (lists of floats) by path. The deviation of
-        a dimension that is constant is 0.
+    `taps` are the dimensions of the layers by path, in the order of the states.
+    The deviation of a dimension that is constant is 0.
 
     Example
     -------

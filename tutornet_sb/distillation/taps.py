@@ -1,9 +1,9 @@
-"""Layers of a model laid open: which there are, and what they return."""
+"""Hidden layers of a model: which there are, and their outputs."""
 
 import difflib
 import re
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import NamedTuple
 
 import torch
@@ -24,39 +24,17 @@ SHORT_SECONDS = 0.5
 
 
 class Tap(NamedTuple):
-    """Where a layer's output keeps what.
-
-    Attributes
-    ----------
-    time_axis : int
-        Axis of the frames in the layer's output.
-    hidden_size : int
-        Dimension of one frame.
-    """
+    """Axis of the frames in a layer's output, and dimension of a frame."""
 
     time_axis: int
     hidden_size: int
 
 
 class Layer(NamedTuple):
-    """What can be said of one layer of a model.
+    """One layer of a model; None stands for what it does not have.
 
-    Attributes
-    ----------
-    path : str
-        Dotted path from the model.
-    kind : str
-        Name of its class.
-    shape : tuple, optional
-        Shape of its output: numbers, but ``"batch"`` and ``"frames"`` for the
-        axes that go with these. None if it is not called, or returns no tensor.
-    frame_period : float, optional
-        Distance between two frames of its output (seconds). None if no axis,
-        or more than one, goes with time.
-    parameters : int
-        Parameters of it and of the layers in it.
-    tap : Tap, optional
-        None if it cannot be tapped.
+    The shape has ``"batch"`` and ``"frames"`` for these axes, frames are
+    ``frame_period`` seconds apart, and parameters include inner ones.
     """
 
     path: str
@@ -77,28 +55,7 @@ def _first_tensor(output):
 
 @contextmanager
 def trying_out(model):
-    """Evaluate a model and leave its modes and the random numbers as found.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        In evaluation mode until the end of the block.
-
-    Yields
-    ------
-    torch.device
-        Where the model is.
-
-    Example
-    -------
-    >>> layer = torch.nn.Dropout().train()
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), layer)
-    >>> with trying_out(model) as device:
-    ...     layer.training, device
-    (False, device(type='cpu'))
-    >>> layer.training
-    True
-    """
+    """Evaluate a model on its device, and restore modes and random numbers."""
     modes = {layer: layer.training for layer in model.modules()}
     device = next(model.parameters()).device
     cuda = [device] if device.type == "cuda" else []
@@ -111,97 +68,68 @@ def trying_out(model):
             layer.training = mode
 
 
+@contextmanager
+def watching(model, paths, keep):
+    """Call ``keep(path, inputs, output)`` after each call of some layers."""
+    with ExitStack() as stack:
+        for path in paths:
+
+            def hook(layer, inputs, output, path=path):
+                keep(path, inputs, output)
+
+            layer = model.get_submodule(path)
+            stack.enter_context(layer.register_forward_hook(hook))
+        yield
+
+
 def _probe(model, samples):
     """Shapes of all layers' outputs, and the model's frames, on noise."""
-    shapes, handles = {}, []
+    shapes = {}
 
-    def watch(path, layer):
-        def hook(layer, inputs, output):
-            tensor = _first_tensor(output)
-            if tensor is not None:
-                shapes[path] = tuple(tensor.shape)
+    def keep(path, inputs, output):
+        tensor = _first_tensor(output)
+        if tensor is not None:
+            shapes[path] = tuple(tensor.shape)
 
-        handles.append(layer.register_forward_hook(hook))
-
+    paths = [path for path, _ in model.named_modules(remove_duplicate=False)]
+    # An own generator: a seed would be that of all devices.
+    generator = torch.Generator().manual_seed(0)
+    wavs = 0.1 * torch.randn(2, samples, generator=generator)
+    # Both at once, or no axis would be that of the batch.
+    together = getattr(model, "forward_together", model)
     try:
-        with trying_out(model) as device:
-            for path, layer in model.named_modules(remove_duplicate=False):
-                watch(path, layer)
-            # An own generator: a seed would be that of all devices.
-            generator = torch.Generator().manual_seed(0)
-            wavs = 0.1 * torch.randn(2, samples, generator=generator)
-            # Both at once, or no axis would be that of the batch.
-            together = getattr(model, "forward_together", model)
+        with trying_out(model) as device, watching(model, paths, keep):
             encoding = together(wavs.to(device), torch.ones(2, device=device))
     except (RuntimeError, TypeError, IndexError) as error:
         raise InputError(
             f"the network cannot encode: {one_line(error)}. Do the sizes of "
             "its layers match?"
         ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
     return shapes, encoding.hidden.shape[1]
 
 
-def _changing(short, long):
-    return [axis for axis in range(len(short)) if short[axis] != long[axis]]
-
-
-def _name_axes(short, long):
-    changing = _changing(short, long)
-    names = [
-        "frames" if axis in changing else size for axis, size in enumerate(long)
-    ]
-    if 2 in names:
-        names[names.index(2)] = "batch"
-    return tuple(names)
-
-
-def _find_tap(short, long, frames):
-    """The only axis that changes with time, as the model's frames do."""
-    changing = _changing(short, long)
-    if len(short) != 3 or len(changing) != 1:
-        return None
-    axis = changing[0]
-    batch, size = (n for other, n in enumerate(short) if other != axis)
-    if (short[axis], long[axis]) != frames or batch != 2 or size == 0:
-        return None
-    return Tap(axis, size)
+def _describe(short, long, frames):
+    """Shape and tap of a layer, from its outputs' shapes on two waveforms."""
+    growing = [axis for axis, n in enumerate(short) if n != long[axis]]
+    shape = ["frames" if a in growing else n for a, n in enumerate(long)]
+    if 2 in shape:
+        shape[shape.index(2)] = "batch"
+    tap = None
+    if len(short) == 3 and len(growing) == 1:
+        (axis,) = growing
+        batch, size = (n for other, n in enumerate(short) if other != axis)
+        if (short[axis], long[axis]) == frames and batch == 2 and size:
+            tap = Tap(axis, size)
+    return tuple(shape), tap
 
 
 def list_layers(model):
-    """Describe all layers of a model, as seen on two waveforms of noise.
+    """Describe all layers of a model by its outputs on two noise waveforms.
 
-    The second of them is the longer: what grows with it is an axis of frames.
+    The second of them is the longer: an axis that grows with it is of frames.
+    The model, an ``AcousticModel`` in any mode, is not changed.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In any mode; it is left as it was.
-
-    Returns
-    -------
-    list of Layer
-        In the model's order.
-
-    Raises
-    ------
-    ValueError
-        If the model cannot be run, for instance when its sizes do not match.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> layers = list_layers(AcousticModel(LogMelFeatures(), encoder, head))
-    >>> layers[0].path, layers[0].shape, layers[0].frame_period
-    ('features', ('batch', 'frames', 64), 0.01)
+    Returns a list of ``Layer`` in the model's order.
     """
     rate = model.features.sample_rate
     short_samples = round(SHORT_SECONDS * rate)
@@ -216,8 +144,7 @@ def list_layers(model):
         shape = frame_period = tap = None
         a, b = short.get(path), long.get(path)
         if a is not None and b is not None and len(a) == len(b):
-            shape = _name_axes(a, b)
-            tap = _find_tap(a, b, (short_frames, long_frames))
+            shape, tap = _describe(a, b, (short_frames, long_frames))
             if shape.count("frames") == 1:
                 axis = shape.index("frames")
                 frame_period = seconds / (b[axis] - a[axis])
@@ -235,69 +162,20 @@ def list_layers(model):
 
 
 def find_taps(model):
-    """Find the layers a model can be tapped at.
+    """Path -> ``Tap`` of the layers that have the model's own frames.
 
-    These are the layers with one output frame for each of the model's own, as
-    seen on two waveforms of different length. Any order of axes will do. What
-    cannot be seen is whether a layer reads the frames backwards, as half of a
-    bidirectional one does: do not tap it.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In any mode; it is left as it was.
-
-    Returns
-    -------
-    dict
-        Dotted path of each such layer -> ``Tap``, in the model's order.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> taps = find_taps(AcousticModel(LogMelFeatures(), encoder, head))
-    >>> taps["encoder"], taps["encoder.conv"]
-    (Tap(time_axis=1, hidden_size=8), Tap(time_axis=2, hidden_size=8))
+    Any order of axes will do. Not detected is a layer that reads the frames
+    backwards, as half of a bidirectional one does: do not tap it.
     """
     return {layer.path: layer.tap for layer in list_layers(model) if layer.tap}
 
 
 def find_stack(model):
-    """Find the layers an encoder is a stack of.
+    """Paths of the layers an encoder is a stack of, first to last.
 
     These are the numbered layers (``encoder.blocks.0`` and so on) that can be
     tapped: those nearest the top of the encoder, of several such rows the
-    longest, and of these the last. ``RecurrentEncoder`` so has one layer for
-    both of its directions.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        In any mode; it is left as it was.
-
-    Returns
-    -------
-    list of str
-        Dotted paths from the first layer to the last; empty if no two layers
-        are numbered.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=2)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> find_stack(AcousticModel(LogMelFeatures(), encoder, head))
-    ['encoder.layers.outputs.0', 'encoder.layers.outputs.1']
+    longest, and of these the last. Empty if no two layers are numbered.
     """
     rows = {}
     for path in find_taps(model):
@@ -313,40 +191,9 @@ def find_stack(model):
 
 
 def select_taps(model, paths, owner):
-    """Find the taps of some layers, or say which of them has none.
+    """Path -> ``Tap`` of some layers, each named once.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In any mode; it is left as it was.
-    paths : list of str
-        Dotted paths of layers, each once.
-    owner : str
-        Whose layers they are, for errors: ``teacher`` or ``student``.
-
-    Returns
-    -------
-    dict
-        Path -> ``Tap``, in the order of ``paths``.
-
-    Raises
-    ------
-    ValueError
-        If a path is given twice or names no layer of the model, or if the
-        layer's output does not have the model's own frames.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> model = AcousticModel(LogMelFeatures(), encoder, head)
-    >>> select_taps(model, ["encoder"], "teacher")
-    {'encoder': Tap(time_axis=1, hidden_size=8)}
+    The model is not changed; `owner` is ``teacher`` or ``student``, for errors.
     """
     if isinstance(paths, str):
         raise InputError(f"the taps of the {owner} are a list: [{paths}]")
@@ -374,57 +221,21 @@ def select_taps(model, paths, owner):
 
 
 def _nearest(name, names):
-    # Not errors.nearest: of hundreds of layers, the first ones tell nothing
-    # where none is near, and a path that is near may be of the wrong block.
+    # Not errors.nearest: paths of several blocks may be near
     close = difflib.get_close_matches(str(name), names, n=5, cutoff=0.0)
     return ", ".join(close)
 
 
 def encode_with_taps(model, taps, *inputs):
-    """Encode a batch and keep the outputs of some layers on the way.
+    """Encode a batch and return the outputs of some layers too.
 
     A hidden layer taken from a model that ``DistributedDataParallel`` wraps
-    must come out of the wrapper, which otherwise waits for gradients that never
-    come. So the layers' outputs are made part of the model's own.
+    must be returned by the wrapper, which otherwise waits for gradients that
+    never come. So the layers' outputs are made part of the model's own.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        Also one that ``DistributedDataParallel`` wraps.
-    taps : dict
-        Path -> ``Tap``, from :func:`select_taps`. Of a tuple, the first tensor
-        is taken; of several calls in one pass, the last.
-    *inputs : torch.Tensor
-        Those of the model.
-
-    Returns
-    -------
-    encoding : Encoding
-        What the model returns.
-    hidden : list of torch.Tensor
-        Copies of the layers' outputs in the order of ``taps``, each
-        ``(batch, frames, dim)``, with gradients where the model has them.
-
-    Raises
-    ------
-    ValueError
-        If a layer is left out of this pass, or has other frames than the model.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> model = AcousticModel(LogMelFeatures(), encoder, head)
-    >>> taps = select_taps(model, ["encoder.conv", "encoder"], "student")
-    >>> wavs, whole = torch.randn(2, 16000), torch.ones(2)
-    >>> encoding, hidden = encode_with_taps(model, taps, wavs, whole)
-    >>> [tuple(h.shape) for h in hidden]
-    [(2, 51, 8), (2, 51, 8)]
+    Returns the encoding and copies of the outputs of `taps`, a dictionary from
+    :func:`select_taps`, in its order, each ``(batch, frames, dim)``. Of a tuple
+    the first tensor is taken; of several calls in one pass, the last.
     """
     root = getattr(model, "module", model)
     if isinstance(root, OneByOneModel) and len(inputs[0]) > 1:
@@ -436,15 +247,11 @@ def encode_with_taps(model, taps, *inputs):
             pad_encodings(encodings),
             [pad_frames(parts) for parts in zip(*hidden, strict=True)],
         )
-    outputs, handles = {}, []
+    outputs = {}
 
-    def watch(path):
-        def keep(layer, inputs, output):
-            # A copy, since the next layer may work in place.
-            outputs[path] = _first_tensor(output).clone()
-
-        layer = root.get_submodule(path)
-        handles.append(layer.register_forward_hook(keep))
+    def keep(path, inputs, output):
+        # A copy, since the next layer may work in place.
+        outputs[path] = _first_tensor(output).clone()
 
     def add(layer, inputs, encoding):
         return encoding, [
@@ -452,16 +259,10 @@ def encode_with_taps(model, taps, *inputs):
             for path, tap in taps.items()
         ]
 
-    # Hooked anew each time: copies of a model then have their own hooks, and
+    # Hooked each time: copies of a model then have their own hooks, and
     # replacing a layer (as SyncBatchNorm does) cannot lose them.
-    try:
-        for path in taps:
-            watch(path)
-        handles.append(root.register_forward_hook(add))
+    with watching(root, taps, keep), root.register_forward_hook(add):
         return model(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _put_frames_second(path, tap, output, encoding):

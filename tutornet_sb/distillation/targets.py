@@ -1,4 +1,4 @@
-"""What a teacher says about a batch, live or from disk."""
+"""What a teacher returns for a batch, online or from a store."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ class TeacherTargets(NamedTuple):
     Attributes
     ----------
     hidden : torch.Tensor
-        Hidden states of the tapped layers, one after another along dim,
+        Hidden states of the tapped layers, concatenated along dim and
         standardised for representation-level distillation,
         ``(batch, frames, dim)``; dim is 0 if none is tapped.
     posteriors : torch.Tensor
@@ -35,18 +35,7 @@ class TeacherTargets(NamedTuple):
     posterior_mask: torch.Tensor | None = None
 
     def rows(self, rows):
-        """Keep some utterances of the batch.
-
-        Arguments
-        ---------
-        rows : list of int or slice
-            Which.
-
-        Returns
-        -------
-        TeacherTargets
-            Theirs.
-        """
+        """Targets of some utterances, given as a list of indices or a slice."""
         mask = self.posterior_mask
         return self._replace(
             hidden=self.hidden[rows],
@@ -57,51 +46,19 @@ class TeacherTargets(NamedTuple):
 
 
 def at_least_float32(x):
-    """Widen half precision, in which squares and long sums overflow.
-
-    Arguments
-    ---------
-    x : torch.Tensor
-        Of any floating type.
-
-    Returns
-    -------
-    torch.Tensor
-        ``float32`` for half precision, else ``x`` itself.
-
-    Example
-    -------
-    >>> at_least_float32(torch.zeros(1, dtype=torch.float16)).dtype
-    torch.float32
-    >>> at_least_float32(torch.zeros(1, dtype=torch.float64)).dtype
-    torch.float64
-    """
+    """Widen half precision, in which squares and long sums overflow."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def require_ctc_head(symbols, who, instead):
-    """Refuse a teacher without a CTC head where its posteriors are needed.
+def zero_padding(x, mask):
+    """Set frames outside a mask to 0, also those that hold NaN."""
+    return x.masked_fill(~mask.unsqueeze(-1), 0.0)
 
-    Arguments
-    ---------
-    symbols : int
-        Symbols of the teacher's posteriors.
-    who : str
-        What needs them.
-    instead : str
-        What to do.
 
-    Raises
-    ------
-    ValueError
-        If there are no symbols.
-
-    Example
-    -------
-    >>> require_ctc_head(29, "SKD", "use RKD")
-    """
+def require_ctc_head(symbols, what, remedy):
+    """Refuse a teacher without symbols where `what` needs its posteriors."""
     if symbols == 0:
         raise InputError(
-            f"the teacher has no CTC head, whose posteriors {who} needs: "
-            f"{instead}"
+            f"the teacher has no CTC head, whose posteriors {what} needs: "
+            f"{remedy}"
         )

@@ -1,23 +1,52 @@
-"""Sums over monotone alignments of two CTC models within some frames."""
+"""Tolerance: sums over monotone alignments of two CTC models within a band."""
 
 import torch
+
+from tutornet_sb.corpora.tokenizer import BLANK
+
+
+def warped_loss(frame_loss, p, log_q, mask, selected, tolerance):
+    """Sum of frame costs along the cheapest monotone alignment.
+
+    Every frame of either model is compared with some frame of the other, in
+    order and no more than `tolerance` frames apart. As in CTC, blanks between
+    different symbols are optional: an inserted or dropped one is compared with
+    a certain blank instead. So a spike costs nothing if it is early or late
+    within the tolerance. If it is missing, inserted, or merged with a spike of
+    the same symbol, a frame is compared with one of another symbol, whatever
+    the tolerance.
+
+    The loss turns ``(p, log_q)``, both ``(..., symbols)``, into ``(...)``;
+    `p` and `log_q` are ``(batch, frames, symbols)``. Valid frames, and those
+    whose comparison has a cost, are ``(batch, frames)``, the sum ``(batch,)``.
+    """
+    # Each teacher frame against the student's frames around it
+    outside = ~around(mask, tolerance)
+    costs = frame_loss(p.unsqueeze(2), around(log_q, tolerance))
+    costs = costs.masked_fill(~selected.unsqueeze(-1), 0.0)
+    # Optional blanks
+    optional = changes(p, mask)
+    blank = torch.zeros_like(p[:1, :1])
+    blank[..., BLANK] = 1.0
+    inserted = around(frame_loss(blank, log_q), tolerance)
+    inserted = inserted.masked_fill(~optional.unsqueeze(-1), torch.inf)
+    tiny = torch.finfo(p.dtype).tiny
+    dropped = frame_loss(blank, p.clamp(min=tiny).log())
+    optional &= p.argmax(-1) == BLANK
+    return warped_sum(
+        costs.masked_fill(outside, torch.inf),
+        inserted.masked_fill(outside, torch.inf),
+        dropped.masked_fill(~optional, torch.inf),
+        mask,
+    )
 
 
 def around(x, tolerance):
     """Give each frame its neighbours, and itself between them.
 
-    Arguments
-    ---------
-    x : torch.Tensor
-        ``(batch, frames, ...)``.
-    tolerance : int
-        Frames before and after.
-
-    Returns
-    -------
-    torch.Tensor
-        Frame ``t - tolerance + i`` at ``t`` and ``i``, zero where there is no
-        such frame, ``(batch, frames, 2 * tolerance + 1, ...)``.
+    Turns ``(batch, frames, ...)`` into
+    ``(batch, frames, 2 * tolerance + 1, ...)``, frame ``t - tolerance + i`` at
+    ``t`` and ``i``, zero where there is no such frame.
 
     Example
     -------
@@ -30,32 +59,13 @@ def around(x, tolerance):
     return x.unfold(1, 2 * tolerance + 1, 1).movedim(-1, 2)
 
 
-def changes(p, mask, blank_index=0):
-    """Find the frames after which CTC reads another symbol than before.
+def changes(p, mask):
+    """Frames after which CTC reads another symbol than up to them.
 
-    Arguments
-    ---------
-    p : torch.Tensor
-        Posteriors, ``(batch, frames, symbols)``.
-    mask : torch.Tensor
-        Valid frames, ``(batch, frames)``.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    torch.Tensor
-        Boolean, ``(batch, frames)``: true if the last symbol up to the frame
-        and the next one after it are not the same.
-
-    Example
-    -------
-    >>> p = torch.eye(3)[[1, 0, 1, 1, 0, 2]].unsqueeze(0)
-    >>> changes(p, torch.ones(1, 6, dtype=torch.bool)).int().tolist()
-    [[0, 0, 0, 1, 1, 1]]
+    `p` is ``(batch, frames, symbols)``, both masks are ``(batch, frames)``.
     """
     best = p.argmax(-1)
-    spikes = (best != blank_index) & mask
+    spikes = (best != BLANK) & mask
     frames = best.shape[1]
     # A frame before all others and one after them, without a symbol
     best = torch.nn.functional.pad(best, (1, 1), value=-1)
@@ -76,13 +86,12 @@ def _min_plus(a, b):
 
 def _chain(costs):
     """Costs of going from each place in the band to each later one."""
-    band = costs.shape[-1]
     pad = torch.nn.functional.pad
     rows = [
         pad(
             pad(costs[..., i + 1 :].cumsum(-1), (1, 0)), (i, 0), value=torch.inf
         )
-        for i in range(band)
+        for i in range(costs.shape[-1])
     ]
     return torch.stack(rows, dim=-2)
 
@@ -91,51 +100,16 @@ def warped_sum(costs, inserted, dropped, mask):
     """Add up costs along the cheapest monotone alignment within a band.
 
     Dynamic time warping in the band of Sakoe and Chiba (1978): an alignment
-    begins at both first frames and ends at both last ones, and from one pair to
-    the next it goes one frame on in the teacher, in the student or in both, so
-    every frame of either is compared with some frame of the other, in order.
-    As CTC does, it takes blanks between different symbols as optional: frames
-    of the student may be inserted after a teacher frame, and teacher frames may
-    be dropped, each at a cost of its own.
+    leads from both first frames to both last ones, and each step advances the
+    teacher, the student or both by one frame. Steps from frame to frame are
+    matrices of the min-plus semiring, multiplied pairwise, so that the depth is
+    logarithmic in the frames.
 
-    So a spike costs nothing if it is early or late by no more than the band.
-    If it is missing, inserted, or merged with a spike of the same symbol, a
-    frame is compared with one of another symbol, whatever the band.
-
-    Steps from frame to frame are matrices of the min-plus semiring, multiplied
-    pairwise, so that the depth is logarithmic in the frames.
-
-    Arguments
-    ---------
-    costs : torch.Tensor
-        Of the teacher's frame ``t`` and the student's frame
-        ``t - tolerance + i``, infinite where there is none,
-        ``(batch, frames, 2 * tolerance + 1)``.
-    inserted : torch.Tensor
-        Of the same student frame if it is inserted after the teacher's frame
-        ``t``, infinite where it may not be, of the same shape.
-    dropped : torch.Tensor
-        Of the teacher's frame ``t`` if it is dropped, infinite where it may not
-        be, ``(batch, frames)``.
-    mask : torch.Tensor
-        Valid frames, ``(batch, frames)``.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(batch,)``.
-
-    Example
-    -------
-    >>> none = torch.inf
-    >>> costs = torch.tensor([[[none, 0.0, 2.0], [3.0, 4.0, none]]])
-    >>> mask = torch.ones(1, 2, dtype=torch.bool)
-    >>> never = torch.full_like(costs, none)
-    >>> warped_sum(costs, never, never[..., 0], mask)
-    tensor([4.])
-    >>> inserted = torch.tensor([[[none, 0.5, 0.5], [none, none, none]]])
-    >>> warped_sum(costs, inserted, torch.tensor([[none, 0.25]]), mask)
-    tensor([0.7500])
+    The costs are of the teacher's frame ``t`` and the student's frame
+    ``t - tolerance + i``, and if that is inserted after ``t``, both
+    ``(batch, frames, 2 * tolerance + 1)``, and if ``t`` is dropped,
+    ``(batch, frames)``; they are infinite where that may not be. The sum is
+    ``(batch,)``.
     """
     chain = _chain(costs)
     # Both advance, which keeps the place in the band, or only the teacher,

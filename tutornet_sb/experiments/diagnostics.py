@@ -7,7 +7,10 @@ import torch
 
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.distillation.alignment import align
-from tutornet_sb.distillation.frame_weighting import FRAME_WEIGHTINGS
+from tutornet_sb.distillation.frame_weighting import (
+    FRAME_WEIGHTINGS,
+    frame_weights,
+)
 from tutornet_sb.inference.latency import align_symbols, symbol_runs
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import LogMelFeatures
@@ -295,10 +298,7 @@ class Ears:
                 (first * period, symbols[index])
                 for index, (first, _) in zip(ids, frames, strict=False)
             ],
-            {
-                name: weighting(said, blank)[0]
-                for name, weighting in FRAME_WEIGHTINGS.items()
-            },
+            {name: frame_weights(said, name)[0] for name in FRAME_WEIGHTINGS},
             period,
             posteriors,
             symbols,
@@ -322,7 +322,6 @@ class Ears:
             self.said[key],
             encoding.lengths,
             model.frame_period,
-            blank_index=_blank(folder),
             delay=float(runs.read_hyperparams(folder).get("delay") or 0),
         )
         return encoding.logits[0].float(), targets

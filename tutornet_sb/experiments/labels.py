@@ -8,7 +8,7 @@ from tutornet_sb.experiments.jobs import COMMAND
 from tutornet_sb.experiments.plan import SET_HERE
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.description import describe
-from tutornet_sb.targets.store import flatten
+from tutornet_sb.targets.header import flatten
 
 STAGES = {"ctc": "CTC", "rkd": "RKD", "skd": "SKD", "pseudo": "pseudo-labels"}
 BASELINE = "CTC baseline"

@@ -187,9 +187,11 @@ def _by_model(name, kind, model, device, pieces, blank_index, decode):
 
 def _by_source(source, device):
     if source.pieces is None:
-        raise InputError(f"{source.name} has no CTC head and cannot transcribe")
+        raise InputError(
+            f"{source.source} has no CTC head and cannot transcribe"
+        )
     return _by_model(
-        source.name,
+        source.source,
         source.kind,
         source.model,
         device,

@@ -1,8 +1,10 @@
-"""Teacher's targets as bytes, so many for each frame.
+"""Teacher's targets as bytes, a fixed number for each frame.
 
-What weights a frame is always kept as the teacher said it, whatever the rest is
-rounded to: the probability of the blank, and the root mean square of the hidden
-states.
+What frame weights depend on is kept precisely, whatever the rest is rounded to:
+the probability of the blank, and the root mean square of the hidden states.
+
+``encode`` turns ``(..., size)`` into ``(..., frame_bytes)``; ``decode``, or for
+shares of a probability mass ``(..., 1)`` ``share_out``, turn it back.
 """
 
 import math
@@ -12,17 +14,15 @@ import torch
 from tutornet_sb.distillation.targets import TeacherTargets
 from tutornet_sb.util.errors import InputError
 
-POSTERIORS = ("fp16", "uint8", "topk")
-HIDDEN = ("fp16", "int8", "pq", "rq")
 CENTROIDS = 256
 # Frames whose distances to centroids are held at a time: few enough for a cache
 CHUNK = 512
-# Sums of centroids that residual quantisation searches on from
+# Beam of residual quantisation: partial sums of centroids that are kept
 BEAM = 8
 
 
-def _tiny(x):
-    return torch.finfo(x.dtype).tiny
+def _divide(x, y):
+    return x / y.clamp(min=torch.finfo(y.dtype).tiny)
 
 
 def _to_bytes(x):
@@ -30,7 +30,7 @@ def _to_bytes(x):
 
 
 def _from_bytes(raw, dtype):
-    # A part of a lone frame is contiguous and yet not where numbers may begin.
+    # A slice of one frame is contiguous, but may not be aligned.
     raw = raw.clone(memory_format=torch.contiguous_format)
     return raw.view(dtype)
 
@@ -57,76 +57,48 @@ def _from_root(codes):
 
 def _share_out(mass, parts):
     """Give each part its share of a mass."""
-    total = parts.sum(-1, keepdim=True)
-    return parts * (mass / total.clamp(min=_tiny(total)))
+    return parts * _divide(mass, parts.sum(-1, keepdim=True))
 
 
-class Halves:
-    """Shares or hidden states in fp16.
+class _Halves:
+    """Shares or hidden states in fp16."""
 
-    Arguments
-    ---------
-    size : int
-        Dimension of a frame.
-    """
-
-    def __init__(self, size):
+    def __init__(self, size, top_k=None):
         self.frame_bytes = 2 * size
 
     def encode(self, values):
-        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
         return _to_bytes(_to_half(values, "hidden states"))
 
     def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
         return _from_bytes(raw, torch.float16).to(torch.float32)
 
     def share_out(self, raw, mass):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)`` that sum to a mass.
-
-        It is ``(..., 1)``.
-        """
         return _share_out(mass, self.decode(raw))
 
 
-class ByteShares:
-    """The root of each symbol's share in a byte, off by 1/510 at the most.
+class _ByteShares:
+    """The root of each symbol's share in a byte, off by at most 1/510."""
 
-    Arguments
-    ---------
-    symbols : int
-        Symbols besides the blank.
-    """
-
-    def __init__(self, symbols):
+    def __init__(self, symbols, top_k=None):
         self.frame_bytes = symbols
 
     def encode(self, shares):
-        """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
         return _to_root(shares)
 
     def share_out(self, raw, mass):
-        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``, as above."""
         return _share_out(mass, _from_root(raw))
 
 
-class TopShares:
+class _TopShares:
     """The k greatest shares, their roots in a byte each.
 
-    What is left goes to the other symbols in equal parts, so that the shares
-    still sum to 1.
-
-    Arguments
-    ---------
-    symbols : int
-        Symbols besides the blank.
-    k : int
-        Symbols to keep; all if there are no more.
+    The rest is split evenly among the other symbols, so that the shares still
+    sum to 1.
     """
 
-    def __init__(self, symbols, k):
+    def __init__(self, symbols, top_k):
         self.symbols = symbols
-        self.k = min(k, symbols)
+        self.k = min(top_k, symbols)
         self.index = torch.uint8 if symbols <= 256 else torch.int32
         if 256 < symbols <= 2**15:
             self.index = torch.int16
@@ -134,15 +106,13 @@ class TopShares:
         self.frame_bytes = self.index_bytes + self.k
 
     def encode(self, shares):
-        """Turn ``(..., symbols)`` into ``(..., frame_bytes)``."""
         kept, index = shares.topk(self.k, dim=-1)
         index = _to_bytes(index.to(self.index))
         return torch.cat([index, _to_root(kept)], dim=-1)
 
     def share_out(self, raw, mass):
-        """Turn ``(..., frame_bytes)`` into ``(..., symbols)``, as above."""
         index = _from_bytes(raw[..., : self.index_bytes], self.index).long()
-        # A damaged index must not lead out of the row.
+        # A damaged index must not leave the row.
         index = index.clamp(0, self.symbols - 1)
         kept = _from_root(raw[..., self.index_bytes :])
         others = self.symbols - self.k
@@ -158,48 +128,35 @@ class TopShares:
         return shares.scatter_(-1, index, kept * unit)
 
 
-class ByteStates:
+class _ByteStates:
     """Hidden states in a byte each, times a scale of the frame in float32.
 
-    Off by about 1/254 of the frame's greatest at the most. The scale is the one
-    that gives the frame its root mean square back.
-
-    Arguments
-    ---------
-    size : int
-        Dimension of a frame.
+    Off by at most about 1/254 of the frame's greatest. The scale restores the
+    frame's root mean square.
     """
 
     def __init__(self, size):
         self.frame_bytes = 4 + size
 
     def encode(self, states):
-        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
         step = states.abs().amax(-1, keepdim=True) / 127
-        codes = (states / step.clamp(min=_tiny(step))).round().clamp(-127, 127)
-        rounded = _rms(codes)
-        scale = _rms(states) / rounded.clamp(min=_tiny(rounded))
+        codes = _divide(states, step).round().clamp(-127, 127)
+        scale = _divide(_rms(states), _rms(codes))
         codes = codes.to(torch.int8)
         return torch.cat([_to_bytes(scale), _to_bytes(codes)], dim=-1)
 
     def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
         scale = _from_bytes(raw[..., :4], torch.float32)
         return _from_bytes(raw[..., 4:], torch.int8) * scale
 
 
-class QuantisedStates(torch.nn.Module):
+class _QuantisedStates(torch.nn.Module):
     """Hidden states by centroids of codebooks, a byte for each codebook.
 
-    A frame is divided by its root mean square, which is kept in fp16 and given
-    back to what is decoded.
-
-    Arguments
-    ---------
-    size : int
-        Dimension of a frame.
-    codebooks : torch.Tensor
-        Centroids, ``(code bytes, 256, dim)``.
+    A frame is divided by its root mean square, which is kept in fp16 and
+    restored. Codebooks are ``(code bytes, 256, dim)``. A subclass has ``find``,
+    from frames ``(frames, size)`` to codes ``(frames, code bytes)``, and
+    ``look_up`` from rows of all codebooks, one under another, to frames.
     """
 
     def __init__(self, size, codebooks):
@@ -212,39 +169,24 @@ class QuantisedStates(torch.nn.Module):
         self.register_buffer("first", first, persistent=False)
 
     def encode(self, states):
-        """Turn ``(..., size)`` into ``(..., frame_bytes)``."""
         rms = _rms(states)
-        unit = (states / rms.clamp(min=_tiny(rms))).flatten(0, -2)
+        unit = _divide(states, rms).flatten(0, -2)
         codes = torch.cat([self.find(part) for part in unit.split(CHUNK)])
         codes = codes.to(torch.uint8).unflatten(0, states.shape[:-1])
         half = _to_bytes(_to_half(rms, "root mean squares of hidden states"))
         return torch.cat([half, codes], dim=-1)
 
     def decode(self, raw):
-        """Turn ``(..., frame_bytes)`` into ``(..., size)``."""
         rms = _from_bytes(raw[..., :2], torch.float16).to(torch.float32)
         index = raw[..., 2:].flatten(0, -2).long() + self.first
         unit = self.look_up(index).unflatten(0, raw.shape[:-1])
-        found = _rms(unit)
-        return unit * (rms / found.clamp(min=_tiny(found)))
+        return unit * _divide(rms, _rms(unit))
+
+
+class _ProductStates(_QuantisedStates):
+    """Product quantisation: each codebook is of a part of the dimensions."""
 
     def find(self, unit):
-        """Find the codes ``(frames, code bytes)`` of ``(frames, size)``."""
-        raise NotImplementedError
-
-    def look_up(self, index):
-        """Turn rows of the codebooks, one under another, into frames."""
-        raise NotImplementedError
-
-
-class ProductStates(QuantisedStates):
-    """Product quantisation: each codebook is of a part of the dimensions.
-
-    Zeros pad the last part.
-    """
-
-    def find(self, unit):
-        """Find the nearest centroid to each part."""
         parts = len(self.codebooks)
         unit = _pad(unit, parts).unflatten(-1, (parts, -1)).transpose(0, 1)
         squares = self.codebooks.square().sum(-1).unsqueeze(1)
@@ -254,27 +196,25 @@ class ProductStates(QuantisedStates):
         return distances.argmin(-1).transpose(0, 1)
 
     def look_up(self, index):
-        """Put the centroids one after another."""
         table = self.codebooks.flatten(0, 1)
         unit = torch.nn.functional.embedding(index, table).flatten(-2)
         return unit[..., : self.size]
 
 
-class ResidualStates(QuantisedStates):
+class _ResidualStates(_QuantisedStates):
     """Residual quantisation: the sum of centroids, one of each codebook.
 
-    Each codebook is of what those before it leave. At the same size it is
+    Each codebook is of the residuals of those before it. At the same size it is
     nearer than product quantisation, and slower to encode.
     """
 
     _products = None
 
     def find(self, unit):
-        """Search the sums, the best ``BEAM`` of each length at a time.
+        """Codes of the nearest sums, by beam search.
 
-        The squared distance to a sum of centroids is, but for what is the same
-        for all, ``sum |c|^2 - 2 x c + 2 sum c c'``: all products are computed
-        once.
+        The squared distance to a sum of centroids is, up to a constant,
+        ``sum |c|^2 - 2 x c + 2 sum c c'``: all products are computed once.
         """
         table = self.codebooks.flatten(0, 1)
         products, squares = self._inner_products(table)
@@ -310,12 +250,13 @@ class ResidualStates(QuantisedStates):
         return self._products, table.square().sum(-1).view(-1, 1, CENTROIDS)
 
     def look_up(self, index):
-        """Add the centroids up."""
         table = self.codebooks.flatten(0, 1)
         return torch.nn.functional.embedding_bag(index, table, mode="sum")
 
 
-QUANTISERS = {"pq": ProductStates, "rq": ResidualStates}
+POSTERIORS = {"fp16": _Halves, "uint8": _ByteShares, "topk": _TopShares}
+QUANTISERS = {"pq": _ProductStates, "rq": _ResidualStates}
+HIDDEN = {"fp16": _Halves, "int8": _ByteStates, **QUANTISERS}
 
 
 def _rms(states):
@@ -329,21 +270,7 @@ def _pad(states, parts):
 
 
 def codebook_shape(kind, size, code_bytes):
-    """Shape of the codebooks of a layer.
-
-    Arguments
-    ---------
-    kind : str
-        ``pq`` or ``rq``.
-    size : int
-        Dimension of the layer.
-    code_bytes : int
-        Codebooks, and bytes of a frame.
-
-    Returns
-    -------
-    tuple of int
-        Codebooks, centroids, dimension of a centroid.
+    """Codebooks, centroids and dimension of a centroid, for a layer's size.
 
     Example
     -------
@@ -355,28 +282,9 @@ def codebook_shape(kind, size, code_bytes):
 
 
 def train_codebooks(kind, states, code_bytes, seed=0):
-    """Find the centroids of a quantiser by k-means.
+    """Codebooks of a quantiser by k-means, see :func:`codebook_shape`.
 
-    Arguments
-    ---------
-    kind : str
-        ``pq`` or ``rq``.
-    states : torch.Tensor
-        Hidden states of a sample of frames, ``(frames, size)``.
-    code_bytes : int
-        Codebooks, and bytes of a frame.
-    seed : int
-        Of the k-means.
-
-    Returns
-    -------
-    torch.Tensor
-        As :func:`codebook_shape` says.
-
-    Raises
-    ------
-    ValueError
-        If there are no bytes, or more than dimensions.
+    `states` are the hidden states of a sample of frames, ``(frames, size)``.
 
     Example
     -------
@@ -391,22 +299,20 @@ def train_codebooks(kind, states, code_bytes, seed=0):
             f"code_bytes of {size} dimensions must be 1 to {size}, got "
             f"{code_bytes}"
         )
-    rms = _rms(states)
-    unit = states / rms.clamp(min=_tiny(rms))
+    unit = _divide(states, _rms(states))
     if kind == "pq":
         unit = _pad(unit, code_bytes)
         quantiser = faiss.ProductQuantizer(unit.shape[1], code_bytes, 8)
     else:
         quantiser = faiss.ResidualQuantizer(size, code_bytes, 8)
-        # Measured on a small teacher: as near as its default, in a tenth of the
-        # time.
+        # On a small teacher as near as its default, in a tenth of the time
         quantiser.train_type = faiss.ResidualQuantizer.Train_default
         quantiser.max_beam_size = 1
         quantiser.cp.niter = 10
     # k-means wants a point for each centroid.
     unit = unit.repeat(-(-CENTROIDS // len(unit)), 1)
     quantiser.cp.seed = seed
-    # It would print a warning about small samples.
+    # No warning about small samples
     quantiser.cp.min_points_per_centroid = 1
     quantiser.train(unit.float().cpu().contiguous().numpy())
     found = quantiser.centroids if kind == "pq" else quantiser.codebooks
@@ -418,59 +324,22 @@ class TargetCodec(torch.nn.Module):
     """Targets of a teacher to bytes and back.
 
     Each frame has two strings of bytes, one of its posteriors and one of its
-    hidden states, since softmax-level distillation needs the first alone. The
+    hidden states, since softmax-level distillation needs only the first. The
     posteriors begin with ``p(blank)`` or, where that is smaller,
     ``1 - p(blank)`` in fp16; each other symbol has its share of the latter. So
     the blank is never rounded away, and posteriors sum to 1 whatever the
     encoding.
 
-    Arguments
-    ---------
-    symbols : int
-        Symbols of the posteriors; 0 for a teacher without a CTC head.
-    blank_index : int
-        Index of the blank.
-    taps : dict
-        Dimension of each tapped layer by its path, in the order of the hidden
-        states.
-    frame_period : float
-        Distance between two frames (seconds).
-    posteriors : str
-        ``fp16``, ``uint8`` or ``topk``.
-    top_k : int
-        For ``topk``: symbols kept besides the blank.
-    hidden : str
-        ``fp16``, ``int8``, ``pq`` or ``rq``.
-    code_bytes : int
-        For ``pq`` and ``rq``: bytes of a frame of each layer, besides the two
-        of its root mean square.
-    codebooks : dict, optional
-        For ``pq`` and ``rq``: centroids of each layer by its path.
-
-    Raises
-    ------
-    ValueError
-        If an encoding is unknown or its numbers are out of range.
-
-    Example
-    -------
-    >>> codec = TargetCodec(29, 0, {"encoder": 8}, 0.02, hidden="fp16")
-    >>> hidden = torch.randn(1, 3, 8)
-    >>> posteriors = torch.softmax(torch.randn(1, 3, 29), dim=-1)
-    >>> lengths = torch.tensor([3])
-    >>> targets = TeacherTargets(hidden, posteriors, lengths, 0.02)
-    >>> parts = codec.encode(targets)
-    >>> [tuple(part.shape) for part in parts]
-    [(1, 3, 10), (1, 3, 16)]
-    >>> decoded = codec.decode(torch.cat(parts, dim=-1), lengths, ["encoder"])
-    >>> torch.allclose(decoded.hidden, hidden, rtol=1e-3)
-    True
+    `taps` are the dimensions of the tapped layers by path, in the order of the
+    hidden states; encodings are named in ``POSTERIORS`` and ``HIDDEN``. `top_k`
+    symbols are kept besides the blank; `code_bytes` are those of a
+    quantised layer besides two of its root mean square, and `codebooks` its
+    centroids by path.
     """
 
     def __init__(
         self,
         symbols,
-        blank_index,
         taps,
         frame_period,
         posteriors="topk",
@@ -490,24 +359,16 @@ class TargetCodec(torch.nn.Module):
                 f"no encoding of hidden states {hidden!r}; choose from: "
                 + ", ".join(HIDDEN)
             )
-        if symbols == 1 or (symbols and not 0 <= blank_index < symbols):
-            raise InputError(
-                f"blank {blank_index} of {symbols} symbols leaves no others, "
-                "or is none of them"
-            )
+        if symbols == 1:
+            raise InputError("1 symbol leaves none besides the blank")
         if symbols and posteriors == "topk" and top_k < 1:
             raise InputError(f"top_k must be at least 1, got {top_k}")
         self.symbols = symbols
-        self.blank_index = blank_index
         self.taps = dict(taps)
         self.frame_period = frame_period
         self.shares = None
         if symbols:
-            self.shares = {
-                "fp16": lambda: Halves(symbols - 1),
-                "uint8": lambda: ByteShares(symbols - 1),
-                "topk": lambda: TopShares(symbols - 1, top_k),
-            }[posteriors]()
+            self.shares = POSTERIORS[posteriors](symbols - 1, top_k)
         if taps and hidden in QUANTISERS:
             self._check_codebooks(hidden, code_bytes, codebooks or {})
             states = [
@@ -515,8 +376,7 @@ class TargetCodec(torch.nn.Module):
                 for path, size in self.taps.items()
             ]
         else:
-            make = Halves if hidden == "fp16" else ByteStates
-            states = [make(size) for size in self.taps.values()]
+            states = [HIDDEN[hidden](size) for size in self.taps.values()]
         self.states = dict(zip(self.taps, states, strict=True))
         # So that codebooks follow the module to its device.
         self.quantised = torch.nn.ModuleList(
@@ -536,29 +396,15 @@ class TargetCodec(torch.nn.Module):
             found = tuple(getattr(codebooks.get(path), "shape", ()))
             if found != wanted:
                 raise InputError(
-                    f"the codebooks of layer {path} must be {wanted}, and is "
+                    f"the codebooks of layer {path} must be {wanted}, got "
                     f"{found}"
                 )
 
     def encode(self, targets):
-        """Turn targets into bytes.
+        """Encode finite targets of utterances.
 
-        Arguments
-        ---------
-        targets : TeacherTargets
-            Of one utterance or several, finite on all frames.
-
-        Returns
-        -------
-        posteriors : torch.Tensor
-            ``(batch, frames, posterior_bytes)``, uint8.
-        hidden : torch.Tensor
-            ``(batch, frames, hidden_bytes)``, uint8.
-
-        Raises
-        ------
-        ValueError
-            If targets are not finite, or too large for their encoding.
+        Returns posteriors ``(batch, frames, posterior_bytes)`` and hidden
+        states ``(batch, frames, hidden_bytes)``, uint8.
         """
         hidden, posteriors = targets.hidden.float(), targets.posteriors.float()
         if not (hidden.isfinite().all() and posteriors.isfinite().all()):
@@ -572,36 +418,22 @@ class TargetCodec(torch.nn.Module):
         hidden = torch.cat(encoded, dim=-1)
         if not self.shares:
             return hidden[..., :0], hidden
-        blank = self.blank_index
-        others = [posteriors[..., :blank], posteriors[..., blank + 1 :]]
-        others = torch.cat(others, dim=-1)
+        # The blank is the first symbol.
+        likely, others = posteriors[..., :1], posteriors[..., 1:]
         # Not 1 - p(blank), which loses what is next to nothing.
         nonblank = others.sum(-1, keepdim=True)
-        shares = others / nonblank.clamp(min=_tiny(nonblank))
-        # The smaller of the two, since fp16 is fine near 0 alone; the sign says
+        shares = _divide(others, nonblank)
+        # The smaller of the two, since fp16 is fine near 0 only; the sign says
         # which.
-        likely = posteriors[..., blank : blank + 1]
         half = torch.where(nonblank <= 0.5, nonblank, -likely)
         half = _to_bytes(half.to(torch.float16))
         return torch.cat([half, self.shares.encode(shares)], dim=-1), hidden
 
     def decode(self, raw, lengths, taps=()):
-        """Turn bytes into targets.
+        """Decode bytes into ``TeacherTargets`` in float32.
 
-        Arguments
-        ---------
-        raw : torch.Tensor
-            Posteriors and, if any layer is wanted, hidden states, one after
-            another along dim, ``(batch, frames, bytes)``, uint8.
-        lengths : torch.Tensor
-            Valid frames of each utterance, integers of shape ``(batch,)``.
-        taps : list of str
-            Layers wanted, in their order.
-
-        Returns
-        -------
-        TeacherTargets
-            In float32.
+        The bytes are posteriors and, if layers are wanted, hidden states, one
+        after another, ``(batch, frames, bytes)``; lengths are ``(batch,)``.
         """
         at, parts = self.posterior_bytes, {}
         for path, states in self.states.items():
@@ -621,9 +453,5 @@ class TargetCodec(torch.nn.Module):
             others = self.shares.share_out(
                 raw[..., 2 : self.posterior_bytes], nonblank
             )
-            blank = self.blank_index
-            posteriors = torch.cat(
-                [others[..., :blank], likely, others[..., blank:]],
-                dim=-1,
-            )
+            posteriors = torch.cat([likely, others], dim=-1)
         return TeacherTargets(hidden[0], posteriors, lengths, self.frame_period)

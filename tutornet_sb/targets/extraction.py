@@ -1,4 +1,4 @@
-"""A teacher's targets into a store, and out of it into the training."""
+"""A teacher's targets into a store, and from it into the training."""
 
 import hashlib
 import json
@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
@@ -19,21 +20,19 @@ from tqdm import tqdm
 from tutornet_sb.distillation.frame_weighting import FRAME_WEIGHTINGS
 from tutornet_sb.distillation.losses import RepresentationLoss
 from tutornet_sb.distillation.standardisation import Standardiser, measure
-from tutornet_sb.distillation.targets import TeacherTargets
+from tutornet_sb.distillation.targets import TeacherTargets, zero_padding
 from tutornet_sb.networks.acoustic_model import frame_mask
 from tutornet_sb.targets.encodings import QUANTISERS, train_codebooks
-from tutornet_sb.targets.store import (
+from tutornet_sb.targets.header import (
     FORMAT,
-    ShardWriter,
-    TargetStore,
     add_seconds,
     check_same,
     codebook_shapes,
     create_store,
-    filling,
     make_codec,
     read_header,
 )
+from tutornet_sb.targets.store import ShardWriter, TargetStore, filling
 from tutornet_sb.teachers.pseudo_labels import longest_first
 from tutornet_sb.teachers.teacher import Teacher
 from tutornet_sb.util import processes, signals
@@ -47,17 +46,7 @@ SAMPLE_FRAMES = 49_152
 
 
 def weights_hash(model):
-    """Hash the weights of a model.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        On any device.
-
-    Returns
-    -------
-    str
-        SHA-256 of all parameters and buffers, with their names.
+    """SHA-256 of all parameters and buffers of a model, with their names.
 
     Example
     -------
@@ -65,7 +54,7 @@ def weights_hash(model):
     'e3b0c442'
     """
     tensors = dict(model.state_dict())
-    # Its statistics are no part of that.
+    # Its statistics are no buffers.
     for path, layer in model.named_modules():
         if isinstance(layer, InputNormalization):
             for name in ("glob_mean", "glob_std"):
@@ -82,7 +71,7 @@ def weights_hash(model):
 
 
 def _settings(features):
-    """Numbers and names that say how features are computed."""
+    """Numbers and names by which features are computed."""
     return {
         f"{path}.{name}".strip("."): value
         for path, layer in features.named_modules()
@@ -93,36 +82,17 @@ def _settings(features):
     }
 
 
-def describe(teacher, pieces, blank_index, encodings):
-    """Say what the targets of a teacher are, to be compared with a store's.
+def describe(teacher, pieces, encodings):
+    """Describe the targets of a teacher, to be compared with a store's.
 
-    Arguments
-    ---------
-    teacher : Teacher
-        With its taps and its vocabulary.
-    pieces : list of str
-        Symbols of the targets by index, those of the student.
-    blank_index : int
-        Index of their blank.
-    encodings : dict
-        ``posteriors``, ``top_k``, ``hidden`` and ``code_bytes``, as for
-        ``TargetCodec``.
-
-    Returns
-    -------
-    dict
-        Of JSON's types.
-
-    Raises
-    ------
-    ValueError
-        If the teacher has nothing to say.
+    `pieces` are the student's symbols; `encodings` holds ``posteriors``,
+    ``top_k``, ``hidden`` and ``code_bytes`` as for ``TargetCodec``.
     """
     taps = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
     if not taps and not teacher.symbols:
         raise InputError(
-            "a teacher without a CTC head teaches by hidden states, and no "
-            "layer is tapped"
+            "a teacher without a CTC head has no targets but hidden states, "
+            "and no layer is tapped"
         )
     used = {}
     if teacher.symbols:
@@ -138,8 +108,7 @@ def describe(teacher, pieces, blank_index, encodings):
         mapping = teacher.vocabulary
         vocabulary = {
             "symbols": list(pieces),
-            "blank_index": blank_index,
-            # Which symbol of the teacher counts as which
+            # Student's symbol of each of the teacher's
             "map": None if mapping is None else mapping.index.tolist(),
             "boundary_index": getattr(mapping, "boundary_index", None),
         }
@@ -158,19 +127,7 @@ def describe(teacher, pieces, blank_index, encodings):
 
 
 def default_folder(folder, what):
-    """Name a store by what its targets are.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Where it is to lie.
-    what : dict
-        From :func:`describe`.
-
-    Returns
-    -------
-    pathlib.Path
-        Another for any other targets.
+    """Folder of a store, named by a hash of what its targets are.
 
     Example
     -------
@@ -182,25 +139,14 @@ def default_folder(folder, what):
 
 
 class StoredTeacher(torch.nn.Module):
-    """A teacher that has said all it had to say, as its store holds it.
+    """A teacher whose targets are read from a store.
 
-    It takes the place of a ``Teacher`` in a stage. The batches it is asked
-    about have ``targets``, which :meth:`read` gives for each utterance.
+    It takes the place of a ``Teacher`` in a stage, with the same attributes and
+    ``targets(batch)``. Its batches have ``targets``, which :meth:`read` returns
+    for each utterance.
 
-    Arguments
-    ---------
-    store : TargetStore
-        Filled.
-    taps : list of str
-        Layers wanted, of those in the store.
-
-    Attributes
-    ----------
-    taps, hidden_sizes, symbols, frame_period
-        As of ``Teacher``.
-    errors : dict
-        Error of the stored hidden states by layer and frame weighting, as the
-        representation loss has it.
+    `taps` are the layers wanted, of those in the store. ``errors`` are those of
+    the encoded hidden states by layer and frame weighting.
     """
 
     def __init__(self, store, taps=()):
@@ -214,59 +160,22 @@ class StoredTeacher(torch.nn.Module):
         self.errors = store.made.get("errors", {})
 
     def read(self, key, samples):
-        """Read what the teacher says about an utterance.
+        """Encoded targets ``(frames, bytes)`` for the batch's ``targets``.
 
-        Arguments
-        ---------
-        key : str
-            As in the store.
-        samples : int
-            Of the waveform that the student hears.
-
-        Returns
-        -------
-        torch.Tensor
-            For the ``targets`` of a batch, ``(frames, bytes)``, uint8.
+        `samples` are those of the student's input.
         """
         return self.store.read(key, samples, hidden=bool(self.taps))
 
     @torch.no_grad()
-    def teach(self, batch):
-        """Teach a batch.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``targets``.
-
-        Returns
-        -------
-        TeacherTargets
-            Standardised hidden states and posteriors in float32.
-        """
+    def targets(self, batch):
+        """Targets of a ``PaddedBatch`` with ``targets``, standardised."""
         raw, relative = batch.targets
         lengths = (relative * raw.shape[1]).round().long()
         return self.codec.decode(raw, lengths, list(self.taps))
 
 
 def repair_store(folder):
-    """Throw away what is damaged in a store, to be filled again.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store.
-
-    Returns
-    -------
-    list of Damage
-        What was found.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no store.
-    """
+    """Remove what is damaged in a store; returns a list of ``Damage``."""
     read_header(folder)
     with filling(folder):
         store = TargetStore(folder, partial=True)
@@ -287,103 +196,70 @@ def fill_store(
     made=None,
     progressbar=True,
 ):
-    """Let a teacher fill a store with what it lacks.
+    """Fill a store with the targets that it lacks.
 
     Under DDP all processes call it, and each writes its part. A call after a
-    killed one goes on where that stopped. Random numbers are left as found.
+    killed one resumes. Random numbers are left as found.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store; made if there is none.
-    what : dict
-        What the targets are, from :func:`describe`.
-    teacher : Teacher
-        On the device where it is to run.
-    data : speechbrain.dataio.dataset.DynamicItemDataset
-        Provides ``id`` (the key in the store), ``sig`` (the waveform at the
-        teacher's sample rate) and ``duration`` (seconds).
-    batch_seconds : float
-        Audio that the teacher hears at a time, padding included (seconds).
-    num_workers : int
-        Processes that read audio.
-    precision : str
-        Of the teacher's arithmetic, ``fp32``, ``fp16`` or ``bf16``.
-    made : dict
-        What else to note about how the store is made.
-    progressbar : bool
-        Whether to show one in a terminal.
-
-    Returns
-    -------
-    TargetStore
-        With all of the data.
-
-    Raises
-    ------
-    ValueError
-        If the store holds other targets or is damaged, or if the teacher's
-        output is not finite.
-    OSError
-        If the disk is full.
+    `what` the targets are is from :func:`describe`, `made` is noted beside it.
+    The data set, a ``DynamicItemDataset``, provides ``id`` (the key in the
+    store), ``sig`` (at the teacher's sample rate) and ``duration`` (seconds).
+    The teacher runs on its device in batches of up to `batch_seconds`, padding
+    included, in ``fp32``, ``fp16`` or ``bf16``. Returns the store.
     """
-    device = next(teacher.parameters()).device
-    listen = _Listener(teacher, batch_seconds, num_workers, precision)
+    extract = _Extractor(batch_seconds, num_workers, precision, progressbar)
     with ExitStack() as stack:
-        cuda = [device] if device.type == "cuda" else []
-        stack.enter_context(torch.random.fork_rng(cuda))
+        stack.enter_context(_same_random_numbers(teacher))
         if if_main_process():
             stack.enter_context(filling(folder))
         processes.run_on_main(
-            _begin, [folder, what, listen, data, precision, made, progressbar]
+            _create, [folder, what, teacher, extract, data, made]
         )
         store = TargetStore(folder)
         check_same(folder, store.what, what)
         # All must have seen what is missing before one writes.
         processes.wait_for_all()
-        _teach(store, teacher, listen, data, progressbar)
+        _fill(store, teacher, extract, data)
         processes.wait_for_all()
-    store = TargetStore(folder)
-    missing = [key for key in data.data_ids if key not in store]
-    if missing:
-        raise InputError(
-            f"the target store {folder} still lacks {len(missing)} utterances, "
-            f"the first of them {missing[0]}: has another process removed them?"
-        )
-    return store
+    return TargetStore(folder)
 
 
-class _Listener:
-    """Lets a teacher hear a data set, batch by batch."""
+def _same_random_numbers(teacher):
+    device = next(teacher.parameters()).device
+    return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
-    def __init__(self, teacher, batch_seconds, num_workers, precision):
-        self.teacher = teacher
-        self.batch_seconds = batch_seconds
-        self.num_workers = num_workers
-        self.dtype = AMPConfig.from_name(precision).dtype
 
-    def hear(self, teacher, data, keys, done=()):
-        """Give batches, and what the teacher says about them.
+class _Extractor(NamedTuple):
+    """How a teacher runs over a data set."""
 
-        Batches that hold nothing but what is done are left out.
+    batch_seconds: float
+    num_workers: int
+    precision: str
+    progressbar: bool = True
+
+    def __call__(self, teacher, data, keys, done=()):
+        """Yield batches and their targets.
+
+        Batches of utterances that are all done are left out.
         """
         part = FilteredSortedDynamicItemDataset(data, keys)
         part.set_output_keys(["id", "sig"])
         device = next(teacher.parameters()).device
+        dtype = AMPConfig.from_name(self.precision).dtype
         for batch in longest_first(
             part, self.batch_seconds, self.num_workers, done
         ):
-            with TorchAutocast(device_type=device.type, dtype=self.dtype):
-                targets = teacher.teach(batch.to(device))
+            with TorchAutocast(device_type=device.type, dtype=dtype):
+                targets = teacher.targets(batch.to(device))
             yield batch, targets
 
+    def bar(self, **options):
+        """Progress bar of the main process; none outside a terminal."""
+        shown = self.progressbar and if_main_process()
+        return tqdm(disable=None if shown else True, **options)
 
-def _no_bar(progressbar):
-    """What tqdm calls ``disable``: None is no bar outside a terminal."""
-    return None if progressbar and if_main_process() else True
 
-
-def _begin(folder, what, listen, data, precision, made, progressbar):
+def _create(folder, what, teacher, extract, data, made):
     """Make the store, if it is new."""
     try:
         read_header(folder)
@@ -391,17 +267,16 @@ def _begin(folder, what, listen, data, precision, made, progressbar):
     except FileNotFoundError:
         pass
     started = time.monotonic()
-    device = next(listen.teacher.parameters()).device
     made = {
-        "precision": precision,
-        "device": device.type,
+        "precision": extract.precision,
+        "device": next(teacher.parameters()).device.type,
         "torch": torch.__version__,
         "python": platform.python_version(),
         **(made or {}),
     }
     codebooks, sizes = {}, what["teacher"]["taps"]
     if sizes:
-        sample = _sample(listen, data, progressbar)
+        sample = _sample(extract, teacher, data)
         made["statistics"] = measure(_states(sample), sizes)
         standardise = Standardiser(made["statistics"], sizes)
         sample = [t._replace(hidden=standardise(t.hidden)) for t in sample]
@@ -412,7 +287,7 @@ def _begin(folder, what, listen, data, precision, made, progressbar):
     create_store(folder, what, made, codebooks)
 
 
-def _sample(listen, data, progressbar):
+def _sample(extract, teacher, data):
     """Targets of some utterances, on the CPU, in batches."""
     logger.info(
         "The teacher encodes up to %d frames, to measure its hidden states",
@@ -422,39 +297,39 @@ def _sample(listen, data, progressbar):
     order = torch.randperm(len(data), generator=generator).tolist()
     # Few at a time, since only so many frames are wanted.
     found, frames = [], 0
-    with tqdm(
-        desc="hidden states",
-        total=SAMPLE_FRAMES,
-        unit="frame",
-        disable=_no_bar(progressbar),
+    with extract.bar(
+        desc="hidden states", total=SAMPLE_FRAMES, unit="frame"
     ) as bar:
         for begin in range(0, len(order), 64):
             keys = [data.data_ids[i] for i in order[begin : begin + 64]]
-            for batch, targets in listen.hear(listen.teacher, data, keys):
-                found.append(_sound(batch.id, targets))
-                frames += int(targets.lengths.sum())
+            for batch, targets in extract(teacher, data, keys):
+                mask = _check_finite(batch.id, targets)
+                found.append(
+                    TeacherTargets(
+                        zero_padding(targets.hidden, mask).cpu(),
+                        targets.posteriors.cpu(),
+                        targets.lengths.cpu(),
+                        targets.frame_period,
+                    )
+                )
+                frames += int(mask.sum())
                 bar.update(min(frames, SAMPLE_FRAMES) - bar.n)
             if frames >= SAMPLE_FRAMES:
                 break
     return found
 
 
-def _sound(keys, targets):
-    """Targets on the CPU, zero on padded frames; all must be finite."""
+def _check_finite(keys, targets):
+    """Name an utterance whose targets are not finite; returns the mask."""
     mask = frame_mask(targets.lengths, targets.hidden.shape[1])
-    lost = ~(targets.hidden.isfinite().all(-1) | ~mask).all(-1)
-    for key, is_lost in zip(keys, lost.tolist(), strict=True):
-        if is_lost:
+    finite = [x.isfinite().all(-1) for x in targets[:2]]
+    finite = (finite[0] & finite[1] | ~mask).all(-1)
+    for key, is_finite in zip(keys, finite.tolist(), strict=True):
+        if not is_finite:
             raise InputError(
-                f"utterance {key}: hidden states of the teacher are not finite"
+                f"utterance {key}: targets of the teacher are not finite"
             )
-    hidden = targets.hidden.masked_fill(~mask.unsqueeze(-1), 0.0)
-    return TeacherTargets(
-        hidden.cpu(),
-        targets.posteriors.cpu(),
-        targets.lengths.cpu(),
-        targets.frame_period,
-    )
+    return mask
 
 
 def _states(sample):
@@ -470,53 +345,32 @@ def _states(sample):
 def measure_hidden(teacher, data, batch_seconds=60.0, num_workers=0):
     """Measure the hidden states of a teacher on a sample of utterances.
 
-    Random numbers are left as found.
-
-    Arguments
-    ---------
-    teacher : Teacher
-        On the device where it is to run, not standardised.
-    data : speechbrain.dataio.dataset.DynamicItemDataset
-        As for :func:`fill_store`.
-    batch_seconds : float
-        Audio of a batch, padding included (seconds).
-    num_workers : int
-        Processes that read audio.
-
-    Returns
-    -------
-    dict
-        From :func:`~tutornet_sb.distillation.standardisation.measure`.
+    The teacher is not standardised, the data as for :func:`fill_store`; random
+    numbers are left as found. Returns the statistics that
+    :func:`~tutornet_sb.distillation.standardisation.measure` does.
     """
-    device = next(teacher.parameters()).device
-    cuda = [device] if device.type == "cuda" else []
-    listen = _Listener(teacher, batch_seconds, num_workers, "fp32")
+    extract = _Extractor(batch_seconds, num_workers, "fp32")
     sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
-    with torch.random.fork_rng(cuda):
-        sample = _sample(listen, data, progressbar=True)
-        return measure(_states(sample), sizes)
+    with _same_random_numbers(teacher):
+        return measure(_states(_sample(extract, teacher, data)), sizes)
 
 
 def _train_codebooks(what, states):
     """Train the codebooks on a sample of frames, ``(frames, dim)``."""
     logger.info("Codebooks are trained on %d frames", len(states))
     sizes, used = what["teacher"]["taps"], what["encodings"]
+    parts = states.split(list(sizes.values()), dim=-1)
     return {
         path: train_codebooks(used["hidden"], part, used["code_bytes"])
-        for path, part in zip(
-            sizes, states.split(list(sizes.values()), dim=-1), strict=True
-        )
+        for path, part in zip(sizes, parts, strict=True)
     }
 
 
 def _errors(codec, sample):
-    """Error of encoded hidden states, as the representation loss has it.
-
-    Returns it by layer and frame weighting.
-    """
+    """Representation loss of encoded states, by layer and frame weighting."""
     sizes = list(codec.taps.values())
     losses = {
-        name: RepresentationLoss(name, codec.blank_index)
+        name: RepresentationLoss(name)
         for name in FRAME_WEIGHTINGS
         if codec.symbols or name != "nonblank"
     }
@@ -524,19 +378,18 @@ def _errors(codec, sample):
     utterances = sum(len(targets.lengths) for targets in sample)
     for targets in sample:
         share = len(targets.lengths) / utterances
-        for (path, states), given in zip(
-            codec.states.items(),
-            targets.hidden.split(sizes, dim=-1),
-            strict=True,
+        parts = targets.hidden.split(sizes, dim=-1)
+        for (path, states), exact in zip(
+            codec.states.items(), parts, strict=True
         ):
-            decoded = states.decode(states.encode(given))
-            own = targets._replace(hidden=given)
+            decoded = states.decode(states.encode(exact))
+            own = targets._replace(hidden=exact)
             for name, loss in losses.items():
                 errors[path][name] += share * loss(decoded, own).item()
     return errors
 
 
-def _teach(store, teacher, listen, data, progressbar):
+def _fill(store, teacher, extract, data):
     """Write this process' part of what is missing."""
     missing = {key for key in data.data_ids if key not in store}
     if not missing:
@@ -547,10 +400,9 @@ def _teach(store, teacher, listen, data, progressbar):
     teacher = Teacher(
         teacher.model, store.taps, teacher.vocabulary, standardise
     )
-    device = next(teacher.parameters()).device
-    codec = store.codec.to(device)
+    codec = store.codec.to(next(teacher.parameters()).device)
     seconds = {key: float(data.data[key]["duration"]) for key in data.data_ids}
-    # Of utterances of like length, each process takes one.
+    # Of utterances of similar length, each process takes one.
     keys = sorted(data.data_ids, key=lambda key: (seconds[key], key))
     keys = processes.own_share(keys)
     hours = sum(seconds[key] for key in keys if key in missing) / 3600
@@ -561,22 +413,22 @@ def _teach(store, teacher, listen, data, progressbar):
             len(missing),
             len(data),
         )
-    bar = tqdm(
-        desc="targets",
-        total=hours,
-        unit="h",
-        bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/{total:.2f} hours"
-        " of audio [{elapsed}<{remaining}{postfix}]",
-        disable=_no_bar(progressbar),
-    )
     done, together = 0.0, processes.count()
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(signals.finishing())
-        stack.enter_context(bar)
+        bar = stack.enter_context(
+            extract.bar(
+                desc="targets",
+                total=hours,
+                unit="h",
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/"
+                "{total:.2f} hours of audio [{elapsed}<{remaining}{postfix}]",
+            )
+        )
         stack.callback(_count_time, store.folder, started)
         writer = stack.enter_context(ShardWriter(store.folder))
-        for batch, targets in listen.hear(teacher, data, keys, store):
+        for batch, targets in extract(teacher, data, keys, store):
             _write(writer, codec, batch, targets, missing)
             if signals.requested():
                 writer.finish()
@@ -584,7 +436,7 @@ def _teach(store, teacher, listen, data, progressbar):
             new = missing.intersection(batch.id)
             done += sum(seconds[key] for key in new) / 3600
             rate = together * done * 3600 / (time.monotonic() - started)
-            # Sums in another order may end a hair above the total.
+            # Sums in another order may end slightly above the total.
             bar.update(min(done, hours) - bar.n)
             bar.set_postfix_str(f"{rate:.0f} audio hours per hour", False)
 
@@ -599,12 +451,12 @@ def _count_time(folder, started):
 
 def _write(writer, codec, batch, targets, missing):
     """Write what is missing of a batch, without its padding."""
-    mask = frame_mask(targets.lengths, targets.posteriors.shape[1])
+    mask = _check_finite(batch.id, targets)
     valid = targets._replace(
         hidden=targets.hidden[mask].unsqueeze(0),
         posteriors=targets.posteriors[mask].unsqueeze(0),
     )
-    parts = [part[0].cpu() for part in _encode(codec, valid, batch.id)]
+    parts = [part[0].cpu() for part in codec.encode(valid)]
     lengths = targets.lengths.tolist()
     wavs, relative = batch.sig
     samples = (relative * wavs.shape[1]).round().long().tolist()
@@ -613,23 +465,3 @@ def _write(writer, codec, batch, targets, missing):
     ):
         if key in missing:
             writer.add(key, *both, count)
-
-
-def _encode(codec, valid, keys):
-    """Encode the valid frames of a batch, or name the utterance that fails."""
-    try:
-        return codec.encode(valid)
-    except ValueError:
-        lengths = valid.lengths.tolist()
-        for key, hidden, posteriors in zip(
-            keys,
-            valid.hidden.split(lengths, dim=1),
-            valid.posteriors.split(lengths, dim=1),
-            strict=True,
-        ):
-            alone = valid._replace(hidden=hidden, posteriors=posteriors)
-            try:
-                codec.encode(alone)
-            except ValueError as error:
-                raise InputError(f"utterance {key}: {error}") from None
-        raise

@@ -1,25 +1,18 @@
-"""Teacher's targets on disk, by utterance.
+"""Shards of a target store, written once and read by utterance.
 
-A store is a folder::
-
-    header.json         what the targets are, and whose
-    codebooks.bin       centroids of quantised hidden states, in fp16
-    shards/NAME.shard   targets of many utterances
-
-Shards are written once and get their name when they are complete. Each is a
-row of records, an index of them, and a footer of a fixed size::
+A shard gets its name when it is complete. It is a row of records, an index of
+them, and a footer of a fixed size::
 
     record   RECORD (sizes and checksums), key, posteriors, hidden states
     index    hash of the key and place of the record, for each record
     footer   FOOTER (store, number of records, place and checksum of the index)
 
-Every byte of a record is under a checksum, which each reading checks. Keys are
-strings: ids of utterances, with their speed where that is not 100 %.
+Every byte of a record is under a checksum, which is verified at each reading.
+Keys are ids of utterances, with their speed where that is not 100 %.
 """
 
 import errno
 import hashlib
-import json
 import math
 import mmap
 import os
@@ -35,25 +28,17 @@ from typing import NamedTuple
 import numpy
 import torch
 
-from tutornet_sb.targets.encodings import (
-    QUANTISERS,
-    TargetCodec,
-    codebook_shape,
+from tutornet_sb.targets.header import (
+    FORMAT,
+    HEADER,
+    LOCK,
+    SHARDS,
+    make_codec,
+    read_codebooks,
+    read_header,
 )
-from tutornet_sb.util.errors import InputError, MissingFileError, OccupiedError
-from tutornet_sb.util.files import (
-    UNFINISHED,
-    locked,
-    sync,
-    write_atomically,
-    write_json,
-)
-
-FORMAT = 2
-HEADER = "header.json"
-CODEBOOKS = "codebooks.bin"
-SHARDS = "shards"
-LOCK = "filling.lock"
+from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.files import UNFINISHED, locked, sync
 
 # Bytes of the key, frames, samples of the waveform, CRC-32 of these, the key
 # and the posteriors, CRC-32 of the hidden states
@@ -65,29 +50,35 @@ ENTRY = numpy.dtype([("hash", "<u8"), ("offset", "<u8")])
 FOOTER = struct.Struct("<8sI8sQQII")
 MAGIC = b"TUTORNET"
 
-# A shard is closed when it has so many bytes or is so old (seconds): that much
-# work is lost if the process is killed.
+# A shard is closed at this size or age (seconds): that much work is lost if the
+# process is killed.
 SHARD_BYTES = 2**26
 SHARD_SECONDS = 300
 # Shards that a process has mapped at a time, each of which takes a descriptor
 MAPPED = 128
-# No honest header is longer (bytes).
-HEADER_BYTES = 2**24
+
+
+class Record(NamedTuple):
+    """Place of one utterance in a shard.
+
+    Samples are of the teacher's input. The checksums are of all up to the
+    posteriors, and of the hidden states. The last are the first byte of the
+    record and of its posteriors, and the one after it.
+    """
+
+    key: str
+    frames: int
+    samples: int
+    checksums: tuple
+    begin: int
+    body: int
+    end: int
 
 
 class Damage(NamedTuple):
-    """What is wrong with a shard.
+    """A damaged shard: what was found, lost utterances, and sound records.
 
-    Attributes
-    ----------
-    path : pathlib.Path
-        The shard.
-    reason : str
-        What was found.
-    keys : list of str
-        Utterances that are lost, as far as their names can be read.
-    sound : list of Record
-        Records that are not.
+    Utterances are listed as far as their names can be read.
     """
 
     path: Path
@@ -104,30 +95,8 @@ class Damage(NamedTuple):
         return f"{self.path} is damaged ({self.reason}); {lost}"
 
 
-class Record(NamedTuple):
-    """Place of one utterance in a shard.
-
-    Attributes
-    ----------
-    key : str
-        Of the utterance.
-    frames : int
-        Teacher's frames.
-    samples : int
-        Of the waveform that the teacher heard.
-    checksums : tuple of int
-        CRC-32 of all up to the posteriors, and of the hidden states.
-    begin, body, end : int
-        First byte of the record and of its posteriors, and the one after it.
-    """
-
-    key: str
-    frames: int
-    samples: int
-    checksums: tuple
-    begin: int
-    body: int
-    end: int
+class ShardDamage(ValueError):
+    """A shard whose records cannot be found by its index."""
 
 
 def _hash(key):
@@ -135,350 +104,13 @@ def _hash(key):
     return int.from_bytes(digest, "little")
 
 
-# ----------------------------------------------------------------- the header
-
-
-def flatten(tree, prefix=""):
-    """Lay a tree of mappings out by dotted path.
-
-    Arguments
-    ---------
-    tree : dict
-        Mappings in mappings.
-    prefix : str
-        Put before each path.
-
-    Returns
-    -------
-    dict
-        Path -> value, without those that are None.
-
-    Example
-    -------
-    >>> flatten({"a": {"b": 1, "c": [2]}, "d": None})
-    {'a.b': 1, 'a.c': [2]}
-    """
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def check_same(folder, theirs, ours):
-    """Make sure that a store holds what a run wants.
-
-    Layers that the run does not tap may be in the store.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store, for the message.
-    theirs, ours : dict
-        What the store holds and what the run wants, as described by
-        ``extraction.describe``.
-
-    Raises
-    ------
-    ValueError
-        If they differ; it shows both sides.
-    """
-    theirs, ours = json.loads(json.dumps([theirs, ours]))
-    has, wants = theirs["teacher"].pop("taps"), ours["teacher"].pop("taps")
-    if any(has.get(path) != size for path, size in wants.items()):
-        _differ(folder, "teacher.taps", has, wants)
-    if not wants:
-        # Hidden states are not wanted: however they are kept will do.
-        for side in (theirs, ours):
-            for key in ("hidden", "code_bytes"):
-                side["encodings"].pop(key, None)
-    theirs, ours = flatten(theirs), flatten(ours)
-    for key in {**ours, **theirs}:
-        there, now = theirs.get(key, "nothing"), ours.get(key, "nothing")
-        if there != now:
-            _differ(folder, key, there, now)
-
-
-def _differ(folder, key, there, now):
-    there, now = _shorten(there, now), _shorten(now, there)
-    raise InputError(
-        f"the target store {folder} holds other targets than this run wants: "
-        f"there {key} is {there}, and now it is {now}. Choose another folder, "
-        "or delete that one"
-    )
-
-
-def _shorten(value, other, most=120):
-    """Show a value, or where a long list begins to differ from another."""
-    text = str(value)
-    if len(text) <= most:
-        return text
-    if isinstance(value, list) and isinstance(other, list):
-        pairs = enumerate(zip(value, other, strict=False))
-        at = next((i for i, (a, b) in pairs if a != b), len(other))
-        return f"a list of {len(value)} with {value[at : at + 3]} at {at}"
-    return text[:most] + "..."
-
-
-def read_header(folder):
-    """Read and check what a store holds.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store.
-
-    Returns
-    -------
-    dict
-        ``what`` (of the targets) and ``made`` (how, and the store's ``id``).
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no store.
-    ValueError
-        If the header is damaged, or of another format.
-    """
-    path = Path(folder) / HEADER
-    if not path.is_file():
-        raise MissingFileError(f"{folder} holds no target store: no {HEADER}")
-    if path.stat().st_size > HEADER_BYTES:
-        raise InputError(f"{path} is damaged: it is longer than any header")
-    try:
-        header = json.loads(path.read_text(encoding="utf-8"))
-        _check_header(header)
-    # The kinds of damage raise all kinds of errors.
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-    except RecursionError:
-        reason = "nested too deeply"
-    else:
-        if header["what"]["format"] != FORMAT:
-            raise InputError(
-                f"{folder} is a target store of format "
-                f"{header['what']['format']}, and this version reads {FORMAT}: "
-                "delete it and fill it anew"
-            )
-        return header
-    raise InputError(
-        f"{path} is damaged ({reason}): delete the folder and fill it anew"
-    )
-
-
-def _check_header(header):
-    """Raise if any value that is used has another type or is out of range."""
-    _check_depth(header)
-    what, made = header["what"], header["made"]
-    taps, vocabulary = what["teacher"]["taps"], what["vocabulary"]
-    for name, value, low, high in (
-        ("format", what["format"], 0, 2**31),
-        *((f"taps.{path}", size, 1, 2**20) for path, size in taps.items()),
-    ):
-        if type(value) is not int or not low <= value <= high:
-            raise InputError(f"{name} is {value!r}")
-    period = what["frame_period"]
-    if type(period) not in (int, float) or not 0 < period < math.inf:
-        raise InputError(f"frame_period is {period!r}")
-    encodings = what["encodings"]
-    for name in ("posteriors", "hidden"):
-        if not isinstance(encodings.get(name, ""), str):
-            raise InputError(f"{name} is {encodings[name]!r}")
-    for name in ("top_k", "code_bytes"):
-        value = encodings.get(name, 1)
-        if type(value) is not int or not 1 <= value <= 2**20:
-            raise InputError(f"{name} is {value!r}")
-    if encodings.get("hidden") in QUANTISERS and "code_bytes" not in encodings:
-        raise InputError("code_bytes is missing")
-    if vocabulary is not None:
-        if not isinstance(vocabulary["symbols"], list):
-            raise InputError("symbols are no list")
-        if type(vocabulary["blank_index"]) is not int:
-            raise InputError("blank_index is no number")
-    if len(bytes.fromhex(made["id"])) != 8:
-        raise InputError(f"id is {made['id']!r}")
-    if not isinstance(made["codebooks"], (str, type(None))):
-        raise InputError("codebooks has no checksum")
-    for name in "errors", "statistics":
-        if not isinstance(made.get(name, {}), dict):
-            raise InputError(f"{name} is {made[name]!r}")
-    numbers = {
-        name: value
-        for name, value in flatten(made).items()
-        if name.partition(".")[0] in ("seconds", "errors", "statistics")
-    }
-    for name, value in numbers.items():
-        for number in value if isinstance(value, list) else [value]:
-            if type(number) is not float or not math.isfinite(number):
-                raise InputError(f"{name} is {number!r}")
-    for path, found in made.get("statistics", {}).items():
-        if {*map(len, found.values())} != {taps[path]}:
-            raise InputError(f"statistics.{path} are of other dimensions")
-
-
-def _check_depth(tree, most=50):
-    """Raise where a tree is deeper than headers are, and comparing it hard."""
-    if most < 0:
-        raise RecursionError
-    values = tree.values() if isinstance(tree, dict) else tree
-    for value in values:
-        if isinstance(value, (dict, list)):
-            _check_depth(value, most - 1)
-
-
-def make_codec(what, codebooks=None):
-    """Make what turns the targets of a store into bytes and back.
-
-    Arguments
-    ---------
-    what : dict
-        As described by ``extraction.describe``.
-    codebooks : dict, optional
-        Centroids of each layer by its path, for quantised hidden states.
-
-    Returns
-    -------
-    TargetCodec
-        For these targets.
-    """
-    vocabulary = what["vocabulary"]
-    symbols, blank_index = 0, 0
-    if vocabulary is not None:
-        symbols = len(vocabulary["symbols"])
-        blank_index = vocabulary["blank_index"]
-    return TargetCodec(
-        symbols,
-        blank_index,
-        what["teacher"]["taps"],
-        what["frame_period"],
-        codebooks=codebooks,
-        **what["encodings"],
-    )
-
-
-def codebook_shapes(what):
-    """Shapes of the codebooks that targets need.
-
-    Arguments
-    ---------
-    what : dict
-        As described by ``extraction.describe``.
-
-    Returns
-    -------
-    dict
-        Of each layer by its path; none if hidden states are not quantised.
-    """
-    kind = what["encodings"].get("hidden")
-    if kind not in QUANTISERS:
-        return {}
-    code_bytes = what["encodings"]["code_bytes"]
-    return {
-        path: codebook_shape(kind, size, code_bytes)
-        for path, size in what["teacher"]["taps"].items()
-    }
-
-
-def create_store(folder, what, made=None, codebooks=None):
-    """Make an empty store.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        New, or empty.
-    what : dict
-        What the targets are, as described by ``extraction.describe``.
-    made : dict, optional
-        How they are made; is not compared with any run.
-    codebooks : dict, optional
-        Centroids of each layer by its path, for quantised hidden states.
-
-    Raises
-    ------
-    FileExistsError
-        If the folder holds anything else.
-    ValueError
-        If the encodings do not fit the targets.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    ours = {SHARDS, LOCK, CODEBOOKS}
-    for path in folder.iterdir():
-        if path.name not in ours and not path.name.endswith(UNFINISHED):
-            raise OccupiedError(
-                f"{folder} holds {path.name} and no target store: choose "
-                "another folder"
-            )
-    make_codec(what, codebooks)
-    content = b"".join(
-        numpy.ascontiguousarray(codebooks[path].cpu().numpy(), "<f2").tobytes()
-        for path in codebook_shapes(what)
-    )
-    checksum = None
-    if content:
-        checksum = hashlib.sha256(content).hexdigest()
-        write_atomically(
-            folder / CODEBOOKS, lambda file: file.write_bytes(content)
-        )
-    (folder / SHARDS).mkdir(exist_ok=True)
-    made = {"id": secrets.token_hex(8), **(made or {}), "codebooks": checksum}
-    # The last, since it makes the folder a store.
-    write_json(folder / HEADER, {"what": what, "made": made})
-
-
-def add_seconds(folder, seconds):
-    """Add to the time that a store took to be filled.
-
-    Call it under :func:`filling`.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store.
-    seconds : float
-        Time to add (seconds).
-    """
-    header = read_header(folder)
-    made = header["made"]
-    made["seconds"] = made.get("seconds", 0.0) + seconds
-    write_json(Path(folder) / HEADER, header)
-
-
-def _read_codebooks(folder, header):
-    shapes = codebook_shapes(header["what"])
-    if not shapes:
-        return {}
-    path = folder / CODEBOOKS
-    wanted = sum(2 * math.prod(shape) for shape in shapes.values())
-    found = path.stat().st_size if path.is_file() else 0
-    content = path.read_bytes() if found == wanted else b""
-    if hashlib.sha256(content).hexdigest() != header["made"]["codebooks"]:
-        raise InputError(
-            f"{path} is missing or damaged, and without it no hidden state can "
-            "be read: delete the folder and fill it anew"
-        )
-    values = torch.frombuffer(bytearray(content), dtype=torch.float16).float()
-    parts = values.split([math.prod(shape) for shape in shapes.values()])
-    return {
-        path: part.view(shape).clone()
-        for part, (path, shape) in zip(parts, shapes.items(), strict=True)
-    }
-
-
-# ----------------------------------------------------------------- the shards
-
-
-class ShardDamage(ValueError):
-    """A shard whose records cannot be found by its index."""
+def _map_file(path):
+    with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _read_index(path, store):
-    """Index of a shard, checked.
-
-    Returns the entries, and the first byte after the last record.
-    """
+    """Checked index of a shard, and the first byte after the last record."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         if size < FOOTER.size:
@@ -503,20 +135,25 @@ def _read_index(path, store):
     return numpy.frombuffer(content, ENTRY), begin
 
 
+@contextmanager
+def filling(folder):
+    """Fill a store, made if it is missing, after other processes are done.
+
+    Files that a killed process left unfinished are removed.
+    """
+    folder = Path(folder)
+    with locked(folder / LOCK, f"fills {folder}"):
+        for path in (folder / SHARDS).glob(f"*{UNFINISHED}"):
+            path.unlink()
+        yield
+
+
 class ShardWriter:
     """Write shards of a store, one after another.
 
-    For use in a ``with`` block: the shard at hand is finished at its end, and
-    thrown away if the block raises.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store.
-    limit_bytes : int
-        A shard is closed when it has so many.
-    limit_seconds : float
-        Or when it is so old.
+    For use in a ``with`` block: the current shard is finished at its end, and
+    removed if the block raises. A shard is closed at `limit_bytes`, or when it
+    is `limit_seconds` old.
     """
 
     def __init__(
@@ -534,39 +171,28 @@ class ShardWriter:
 
     def __exit__(self, kind, error, traceback):
         if kind is None:
-            with self._telling():
+            with self._explaining():
                 self.finish()
         else:
             self._drop()
 
     def add(self, key, posteriors, hidden, samples):
-        """Add an utterance.
+        """Add an utterance; shards before the current one are never lost.
 
-        Arguments
-        ---------
-        key : str
-            Of the utterance.
-        posteriors, hidden : torch.Tensor
-            From ``TargetCodec.encode``, ``(frames, bytes)``, on the CPU.
-        samples : int
-            Of the waveform.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written; the shards written before are whole.
+        Posteriors and hidden states are from ``TargetCodec.encode``,
+        ``(frames, bytes)``, on the CPU; samples are of the waveform.
         """
         name = key.encode()
         if len(name) >= 2**16:
             raise InputError(f"the id {key[:40]}... is too long")
         parts = [x.contiguous().numpy().tobytes() for x in (posteriors, hidden)]
         sizes = len(name), len(posteriors), samples
-        # What stands before the posteriors is under their checksum.
+        # The first checksum is also of what is before the posteriors.
         head = zlib.crc32(RECORD.pack(*sizes, 0, 0) + name)
         checksums = zlib.crc32(parts[0], head), zlib.crc32(parts[1])
         head = RECORD.pack(*sizes, *checksums)
         record = b"".join([head, name, *parts])
-        with self._telling():
+        with self._explaining():
             if self.file is None:
                 shards = self.folder / SHARDS
                 self.path = shards / f"{secrets.token_hex(8)}.shard"
@@ -581,7 +207,7 @@ class ShardWriter:
                 self.finish()
 
     def finish(self):
-        """Complete the shard at hand, if there is one."""
+        """Complete the current shard, if there is one."""
         if self.file is None:
             return
         index = numpy.array(self.index, ENTRY).tobytes()
@@ -613,7 +239,8 @@ class ShardWriter:
             self.file = None
 
     @contextmanager
-    def _telling(self):
+    def _explaining(self):
+        """Say what a full disk means for the store."""
         try:
             yield
         except OSError as error:
@@ -632,28 +259,10 @@ class TargetStore:
     """Read the targets of utterances by their keys.
 
     Every process opens its own, and so does a copy by ``pickle``. Beside the
-    mapped files it holds 24 bytes for each utterance.
+    mapped files it takes 20 bytes for each utterance.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store.
-    partial : bool
-        Whether damaged shards are left out; otherwise they raise.
-
-    Attributes
-    ----------
-    what, made : dict
-        From the header.
-    codec : TargetCodec
-        Turns bytes into targets.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no store.
-    ValueError
-        If it is damaged.
+    Damaged shards are left out if `partial`; otherwise they raise. ``what`` and
+    ``made`` are from the header, ``codec`` turns bytes into targets.
     """
 
     def __init__(self, folder, partial=False):
@@ -661,18 +270,19 @@ class TargetStore:
         header = read_header(folder)
         self.what, self.made = header["what"], header["made"]
         self.partial = partial
-        codebooks = _read_codebooks(self.folder, header)
+        codebooks = read_codebooks(self.folder, header)
         try:
             self.codec = make_codec(self.what, codebooks)
         except (TypeError, ValueError) as error:
             raise InputError(
                 f"{self.folder / HEADER} is damaged ({error}): delete the "
-                "folder and fill it anew"
+                "folder and fill it again"
             ) from None
+        self.taps = self.codec.taps
         self._store = bytes.fromhex(self.made["id"])
         self._maps = OrderedDict()
         self._shards, self._ends = [], []
-        hashes, offsets, shards = [], [], []
+        entries, shards = [numpy.zeros(0, ENTRY)], [numpy.zeros(0, "<u4")]
         for path in sorted((self.folder / SHARDS).glob("*.shard")):
             try:
                 index, end = _read_index(path, self._store)
@@ -683,29 +293,15 @@ class TargetStore:
                     f"{self._diagnose(path)}. `tutornet targets` with --repair "
                     "fills them again"
                 ) from None
-            hashes.append(index["hash"])
-            offsets.append(index["offset"])
+            entries.append(index)
             shards.append(numpy.full(len(index), len(self._shards), "<u4"))
             self._shards.append(path)
             self._ends.append(end)
-        self._index(hashes, offsets, shards)
-
-    def _index(self, hashes, offsets, shards):
-        """Sort all entries by hash, with the place of each leading part."""
-        hashes = numpy.concatenate([numpy.zeros(0, "<u8"), *hashes])
-        # Of equal ones the first
-        self._hashes, order = numpy.unique(hashes, return_index=True)
-        offsets = numpy.concatenate([numpy.zeros(0, "<u8"), *offsets])
-        shards = numpy.concatenate([numpy.zeros(0, "<u4"), *shards])
-        self._offsets, self._shard_of = offsets[order], shards[order]
-        # As many leading parts as entries, or twice as many: looking one up
-        # takes the same time however many there are.
-        bits = max(len(order).bit_length(), 1)
-        self._shift = 64 - bits
-        leading = self._hashes >> numpy.uint64(self._shift)
-        self._starts = numpy.searchsorted(
-            leading, numpy.arange(2**bits + 1, dtype="<u8")
-        ).astype("<u4")
+        entries = numpy.concatenate(entries)
+        # Sorted; of equal ones the first
+        self._hashes, order = numpy.unique(entries["hash"], return_index=True)
+        self._offsets = entries["offset"][order]
+        self._shard_of = numpy.concatenate(shards)[order]
 
     def __reduce__(self):
         return type(self), (self.folder, self.partial)
@@ -716,19 +312,8 @@ class TargetStore:
     def __contains__(self, key):
         return self._find(key) is not None
 
-    @property
-    def taps(self):
-        """Dimension of each layer by its path."""
-        return self.codec.taps
-
     def keys(self):
-        """Give the key of every utterance, as its record has it.
-
-        Yields
-        ------
-        str
-            In no order that means anything.
-        """
+        """Yield the key of every utterance, in no particular order."""
         for shard, begin in zip(
             self._shard_of.tolist(), self._offsets.tolist(), strict=True
         ):
@@ -738,24 +323,19 @@ class TargetStore:
                 yield record.key
 
     def _find(self, key):
-        wanted = _hash(key)
-        part = wanted >> self._shift
-        for i in range(self._starts[part], self._starts[part + 1]):
-            if self._hashes[i] == wanted:
-                return int(self._shard_of[i]), int(self._offsets[i])
-        return None
+        wanted = numpy.uint64(_hash(key))
+        at = numpy.searchsorted(self._hashes, wanted)
+        if at == len(self._hashes) or self._hashes[at] != wanted:
+            return None
+        return int(self._shard_of[at]), int(self._offsets[at])
 
     def _map(self, path):
-        mapped = self._maps.get(path)
-        if mapped is None:
-            with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self._maps[path] = mapped
+        if path not in self._maps:
+            self._maps[path] = _map_file(path)
             if len(self._maps) > MAPPED:
                 self._maps.popitem(last=False)
-        else:
-            self._maps.move_to_end(path)
-        return mapped
+        self._maps.move_to_end(path)
+        return self._maps[path]
 
     def _record(self, mapped, begin, end):
         """Read where a record is, or None where there cannot be one."""
@@ -763,15 +343,14 @@ class TargetStore:
             return None
         length, frames, samples, *checksums = RECORD.unpack_from(mapped, begin)
         body = begin + RECORD.size + length
-        codec = self.codec
-        frame_bytes = codec.posterior_bytes + codec.hidden_bytes
-        if body + frames * frame_bytes > end:
+        frame_bytes = self.codec.posterior_bytes + self.codec.hidden_bytes
+        finish = body + frames * frame_bytes
+        if finish > end:
             return None
         try:
             key = mapped[begin + RECORD.size : body].decode()
         except UnicodeDecodeError:
             return None
-        finish = body + frames * frame_bytes
         return Record(
             key, frames, samples, tuple(checksums), begin, body, finish
         )
@@ -796,28 +375,11 @@ class TargetStore:
         return parts
 
     def read(self, key, samples=None, hidden=True):
-        """Read the targets of an utterance, as bytes.
+        """Read encoded targets ``(frames, bytes)``, for ``TargetCodec.decode``.
 
-        Arguments
-        ---------
-        key : str
-            Of the utterance.
-        samples : int, optional
-            Of the waveform that the student hears.
-        hidden : bool
-            Whether hidden states are wanted too.
-
-        Returns
-        -------
-        torch.Tensor
-            For ``TargetCodec.decode``, ``(frames, bytes)``, uint8.
-
-        Raises
-        ------
-        KeyError
-            If the store does not have it.
-        ValueError
-            If it is damaged, or of another waveform.
+        Samples, if given, are of the student's input, which must be that of the
+        teacher. Without `hidden`, only posteriors are read. An utterance that
+        is missing raises a ``KeyError``.
         """
         place = self._find(key)
         if place is None:
@@ -835,32 +397,22 @@ class TargetStore:
             )
         if samples is not None and samples != record.samples:
             raise InputError(
-                f"utterance {key}: the teacher heard {record.samples} samples "
-                f"when {self.folder} was filled, and now it has {samples}. "
-                "Has the corpus changed, or is the waveform changed before the "
-                "student hears it? Delete that store, or teach by --targets "
-                "online"
+                f"utterance {key}: the teacher received {record.samples} "
+                f"samples when {self.folder} was filled, and now it has "
+                f"{samples}. Has the corpus changed, or is the waveform "
+                "changed before it reaches the student? Delete that store, or "
+                "use --targets online"
             )
         # A copy, since the file must not be written to.
         return torch.from_numpy(numpy.concatenate(parts, axis=1))
 
     def check(self):
-        """Read everything, and report what is damaged.
-
-        Returns
-        -------
-        list of Damage
-            One for each damaged shard; none if all is well.
-        """
-        damaged = []
-        for path in sorted((self.folder / SHARDS).glob("*.shard")):
-            found = self._diagnose(path)
-            if found is not None:
-                damaged.append(found)
-        return damaged
+        """Read everything; a list with a ``Damage`` for each damaged shard."""
+        shards = sorted((self.folder / SHARDS).glob("*.shard"))
+        return [found for found in map(self._diagnose, shards) if found]
 
     def _diagnose(self, path):
-        """What is wrong with a shard, or None."""
+        """Damage of a shard, or None."""
         try:
             index, end = _read_index(path, self._store)
             reason = "its records are not what was written"
@@ -870,8 +422,7 @@ class TargetStore:
             return Damage(path, reason, [], [])
         sound, lost, nameless = [], [], 0
         if end:
-            with open(path, "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            mapped = _map_file(path)
             if index is None:
                 begins = self._walk(mapped, end)
             else:
@@ -896,7 +447,7 @@ class TargetStore:
         return Damage(path, reason, lost, sound)
 
     def _walk(self, mapped, end):
-        """Where the records begin, one after another, without an index."""
+        """First bytes of the records one after another, without an index."""
         begin = 0
         while (record := self._record(mapped, begin, end)) is not None:
             if not record.frames:
@@ -905,14 +456,9 @@ class TargetStore:
             begin = record.end
 
     def drop(self, damage):
-        """Throw a damaged shard away, but for the records that are sound.
+        """Remove a damaged shard, keeping the records that are sound.
 
-        Call it under :func:`filling`, and open the store anew after it.
-
-        Arguments
-        ---------
-        damage : Damage
-            From ``check``.
+        Call it under :func:`filling`, and open the store again after it.
         """
         if damage.sound:
             mapped = self._map(damage.path)
@@ -922,21 +468,3 @@ class TargetStore:
                     parts = [torch.from_numpy(part.copy()) for part in parts]
                     writer.add(record.key, *parts, record.samples)
         damage.path.unlink()
-
-
-@contextmanager
-def filling(folder):
-    """Be the only one that fills a store, and wait for others to end.
-
-    What a killed process left unfinished is thrown away.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        The store, which is made if it is not there.
-    """
-    folder = Path(folder)
-    with locked(folder / LOCK, f"fills {folder}"):
-        for path in (folder / SHARDS).glob(f"*{UNFINISHED}"):
-            path.unlink()
-        yield

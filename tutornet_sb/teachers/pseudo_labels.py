@@ -1,6 +1,6 @@
-"""A teacher's own transcripts, for a student to learn by CTC.
+"""Pseudo-labels: a teacher's transcripts, on which a student trains by CTC.
 
-They need no transcript of the corpus and no common symbol: text goes between.
+They need neither transcripts of the corpus nor common symbols.
 """
 
 import collections
@@ -19,46 +19,30 @@ from speechbrain.dataio.sampler import DynamicBatchSampler
 from speechbrain.decoders.ctc import ctc_greedy_decode
 from tqdm import tqdm
 
+from tutornet_sb.corpora.tokenizer import BLANK
 from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 HEADER = ["ID", "confidence", "left_out", "transcript"]
-# What decoders write for symbols that are no text, such as <unk> and [NOISE]
+# Symbols that are no text, such as <unk> and [NOISE]
 _TAG = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
 _APOSTROPHES = str.maketrans("\N{RIGHT SINGLE QUOTATION MARK}`", "''")
 
 
 class Hypothesis(NamedTuple):
-    """What a teacher hears in one utterance.
-
-    Attributes
-    ----------
-    text : str
-        As the teacher writes it.
-    confidence : float
-        0 to 1.
-    """
+    """A teacher's transcript of an utterance, and its confidence, 0 to 1."""
 
     text: str
     confidence: float
 
 
 class PseudoLabels(NamedTuple):
-    """Transcripts to train on, and what was left out.
+    """Transcripts by id to train on, and counts of what was dropped.
 
-    Attributes
-    ----------
-    transcripts : dict
-        Transcript of each utterance by id.
-    unsure : int
-        Utterances dropped, as the teacher is too unsure of them.
-    empty : int
-        Utterances dropped, as the teacher heard no word.
-    left_out : int
-        Characters outside the student's vocabulary that are missing in the
-        transcripts.
+    These are utterances below the required confidence, utterances without a
+    word, and characters outside the student's vocabulary.
     """
 
     transcripts: dict
@@ -69,7 +53,7 @@ class PseudoLabels(NamedTuple):
 
 @torch.no_grad()
 def transcribe(source, wavs, wav_lens):
-    """Transcribe a batch greedily and tell how sure the teacher is.
+    """Transcribe a batch greedily, with confidences.
 
     The confidence of a transcript ``y`` of ``n`` symbols is ``P(y|x)^(1/n)``,
     where CTC's ``P(y|x)`` sums over all alignments: the length-normalised
@@ -78,25 +62,9 @@ def transcribe(source, wavs, wav_lens):
     and also when one that was not emitted nearly was. Of an empty transcript
     it is ``P(y|x)`` itself.
 
-    Arguments
-    ---------
-    source : TeacherSource
-        With ``name``, ``model`` (an ``AcousticModel`` in evaluation mode),
-        ``blank_index`` and ``decode`` (symbol indices to text).
-    wavs : torch.Tensor
-        Waveforms, ``(batch, samples)``.
-    wav_lens : torch.Tensor
-        Valid part of each waveform relative to the longest, ``(batch,)``.
-
-    Returns
-    -------
-    list of Hypothesis
-        One for each utterance.
-
-    Raises
-    ------
-    ValueError
-        If the teacher's output is not finite.
+    The source is a ``TeacherSource`` with a CTC head, in evaluation mode; the
+    waveforms, ``(batch, samples)``, and their relative lengths are as for its
+    model. Returns a ``Hypothesis`` for each.
     """
     _, logits, lengths = source.model(wavs, wav_lens)
     log_probs = torch.log_softmax(logits.float(), dim=-1)
@@ -111,8 +79,8 @@ def transcribe(source, wavs, wav_lens):
     ]
     if not all(map(math.isfinite, confidences)):
         raise InputError(
-            f"the output of {source.name} is not finite for an utterance: are "
-            "its weights sound, and is the audio at its sample rate?"
+            f"the output of {source.source} is not finite for an utterance: "
+            "are its weights intact, and is the audio at its sample rate?"
         )
     return [
         Hypothesis(source.decode(ids), confidence)
@@ -121,30 +89,10 @@ def transcribe(source, wavs, wav_lens):
 
 
 def surprise(log_probs, lengths, symbols, blank_index=0):
-    """Compute ``-log P(y|x)`` of transcripts, over all their alignments.
+    """``-log P(y|x)`` of transcripts over all their alignments, in nats.
 
-    Arguments
-    ---------
-    log_probs : torch.Tensor
-        ``(batch, frames, symbols)``.
-    lengths : torch.Tensor
-        Valid frames, integers of shape ``(batch,)``.
-    symbols : list of list of int
-        The transcripts, without blanks.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    list of float
-        Nats, one for each transcript.
-
-    Example
-    -------
-    >>> log_probs = torch.full((1, 2, 2), 0.5).log()
-    >>> costs = surprise(log_probs, torch.tensor([2]), [[1]])
-    >>> round(mean_probability(costs[0], 1), 4)  # three of the four paths
-    0.75
+    From log-probabilities ``(batch, frames, symbols)``, valid frames
+    ``(batch,)`` and lists of symbols without blanks.
     """
     counts = torch.tensor([len(ids) for ids in symbols])
     costs = torch.nn.functional.ctc_loss(
@@ -159,43 +107,17 @@ def surprise(log_probs, lengths, symbols, blank_index=0):
 
 
 def mean_probability(cost, count):
-    """Confidence in a transcript, as :func:`transcribe` defines it.
-
-    Arguments
-    ---------
-    cost : float
-        From :func:`surprise` (nats).
-    count : int
-        Symbols of the transcript.
-
-    Returns
-    -------
-    float
-        0 to 1.
-    """
+    """Confidence, from :func:`surprise` (nats) and the number of symbols."""
     return min(math.exp(-cost / max(count, 1)), 1.0)
 
 
 def normalise(text, letters):
     """Write a teacher's text in the style of the corpus.
 
-    In the case of the student's letters, with single spaces; hyphens part
-    words, typographic apostrophes become plain. What then is no letter of the
-    student's, and tags such as ``<unk>``, are left out and counted.
-
-    Arguments
-    ---------
-    text : str
-        As the teacher writes it.
-    letters : set of str
-        The student's letters; see :func:`letters_of`.
-
-    Returns
-    -------
-    text : str
-        Words of these letters.
-    left_out : collections.Counter
-        Characters and tags left out, with their counts.
+    In the case of the student's letters, with single spaces; hyphens separate
+    words, typographic apostrophes become plain. Characters that then are not
+    among the letters, and tags such as ``<unk>``, are removed and returned as a
+    ``Counter``.
 
     Example
     -------
@@ -218,27 +140,9 @@ def normalise(text, letters):
     return " ".join("".join(kept).split()), left_out
 
 
-def letters_of(pieces, blank_index=0):
-    """Letters that a vocabulary can write.
-
-    Arguments
-    ---------
-    pieces : list of str
-        Symbols by index, each of one or several letters.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    set of str
-        Single characters, without the sign of the word boundary.
-
-    Example
-    -------
-    >>> sorted(letters_of(["<unk>", "▁", "▁AN", "D", "'"]))
-    ["'", 'A', 'D', 'N']
-    """
-    text = [p for i, p in enumerate(pieces) if i != blank_index]
+def letters_of(pieces):
+    """Set of letters that a student's symbols, listed by index, can write."""
+    text = [piece for i, piece in enumerate(pieces) if i != BLANK]
     return set("".join(_TAG.sub("", piece) for piece in text)) - set("▁| ")
 
 
@@ -248,47 +152,31 @@ def write_pseudo_labels(
     """Transcribe a data set by a teacher into a CSV file.
 
     The columns are ``ID, confidence, left_out, transcript``; see
-    :func:`transcribe` and :func:`normalise`. Rows are written batch by batch:
-    a call after a killed one goes on where that stopped, and one for a data set
-    that has grown adds what is new. Beside the file, ``PATH.json`` says whose
-    labels they are, and whether they are complete.
+    :func:`transcribe` and :func:`normalise`. Rows are written batch by batch: a
+    call after a killed one resumes, and one for a data set that has grown adds
+    what is new. Beside the file, ``PATH.json`` holds the teacher, the letters
+    and whether the labels are complete.
 
     For one process: under DDP call it in the main process only.
 
-    Arguments
-    ---------
-    source : TeacherSource
-        The teacher; see :func:`transcribe`. Its model is put in evaluation
-        mode and stays on its device.
-    data : speechbrain.dataio.dataset.DynamicItemDataset
-        Provides ``id``, ``sig`` (the waveform at the teacher's sample rate) and
-        ``duration`` (seconds).
-    path : str or pathlib.Path
-        File to write.
-    letters : set of str
-        The student's letters; see :func:`letters_of`.
-    batch_seconds : float
-        Audio transcribed at a time, padding included (seconds).
-    num_workers : int
-        Processes that read audio.
-
-    Raises
-    ------
-    ValueError
-        If the file holds labels by another teacher or in other letters, or is
-        damaged, or if the teacher has no CTC head.
+    The data set, a ``DynamicItemDataset``, provides ``id``, ``sig`` (at the
+    teacher's sample rate) and ``duration`` (seconds); a batch holds up to
+    `batch_seconds`, padding included. `letters` are from :func:`letters_of`.
+    A file of labels by another teacher or in other letters is an error.
     """
     path = Path(path)
     if source.pieces is None:
-        raise InputError(f"{source.name} has no CTC head and cannot transcribe")
-    told = {"teacher": source.name, "letters": "".join(sorted(letters))}
-    done = _resume(path, told)
+        raise InputError(
+            f"{source.source} has no CTC head and cannot transcribe"
+        )
+    made = {"teacher": source.source, "letters": "".join(sorted(letters))}
+    done = _resume(path, made)
     todo = {key for key in data.data_ids if key not in done}
     if not todo and path.is_file():
-        write_json(_state(path), told | {"complete": True})
+        write_json(_state(path), made | {"complete": True})
         return
-    logger.info("%s transcribes %d utterances", source.name, len(todo))
-    write_json(_state(path), told | {"complete": False})
+    logger.info("%s transcribes %d utterances", source.source, len(todo))
+    write_json(_state(path), made | {"complete": False})
     everything = FilteredSortedDynamicItemDataset(data, data.data_ids)
     everything.set_output_keys(["id", "sig"])
     source.model.eval()
@@ -306,8 +194,8 @@ def write_pseudo_labels(
         for batch in longest_first(
             everything, batch_seconds, num_workers, done
         ):
-            heard = transcribe(source, *batch.to(device).sig)
-            for key, hypothesis in zip(batch.id, heard, strict=True):
+            found = transcribe(source, *batch.to(device).sig)
+            for key, hypothesis in zip(batch.id, found, strict=True):
                 if key not in todo:
                     continue
                 text, lost = normalise(hypothesis.text, letters)
@@ -320,46 +208,32 @@ def write_pseudo_labels(
     if left_out:
         most = ", ".join(f"{c!r} ({n})" for c, n in left_out.most_common(20))
         logger.warning(
-            "%d transcripts by %s hold what the student cannot write; it is "
-            "left out: %s",
+            "%d transcripts by %s hold characters outside the student's "
+            "vocabulary, which are removed: %s",
             touched,
-            source.name,
+            source.source,
             most,
         )
-    write_json(_state(path), told | {"complete": True})
+    write_json(_state(path), made | {"complete": True})
 
 
 def read_pseudo_labels(path, min_confidence=0.0):
-    """Read the transcripts that a student shall learn.
+    """Read the transcripts of a file by :func:`write_pseudo_labels`.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File by :func:`write_pseudo_labels`.
-    min_confidence : float
-        Utterances of which the teacher is less sure are dropped, 0 to 1.
-
-    Returns
-    -------
-    PseudoLabels
-        Transcripts by id, and counts of what was dropped.
-
-    Raises
-    ------
-    ValueError
-        If the file is missing, unfinished or damaged, if `min_confidence` is
-        not in 0 to 1, or if nothing is left.
+    Utterances whose confidence is below `min_confidence`, 0 to 1, are dropped.
     """
     path = Path(path)
     if not 0 <= min_confidence <= 1:
-        raise InputError(f"min_confidence is {min_confidence}, not in 0 to 1")
+        raise InputError(
+            f"min_confidence must be from 0 to 1, got {min_confidence}"
+        )
     state = _state(path)
     if not (
         path.is_file() and state.is_file() and read_json(state)["complete"]
     ):
         raise InputError(
-            f"{path} is not there or not complete: run write_pseudo_labels, "
-            "which goes on where it stopped"
+            f"{path} is missing or incomplete: run the same command again, "
+            "which resumes it"
         )
     rows = _read(path)
     sure = [row for row in rows if float(row["confidence"]) >= min_confidence]
@@ -382,16 +256,16 @@ def _state(path):
     return path.with_name(path.name + ".json")
 
 
-def _resume(path, told):
-    """Ids that are labelled already; a half-written last line is dropped."""
+def _resume(path, made):
+    """Ids that are labelled; a half-written last line is dropped."""
     if not path.is_file():
         return set()
     state = _state(path)
     known = read_json(state) if state.is_file() else {}
-    for key, value in told.items():
+    for key, value in made.items():
         if known.get(key) != value:
             raise InputError(
-                f"{path} holds pseudo-labels of another kind: there {key} is "
+                f"{path} holds other pseudo-labels: there {key} is "
                 f"{known.get(key, 'not known')}, and now it is {value}. Delete "
                 "it, or choose another file"
             )
@@ -405,50 +279,34 @@ def _resume(path, told):
 
 def _read(path):
     """Rows of a file of pseudo-labels, checked."""
-    rows = []
     with open(path, newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         try:
-            sound = next(reader, None) == HEADER
-            for fields in reader if sound else ():
-                row = dict(zip(HEADER, fields, strict=True))
-                sound = 0 <= float(row["confidence"]) <= 1
-                sound = sound and row["left_out"].isdecimal()
-                if not sound:
-                    break
-                rows.append(row)
+            if next(reader, None) != HEADER:
+                raise ValueError
+            return [_check_row(fields) for fields in reader]
         except (ValueError, csv.Error):
-            sound = False
-        if not sound:
             raise InputError(
                 f"{path} is damaged at line {reader.line_num}: delete it and "
                 "run the same command again"
-            )
-    return rows
+            ) from None
+
+
+def _check_row(fields):
+    row = dict(zip(HEADER, fields, strict=True))
+    is_share = 0 <= float(row["confidence"]) <= 1
+    if not (is_share and row["left_out"].isdecimal()):
+        raise ValueError
+    return row
 
 
 def longest_first(data, batch_seconds, num_workers=0, done=()):
-    """Batch utterances of like length, the longest first.
+    """Loader of batches of similar length, the longest utterances first.
 
-    Padding may change a model's output in the last bit. So that a stopped work
-    goes on to the same end, what is done stays in its batch as long as that
-    holds anything else.
-
-    Arguments
-    ---------
-    data : speechbrain.dataio.dataset.DynamicItemDataset
-        Has ``duration`` (seconds).
-    batch_seconds : float
-        Audio of a batch, padding included (seconds).
-    num_workers : int
-        Processes that read audio.
-    done : container of str
-        Ids of the utterances that need not be batched.
-
-    Returns
-    -------
-    torch.utils.data.DataLoader
-        Of ``PaddedBatch``.
+    `batch_seconds` limits a batch, padding included. Padding may change a
+    model's output in the last bit: so that an interrupted run resumes to the
+    same result, utterances in `done` stay in their batch as long as that holds
+    any other.
     """
     sampler = DynamicBatchSampler(
         data,

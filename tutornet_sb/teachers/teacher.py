@@ -1,4 +1,4 @@
-"""The frozen teacher and the checks around it."""
+"""The frozen teacher."""
 
 import torch
 
@@ -11,18 +11,19 @@ from tutornet_sb.distillation.targets import TeacherTargets
 
 
 class Teacher(torch.nn.Module):
-    """A trained model, frozen for good, with hidden layers laid open.
+    """A trained model, frozen, exposing selected hidden layers.
 
     It stays in evaluation mode whatever ``train()`` is called on it or around
-    it, needs no gradients and so takes part in no optimizer.
+    it, and needs no gradients. A ``StoredTeacher`` has the same attributes and
+    ``targets(batch)``, and takes its place in a stage.
 
     Arguments
     ---------
     model : AcousticModel
         The trained model. It is frozen in place.
     taps : list of str
-        Dotted paths of the layers whose outputs, one after another along dim,
-        are the hidden representation. Of a tuple, the first tensor is taken; of
+        Dotted paths of the layers whose outputs, concatenated along dim, are
+        the hidden representation. Of a tuple, the first tensor is taken; of
         several calls in one pass, the last. Without any, the hidden
         representation has dim 0.
     vocabulary : callable, optional
@@ -39,12 +40,10 @@ class Teacher(torch.nn.Module):
         Dimension of each layer.
     symbols : int
         Symbols of the targets; 0 for a teacher without a CTC head.
-
-    Raises
-    ------
-    ValueError
-        If there is no such layer, or if its output does not have the model's
-        own frames.
+    frame_period : float
+        Distance between two frames (seconds).
+    errors : dict
+        Error of encoded hidden states; none, since they are exact.
 
     Example
     -------
@@ -76,61 +75,34 @@ class Teacher(torch.nn.Module):
         self.eval()
         self.taps = select_taps(model, taps, "teacher")
         self.hidden_sizes = [tap.hidden_size for tap in self.taps.values()]
+        self.frame_period = model.frame_period
+        self.errors = {}
         self.to(next(model.parameters()).device)
         self.symbols = self._count_symbols()
 
     def _count_symbols(self):
-        """Symbols of the targets, as seen on half a second of silence."""
+        """Symbols of the targets, from half a second of silence."""
         samples = self.model.features.sample_rate // 2
         with trying_out(self.model) as device:
             silence = torch.zeros(1, samples, device=device)
             targets = self(silence, torch.ones(1, device=device))
         return targets.posteriors.shape[-1]
 
-    @property
-    def frame_period(self):
-        """Distance between two output frames (seconds)."""
-        return self.model.frame_period
-
     def train(self, mode=True):
-        """Stay in evaluation mode.
-
-        ``Brain`` puts all its modules in training mode when a stage starts, and
-        a teacher's batch statistics would drift.
-
-        Arguments
-        ---------
-        mode : bool
-            Not used.
-
-        Returns
-        -------
-        Teacher
-            Itself.
-        """
+        """Stay in evaluation mode, in which batch statistics do not drift."""
         return super().train(False)
 
     # Not inference mode: what it returns takes part in the student's graph.
     @torch.no_grad()
     def forward(self, wavs, wav_lens):
-        """Teach a batch of waveforms.
+        """``TeacherTargets`` of waveforms, in float32, on the teacher's frames.
 
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        TeacherTargets
-            Hidden states and posteriors in float32.
+        As of an ``AcousticModel``: waveforms ``(batch, samples)``, and their
+        valid parts relative to the longest, ``(batch,)``.
         """
         encoding, hidden = encode_with_taps(
             self.model, self.taps, wavs, wav_lens
         )
-        # What dim 0 is taken from does not matter.
         hidden = hidden or [encoding.hidden[..., :0]]
         hidden = torch.cat([part.float() for part in hidden], dim=-1)
         if self.standardise is not None:
@@ -139,23 +111,9 @@ class Teacher(torch.nn.Module):
         if self.vocabulary is not None:
             posteriors = self.vocabulary(posteriors, encoding.lengths)
         return TeacherTargets(
-            hidden,
-            posteriors,
-            encoding.lengths,
-            self.frame_period,
+            hidden, posteriors, encoding.lengths, self.frame_period
         )
 
-    def teach(self, batch):
-        """Teach a batch, as a ``StoredTeacher`` does too.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``.
-
-        Returns
-        -------
-        TeacherTargets
-            Hidden states and posteriors in float32.
-        """
+    def targets(self, batch):
+        """Targets of a ``PaddedBatch`` with ``sig``."""
         return self(*batch.sig)

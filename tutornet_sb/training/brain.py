@@ -1,5 +1,6 @@
 """What every training stage shares: schedule, logs, checkpoints, scores."""
 
+import json
 import logging
 import math
 import re
@@ -36,7 +37,8 @@ class StageBrain(sb.Brain):
 
     ``hparams`` holds ``epoch_counter``, ``lr_schedule`` (called as
     ``lr_schedule(optimizer, total_steps=steps)``), ``log_folder``,
-    ``train_logger`` and ``avg_checkpoints``; ``modules`` holds ``student``.
+    ``train_logger``, ``metrics_file`` (JSON lines, one an epoch) and
+    ``avg_checkpoints``; ``modules`` holds ``student``.
 
     Attributes
     ----------
@@ -73,25 +75,6 @@ class StageBrain(sb.Brain):
 
         A stopped training ends as one that was never stopped. For that, loaders
         draw from generators of their own, and data sets draw from none.
-
-        Arguments
-        ---------
-        epoch_counter : speechbrain.utils.epoch_loop.EpochCounter
-            Epochs of this stage.
-        train_set : torch.utils.data.Dataset
-            Training utterances.
-        valid_set : torch.utils.data.DataLoader
-            Batches of the development set.
-        train_loader_kwargs : dict
-            For ``make_dataloader``; holds ``batch_sampler``.
-
-        Raises
-        ------
-        ValueError
-            If an epoch has too few batches for the processes, or if the loss
-            stays NaN or infinite.
-        signals.Stopped
-            After a signal, when the step is finished and saved.
         """
         loader = self.make_dataloader(
             train_set, stage=sb.Stage.TRAIN, **train_loader_kwargs
@@ -115,21 +98,7 @@ class StageBrain(sb.Brain):
             super().fit(epoch_counter, loader, valid_set)
 
     def load_best(self, valid_set):
-        """Load the average of the best checkpoints, or the best if better.
-
-        Arguments
-        ---------
-        valid_set : torch.utils.data.DataLoader
-            Batches of the development set, as for ``fit``.
-
-        Returns
-        -------
-        dict
-            ``selected_by``, ``best`` (that figure of the weights that are
-            loaded), ``best_epoch`` (of the best checkpoint), ``averaged`` (the
-            number of checkpoints in the mean, 1 if the best is better) and
-            ``valid`` (all figures of the weights that are loaded).
-        """
+        """Load the average of the best checkpoints, or the best if better."""
         key = self.selected_by
         best = self.checkpointer.find_checkpoints(
             min_key=key, max_num_checkpoints=self.hparams.avg_checkpoints
@@ -150,6 +119,15 @@ class StageBrain(sb.Brain):
             "valid": figures,
         }
 
+    def finish(self, valid_set):
+        """Load the best weights and give the figures of the whole stage."""
+        return {
+            "steps": self.steps_per_epoch * self.hparams.epoch_counter.limit,
+            "train_seconds": self.watch.seconds,
+            **self.load_best(valid_set),
+            "processes": processes.count(),
+        }
+
     def _load_mean(self, checkpoints):
         for name, module in self.checkpointer.recoverables.items():
             if name in self.modules:
@@ -164,6 +142,7 @@ class StageBrain(sb.Brain):
         if if_main_process():
             done = self.hparams.epoch_counter.current
             _keep_epochs(self.hparams.train_logger.save_file, done)
+            _keep_epochs(self.hparams.metrics_file, done)
             self.writer = SummaryWriter(
                 self.hparams.log_folder, purge_step=done + 1
             )
@@ -218,60 +197,18 @@ class StageBrain(sb.Brain):
         )
 
     def try_loss(self, loss, outputs):
-        """Say before training what a loss misses in this teacher.
-
-        Arguments
-        ---------
-        loss : callable
-            Called as ``loss(outputs, targets)``.
-        outputs : torch.Tensor
-            Of a student for one frame, ``(1, 1, dim)``.
-
-        Raises
-        ------
-        ValueError
-            If the loss cannot be computed, for instance for want of posteriors.
-        """
+        """Say before training what a loss misses in this teacher."""
         posteriors = torch.zeros(1, 1, self.modules.teacher.symbols)
         hidden, one = torch.zeros(1, 1, 1), torch.ones(1)
         loss(outputs, TeacherTargets(hidden, posteriors, one, frame_period=1.0))
 
-    def teach(self, batch):
-        """Give the teacher's targets of a batch, on its own frames.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``; with ``targets`` if they come from a store.
-
-        Returns
-        -------
-        TeacherTargets
-            Of the teacher.
-        """
-        return self.modules.teacher.teach(batch)
-
     def align(self, targets, encoding):
-        """Put the teacher's targets on the student's frames.
-
-        Arguments
-        ---------
-        targets : TeacherTargets
-            From ``teach``.
-        encoding : Encoding
-            The student's own.
-
-        Returns
-        -------
-        TeacherTargets
-            Shapes as in ``encoding``.
-        """
+        """Put the teacher's targets on the student's frames."""
         return align(
             targets,
             encoding.lengths,
             self.student.frame_period,
             frames=encoding.hidden.shape[1],
-            blank_index=self.hparams.blank_index,
             delay=self.hparams.delay,
         )
 
@@ -282,18 +219,7 @@ class StageBrain(sb.Brain):
         return getattr(student, "module", student)
 
     def total(self, **terms):
-        """Add up the terms of the loss and keep each for the log.
-
-        Arguments
-        ---------
-        **terms : tuple of (float, torch.Tensor)
-            Weight and value of each term, by name.
-
-        Returns
-        -------
-        torch.Tensor
-            The weighted sum.
-        """
+        """Add up the terms of the loss and keep each for the log."""
         loss = sum(weight * value for weight, value in terms.values())
         self.terms.add("loss", loss, self.size)
         for name, (_, value) in terms.items():
@@ -319,21 +245,6 @@ class StageBrain(sb.Brain):
         process, or of those that are left at the end of an epoch. Losses are
         means over utterances, and batches differ in size, so gradients are
         added up by utterances and divided by their number before the step.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``id``.
-
-        Returns
-        -------
-        torch.Tensor
-            The loss, on the CPU.
-
-        Raises
-        ------
-        ValueError
-            If that happens more than ``nonfinite_patience`` times in a row.
         """
         should_step = self.should_step
         self.on_fit_batch_start(batch, should_step)
@@ -425,18 +336,7 @@ class StageBrain(sb.Brain):
             schedule.step()
 
     def figures(self, stage_loss):
-        """Mean loss and mean of each of its terms, over all utterances.
-
-        Arguments
-        ---------
-        stage_loss : float
-            Not used: SpeechBrain's mean over the batches of this process.
-
-        Returns
-        -------
-        dict
-            Floats by name, and tensors of those that are no scalars.
-        """
+        """Mean loss and mean of each of its terms, over all utterances."""
         means = self.terms.values()
         parts = processes.gather(
             {name: (self.terms.sums[name][0], means[name]) for name in means}
@@ -450,21 +350,7 @@ class StageBrain(sb.Brain):
         return figures
 
     def evaluate_batch(self, batch, stage):
-        """Compute the loss of a batch that is not learnt from.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``id``.
-        stage : speechbrain.Stage
-            Validation can be stopped between any two batches, since the
-            training before it is saved.
-
-        Returns
-        -------
-        torch.Tensor
-            The loss, on the CPU.
-        """
+        """Compute the loss of a batch that is not learnt from."""
         if stage == sb.Stage.VALID:
             signals.check()
         self.size = len(batch.id)
@@ -523,6 +409,9 @@ class StageBrain(sb.Brain):
             )
             if if_main_process():
                 named = {"train": self.train_figures, "valid": figures}
+                row = meta | {"step": self.optimizer_step} | named
+                with open(self.hparams.metrics_file, "a") as file:
+                    file.write(json.dumps(row, default=float) + "\n")
                 for split, values in named.items():
                     for name, value in values.items():
                         self.writer.add_scalar(f"{name}/{split}", value, epoch)
@@ -547,7 +436,7 @@ def _keep_epochs(path, last):
     if not path.is_file():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    epochs = [re.match(r"epoch: (\d+),", line) for line in lines]
+    epochs = [re.match(r'\{?"?epoch"?: (\d+),', line) for line in lines]
     kept = "".join(
         line
         for line, epoch in zip(lines, epochs, strict=True)

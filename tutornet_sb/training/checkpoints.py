@@ -191,24 +191,7 @@ class AtomicCheckpointer(Checkpointer):
     """
 
     def save_checkpoint(self, *args, **kwargs):
-        """Save as SpeechBrain does, then make the checkpoint known.
-
-        Arguments
-        ---------
-        *args, **kwargs
-            As for SpeechBrain's ``Checkpointer``.
-
-        Returns
-        -------
-        speechbrain.utils.checkpoints.Checkpoint
-            The saved checkpoint; None on other processes than the main one.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written, for instance on a full disk; the ones
-            before it stay.
-        """
+        """Save as SpeechBrain does, then make the checkpoint known."""
         try:
             checkpoint = super().save_checkpoint(*args, **kwargs)
             if checkpoint is not None:
@@ -227,15 +210,7 @@ class AtomicCheckpointer(Checkpointer):
         return checkpoint
 
     def save_and_keep_only(self, *args, importance_keys=(), **kwargs):
-        """Save a checkpoint, then delete the least important ones.
-
-        Arguments
-        ---------
-        *args, **kwargs
-            As for SpeechBrain's ``Checkpointer``.
-        importance_keys : iterable of callable
-            Of the checkpoints to keep.
-        """
+        """Save a checkpoint, then delete the least important ones."""
         # SpeechBrain adds to its default list with every call.
         super().save_and_keep_only(
             *args, importance_keys=list(importance_keys), **kwargs
@@ -245,28 +220,11 @@ class AtomicCheckpointer(Checkpointer):
     # written, and would wait for it to delete more or less than it does.
 
     def find_checkpoints(self, *args, **kwargs):
-        """Find checkpoints as SpeechBrain does, the same in all processes.
-
-        Arguments
-        ---------
-        *args, **kwargs
-            As for SpeechBrain's ``Checkpointer``.
-
-        Returns
-        -------
-        list of speechbrain.utils.checkpoints.Checkpoint
-            The best first.
-        """
+        """Find checkpoints as SpeechBrain does, the same in all processes."""
         return processes.run_on_main(super().find_checkpoints, args, kwargs)
 
     def delete_checkpoints(self, **kwargs):
-        """Delete checkpoints as SpeechBrain does, in the main process.
-
-        Arguments
-        ---------
-        **kwargs
-            As for SpeechBrain's ``Checkpointer``.
-        """
+        """Delete checkpoints as SpeechBrain does, in the main process."""
         processes.run_on_main(super().delete_checkpoints, kwargs=kwargs)
 
     def _save_checkpoint_metafile(self, fpath, *args, **kwargs):
@@ -290,18 +248,7 @@ class AtomicCheckpointer(Checkpointer):
         sync(checkpoint.path)
 
     def recover_if_possible(self, *args, **kwargs):
-        """Go on from the newest checkpoint that is whole.
-
-        Arguments
-        ---------
-        *args, **kwargs
-            As for SpeechBrain's ``Checkpointer``.
-
-        Returns
-        -------
-        speechbrain.utils.checkpoints.Checkpoint
-            What was loaded, or None.
-        """
+        """Go on from the newest checkpoint that is whole."""
         processes.run_on_main(self._tidy_up)
         return super().recover_if_possible(*args, **kwargs)
 

@@ -6,6 +6,7 @@ import speechbrain as sb
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
+from tutornet_sb.corpora.tokenizer import BLANK
 from tutornet_sb.distillation.losses import ctc_loss, frames_needed
 from tutornet_sb.distillation.taps import encode_with_taps
 from tutornet_sb.inference.scores import score
@@ -19,10 +20,10 @@ class CTCBrain(StageBrain):
     """Train a student by CTC alone, or score one that is trained.
 
     ``hparams`` holds besides those of :class:`StageBrain` the ``tokenizer``
-    (a ``SentencePieceProcessor``), ``blank_index`` and optionally ``searcher``,
-    a SpeechBrain CTC beam searcher that decodes the test splits a second time.
-    ``modules`` may hold ``heads``, :class:`IntermediateHeads` that learn beside
-    the student's own in training.
+    (a ``SentencePieceProcessor``) and optionally ``searcher``, a CTC
+    beam search that decodes the test splits a second time. ``modules`` may
+    hold ``heads``, :class:`IntermediateHeads` that are trained beside the
+    student's own.
 
     After ``evaluate``, ``references``, ``hypotheses`` and ``beam_hypotheses``
     hold the transcripts by utterance id.
@@ -38,22 +39,7 @@ class CTCBrain(StageBrain):
         super().__init__(modules, hparams, **kwargs)
 
     def compute_forward(self, batch, stage):
-        """Encode a batch.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``.
-        stage : speechbrain.Stage
-            Intermediate heads are for training only. The student's own mode
-            switches its augmentation.
-
-        Returns
-        -------
-        list of Encoding
-            Of the student, and the same with the logits of each of the
-            intermediate heads.
-        """
+        """Encode a batch."""
         inputs = batch.to(self.device).sig
         if stage != sb.Stage.TRAIN or not self.head_taps:
             return [self.modules.student(*inputs)]
@@ -64,41 +50,14 @@ class CTCBrain(StageBrain):
         return [encoding, *(encoding._replace(logits=x) for x in more)]
 
     def weighted(self, encodings):
-        """Name and weigh what each head says.
-
-        Arguments
-        ---------
-        encodings : list of Encoding
-            From ``compute_forward``.
-
-        Yields
-        ------
-        tuple of (str, float, Encoding)
-            End of the names of a head's terms, weight of its losses, and what
-            it says.
-        """
+        """Give suffix of terms, weight and encoding of each head."""
         yield "", 1.0, encodings[0]
         for index, encoding in enumerate(encodings[1:]):
             # In the log they are numbered in their order from 0.
             yield f"_{index}", self.head_weights[index], encoding
 
     def compute_objectives(self, encodings, batch, stage):
-        """CTC loss, summed over frames, averaged over utterances (nats).
-
-        Arguments
-        ---------
-        encodings : list of Encoding
-            From ``compute_forward``.
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``tokens``.
-        stage : speechbrain.Stage
-            Transcripts are kept except in training.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar.
-        """
+        """CTC loss, summed over frames, averaged over utterances (nats)."""
         loss = self.total(
             **{
                 f"ctc{end}": (weight, self.ctc(encoding, batch))
@@ -114,20 +73,6 @@ class CTCBrain(StageBrain):
 
         Utterances with too few frames for their transcript have a loss of 0 and
         are named in the log at the end of the epoch.
-
-        Arguments
-        ---------
-        encoding : Encoding
-            Of the student.
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``tokens``.
-        rows : list of int, optional
-            Utterances that count, all by default.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar.
         """
         tokens, relative = batch.tokens
         token_lengths = (relative * tokens.shape[1]).round().long()
@@ -141,29 +86,16 @@ class CTCBrain(StageBrain):
             tokens[rows],
             encoding.lengths[rows],
             token_lengths[rows],
-            self.hparams.blank_index,
         )
 
     def transcribe(self, encoding, batch, stage):
-        """Decode a batch and keep the transcripts.
-
-        Arguments
-        ---------
-        encoding : Encoding
-            Of the student.
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``id`` and ``wrd``.
-        stage : speechbrain.Stage
-            The beam searcher, if there is one, is for the test stage only.
-        """
+        """Decode a batch and keep the transcripts."""
         # SpeechBrain's decoders read utterance by utterance, and a GPU would
         # stop for each.
         log_probs = torch.log_softmax(encoding.logits.float(), dim=-1).cpu()
         # SpeechBrain rounds relative lengths to frames again.
         relative = encoding.lengths.cpu() / log_probs.shape[1]
-        greedy = ctc_greedy_decode(
-            log_probs, relative, blank_id=self.hparams.blank_index
-        )
+        greedy = ctc_greedy_decode(log_probs, relative, blank_id=BLANK)
         self.references.update(zip(batch.id, batch.wrd, strict=True))
         texts = map(_tidy, self.hparams.tokenizer.decode(greedy))
         self.hypotheses.update(zip(batch.id, texts, strict=True))
@@ -193,26 +125,15 @@ class CTCBrain(StageBrain):
                 len(names),
                 "of the development set"
                 if stage == sb.Stage.VALID
-                else "learnt from",
+                else "of the training set",
                 ", ".join(names),
             )
         super().on_stage_end(stage, stage_loss, epoch)
 
     def figures(self, stage_loss):
-        """Mean losses, and WER and CER (percent) where there are transcripts.
-
-        Arguments
-        ---------
-        stage_loss : float
-            Mean loss of the stage in this process.
-
-        Returns
-        -------
-        dict
-            Floats by name.
-        """
+        """Mean losses, and WER and CER (%) where there are transcripts."""
         figures = super().figures(stage_loss)
-        # Each process has heard its share.
+        # Each process has transcribed its share.
         for texts in self.references, self.hypotheses, self.beam_hypotheses:
             for part in processes.gather(texts):
                 texts.update(part)

@@ -64,15 +64,15 @@ def name_teacher(
     return f"{readable.removeprefix('teacher_')}-{digest[:6]}"
 
 
-def name_run(method, student, teacher):
+def name_run(stages, student, teacher):
     """Name a run by its method, its student and its teacher if it has one.
 
     Used as ``run_name: !applyref:tutornet_sb.training.names.name_run``.
 
     Arguments
     ---------
-    method : str
-        Such as ``rkd+skd``.
+    stages : list of str
+        Such as ``[rkd, skd]``.
     student : str
         Name of the network.
     teacher : str
@@ -81,14 +81,14 @@ def name_run(method, student, teacher):
     Returns
     -------
     str
-        ``METHOD_STUDENT_by_TEACHER``.
+        ``STAGES_STUDENT_by_TEACHER``.
 
     Example
     -------
-    >>> name_run("rkd+skd", "lstm", "jasper_dr")
+    >>> name_run(["rkd", "skd"], "lstm", "jasper_dr")
     'rkd+skd_lstm_by_jasper_dr'
-    >>> name_run("ctc", "lstm", "jasper_dr")
+    >>> name_run(["ctc"], "lstm", "jasper_dr")
     'ctc_lstm'
     """
-    by = "" if method == "ctc" else f"_by_{teacher}"
-    return f"{method}_{student}{by}"
+    by = "" if list(stages) == ["ctc"] else f"_by_{teacher}"
+    return f"{'+'.join(stages)}_{student}{by}"

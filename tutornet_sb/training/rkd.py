@@ -26,7 +26,7 @@ class Representation(NamedTuple):
 
 
 class RKDBrain(StageBrain):
-    """Teach a student the hidden states of its teacher.
+    """Fit a student's hidden states to its teacher's.
 
     The loss is the sum over the pairs of layers of each pair's weight times
     its representation loss, frames weighted by the pair's own hidden states.
@@ -57,20 +57,7 @@ class RKDBrain(StageBrain):
         self.try_loss(self.hparams.representation_loss, torch.zeros(1, 1, 1))
 
     def compute_forward(self, batch, stage):
-        """Encode a batch and project it onto the teacher's hidden states.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``.
-        stage : speechbrain.Stage
-            Unused: the student's own mode switches its augmentation.
-
-        Returns
-        -------
-        Representation
-            The encoding and its projection.
-        """
+        """Encode a batch and project it onto the teacher's hidden states."""
         encoding, hidden = encode_with_taps(
             self.modules.student,
             self.student_taps,
@@ -79,23 +66,9 @@ class RKDBrain(StageBrain):
         return Representation(encoding, self.modules.projector(hidden))
 
     def compute_objectives(self, representation, batch, stage):
-        """Weighted squared error to the teacher's standardised hidden states.
-
-        Arguments
-        ---------
-        representation : Representation
-            From ``compute_forward``.
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``.
-        stage : speechbrain.Stage
-            Unused.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar, per hidden unit and frame.
-        """
-        targets = self.align(self.teach(batch), representation.encoding)
+        """Weighted squared error to the teacher's hidden states."""
+        given = self.modules.teacher.targets(batch)
+        targets = self.align(given, representation.encoding)
         representation_loss, terms = self.hparams.representation_loss, {}
         for name, pair, part, projected in zip(
             self.names,
@@ -112,20 +85,9 @@ class RKDBrain(StageBrain):
         return self.total(**terms)
 
     def figures(self, stage_loss):
-        """Mean losses, relative ones, and errors of the codes of a store.
-
-        Arguments
-        ---------
-        stage_loss : float
-            As for :class:`StageBrain`.
-
-        Returns
-        -------
-        dict
-            Floats by name.
-        """
+        """Mean losses, relative ones, and errors of the codes of a store."""
         figures = super().figures(stage_loss)
-        errors = getattr(self.modules.teacher, "errors", {})
+        errors = self.modules.teacher.errors
         for name, pair in zip(self.names, self.pairs, strict=True):
             mean = figures.pop(f"{name}_mean")
             square = figures.pop(f"{name}_square")
@@ -138,3 +100,13 @@ class RKDBrain(StageBrain):
                 )
                 figures[f"{name}_codes"] = errors[pair.teacher][weighting]
         return figures
+
+    def finish(self, valid_set):
+        """Give which layers were matched, and by which frame weighting, too."""
+        return super().finish(valid_set) | {
+            "pairs": [pair._asdict() for pair in self.pairs],
+            "frame_weighting": name_weighting(
+                self.hparams.representation_loss.weighting,
+                self.modules.teacher.symbols,
+            ),
+        }

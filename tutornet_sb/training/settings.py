@@ -22,11 +22,11 @@ from tutornet_sb.distillation.intermediate import read_intermediate
 from tutornet_sb.distillation.pairs import read_pairs
 from tutornet_sb.targets.encodings import HIDDEN, POSTERIORS
 from tutornet_sb.teachers.sources import KINDS
+from tutornet_sb.training.stages import STAGES
 from tutornet_sb.util.composition import read_experiment, read_mapping, tag_of
 from tutornet_sb.util.errors import SettingError, explain, nearest, one_line
 
 CALLS = "!new:", "!name:", "!apply:", "!applyref:"
-STAGES = "ctc", "skd", "rkd", "pseudo"
 
 
 class Rule(NamedTuple):
@@ -122,8 +122,9 @@ TABLES = Rule(
 # Values of the recipe's base.yaml, what calls of it aside
 RULES = {
     "seed": whole(0),
-    "method": TEXT,
     "stages": several(one_of(*STAGES)),
+    "role": maybe(one_of("teacher", "baseline", "student")),
+    "compute_matched_to": maybe(several(TEXT)),
     "recipe_folder": TEXT,
     "corpus_yaml": TEXT,
     "corpus_overrides": MAPPING,
@@ -179,7 +180,6 @@ RULES = {
     "skd_tolerance": whole(0),
     "skd_selection": maybe(whole(0)),
     "min_confidence": SHARE,
-    "blank_index": whole(0),
     "beam_size": maybe(whole(1)),
     "kenlm_model_path": maybe(TEXT),
     "rtf_utterances": whole(1),

@@ -58,7 +58,7 @@ class SKDBrain(CTCBrain):
         """
         if stage != sb.Stage.TRAIN:
             return super().compute_objectives(encodings, batch, stage)
-        given = self.teach(batch)
+        given = self.modules.teacher.targets(batch)
         targets = self.align(given, encodings[0])
         self.note_left_out(given, targets)
         weights = {
@@ -98,8 +98,7 @@ class SKDBrain(CTCBrain):
         """
         if targets.posterior_mask is None:
             return
-        blank = self.hparams.blank_index
-        known, in_all = (count_symbols(t, blank) for t in (targets, given))
+        known, in_all = map(count_symbols, (targets, given))
         left = 100 * (1 - known / in_all.clamp(min=1))
         self.terms.add("skd_left_out", left, self.size)
 

@@ -1,0 +1,189 @@
+"""An experiment: its settings, and what a run has found out so far."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from itertools import count
+from pathlib import Path
+from types import MappingProxyType
+
+from hyperpyyaml import resolve_references
+
+from tutornet_sb.distillation.pairs import Pair
+from tutornet_sb.distillation.taps import find_taps, select_taps
+from tutornet_sb.inference.transcription import check_language_model
+from tutornet_sb.networks import runs
+from tutornet_sb.networks.acoustic_model import AcousticModel
+from tutornet_sb.targets.encodings import QUANTISERS
+from tutornet_sb.teachers.sources import TeacherSource
+from tutornet_sb.teachers.vocabulary import VocabularyMap
+from tutornet_sb.training.corpus import Corpus
+from tutornet_sb.training.settings import expand_home, load_experiment
+from tutornet_sb.training.stages import Stage, find_stages, name_method
+from tutornet_sb.util.errors import SettingError
+
+
+@dataclass
+class Experiment:
+    """Settings of a run, which are read-only, and what it has found out.
+
+    Attributes
+    ----------
+    main_file : pathlib.Path
+        YAML file of the experiment.
+    options : dict
+        Values given on the command line.
+    text : str
+        The settings as HyperPyYAML, references resolved.
+    settings : mapping
+        By key; objects are made.
+    epochs : dict of Stage to int
+        The stages in order, and the epochs of each.
+    corpus : Corpus, optional
+        Its utterances and tokenizer.
+    teacher : TeacherSource, optional
+        A finished run, or a pretrained model.
+    vocabulary : VocabularyMap, optional
+        From the teacher's symbols to the student's.
+    pairs : list of Pair
+        Layers that are matched by RKD.
+    head_frames : int
+        Frames on which the head is fitted after RKD.
+    """
+
+    main_file: Path
+    options: dict
+    text: str
+    settings: Mapping
+    epochs: dict[Stage, int]
+    corpus: Corpus | None = None
+    teacher: TeacherSource | None = None
+    vocabulary: VocabularyMap | None = None
+    pairs: list[Pair] = field(default_factory=list)
+    head_frames: int = 0
+
+    @classmethod
+    def load(cls, main_file, options, recipe=None):
+        """Read an experiment and check all that can be checked at once.
+
+        Files are looked for in the working folder, then in the recipe's.
+        """
+        recipe = find_recipe(main_file) if recipe is None else Path(recipe)
+        main_file = Path(main_file)
+        if not main_file.is_file() and (recipe / main_file).is_file():
+            main_file = recipe / main_file
+        values = expand_home(options) | {"recipe_folder": str(recipe)}
+        text, settings = load_experiment(
+            main_file, values, recipe / "hparams" / "base.yaml"
+        )
+        return cls(
+            main_file,
+            dict(options),
+            resolve_references(text, values).read(),
+            MappingProxyType(settings),
+            share_epochs(settings),
+            head_frames=settings["head_frames"],
+        )._check()
+
+    @property
+    def student(self):
+        """Its network, an ``AcousticModel``."""
+        return self.settings["student"]["model"]
+
+    @property
+    def folder(self):
+        """Where the run is, a ``pathlib.Path``."""
+        return Path(self.settings["output_folder"])
+
+    def stage_folder(self, stage):
+        """Where a stage keeps its checkpoints, logs and alignments."""
+        return self.folder / runs.STAGES / stage.name
+
+    @property
+    def method(self):
+        """Its stages, joined, such as ``rkd+skd``."""
+        return name_method([stage.name for stage in self.epochs])
+
+    @property
+    def distils(self):
+        """Whether any stage needs a teacher."""
+        return any(stage.teacher for stage in self.epochs)
+
+    @property
+    def role(self):
+        """``teacher``, ``baseline`` or ``student``."""
+        usual = "student" if self.distils else "baseline"
+        return self.settings["role"] or usual
+
+    def needs(self, what):
+        """Whether a stage needs this of the teacher (see ``Stage``)."""
+        return any(stage.teacher == what for stage in self.epochs)
+
+    def _check(self):
+        """See that values go together which are used by stages far apart."""
+        settings, student = self.settings, self.settings["student"].get("model")
+        if not isinstance(student, AcousticModel):
+            raise SettingError(
+                f"{settings['student_yaml']} has no AcousticModel under the "
+                "key 'model'"
+            )
+        if self.needs("posteriors") and not (
+            settings["ctc_weight"] or settings["skd_weight_final"]
+        ):
+            raise SettingError(
+                "ctc_weight and skd_weight_final are both 0, so the last epoch "
+                "would have no loss: give --skd_weight_final 1 too"
+            )
+        if settings["kenlm_model_path"] is not None:
+            if settings["beam_size"] is None:
+                raise SettingError(
+                    "kenlm_model_path is of beam search: give --beam_size 100 "
+                    "too"
+                )
+            check_language_model(settings["kenlm_model_path"])
+        is_coded = settings["hidden_encoding"] in QUANTISERS
+        if self.needs("hidden") and settings["targets"] == "store" and is_coded:
+            # It makes the codebooks.
+            import_module("faiss")
+        layers = [row["student"] for row in settings["intermediate"]]
+        if self.needs("hidden") and not isinstance(settings["pairs"], int):
+            layers += [pair["student"] for pair in settings["pairs"]]
+        # Either tries out whether the student can encode, too.
+        if layers:
+            select_taps(student, dict.fromkeys(layers), "student")
+        else:
+            find_taps(student)
+        return self
+
+
+def find_recipe(main_file):
+    """Find the recipe folder that a main file belongs to."""
+    for folder in [*Path(main_file).resolve().parents, Path.cwd()]:
+        if (folder / "hparams" / "base.yaml").is_file():
+            return folder
+    raise SettingError(
+        f"{main_file} lies in no recipe: there is no hparams/base.yaml in a "
+        "folder above it, nor in the working folder"
+    )
+
+
+def share_epochs(settings):
+    """Share the student's epochs out among the stages, a dict by stage."""
+    stages, epochs = find_stages(settings["stages"]), settings["epochs"]
+    if len(stages) == 1:
+        return {stages[0]: epochs}
+    share = settings["rkd_share"]
+    first = round(epochs * share)
+    if not 0 < first < epochs:
+        remedies = ["--rkd_share 0.5"] if epochs > 1 else []
+        if 0 < share < 1:
+            start = max(2, math.floor(0.5 / min(share, 1 - share)))
+            least = next(n for n in count(start) if 0 < round(n * share) < n)
+            remedies.insert(0, f"--epochs {least} or more")
+        remedy = ", or ".join(remedies)
+        raise SettingError(
+            f"rkd_share {share} of {epochs} epochs leaves a stage without any: "
+            f"give {remedy or '--epochs 2 or more and --rkd_share 0.5'}"
+        )
+    return {stages[0]: first, stages[1]: epochs - first}
