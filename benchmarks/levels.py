@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
+    read_manifest,
 )
 from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.inference.scores import score
@@ -76,9 +76,7 @@ def read(data, split):
     root = find_librispeech(data)
     with tempfile.TemporaryDirectory() as folder:
         paths = prepare_librispeech(root, folder, splits=[split])
-        items = DynamicItemDataset.from_csv(
-            str(paths[split]), replacements={"data_root": str(root)}
-        ).data.values()
+        items = read_manifest(paths[split], root).values()
     return [Utterance(item["wav"], item["wrd"]) for item in items]
 
 

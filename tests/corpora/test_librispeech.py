@@ -244,12 +244,12 @@ STATES = {
         max_size=8,
     )
 )
-def test_a_manifest_holds_each_sound_utterance_and_the_rest_is_told(
+def test_a_manifest_holds_each_sound_utterance_and_the_rest_is_listed(
     scratch, utterances
 ):
     root = scratch / "LibriSpeech"
     shutil.rmtree(root, ignore_errors=True)
-    expected, told = {}, {}
+    expected, skipped = {}, {}
     for (speaker, chapter, number), (state, text) in utterances.items():
         folder = root / "dev-clean" / str(speaker) / str(chapter)
         folder.mkdir(parents=True, exist_ok=True)
@@ -280,7 +280,7 @@ def test_a_manifest_holds_each_sound_utterance_and_the_rest_is_told(
         if state == "sound":
             expected[name] = (tidy(text), (640 + number % 100) / 16000)
         else:
-            told[name] = STATES[state]
+            skipped[name] = STATES[state]
     out = scratch / "out"
     shutil.rmtree(out, ignore_errors=True)
     try:
@@ -294,7 +294,7 @@ def test_a_manifest_holds_each_sound_utterance_and_the_rest_is_told(
         } == expected
         for item in items:
             assert pathlib.Path(item["wav"]).is_file()
-    assert reasons(out) == told
+    assert reasons(out) == skipped
 
 
 def test_hidden_files_and_byte_order_marks_are_ignored(corpus, tmp_path):
@@ -422,7 +422,7 @@ def test_skips_are_logged(corpus, tmp_path, caplog):
     )
 
 
-def test_unusual_letters_stay_and_are_told(corpus, tmp_path, caplog):
+def test_unusual_letters_stay_and_are_logged(corpus, tmp_path, caplog):
     write_chapter(corpus / "dev-clean", 8, 1, ["Żółw n"])
     with caplog.at_level(logging.INFO):
         manifest = prepare_librispeech(corpus, tmp_path, "dev-clean")
@@ -464,7 +464,7 @@ def read_with_speechbrain(manifest, root):
 def test_untranscribed_split(corpus, tmp_path):
     out = tmp_path / "out"
     with_text = prepare_librispeech(corpus, out)
-    spoken = read(with_text["train-clean-100"])
+    transcribed = read(with_text["train-clean-100"])
     for trans in (corpus / "train-clean-100").rglob("*.trans.txt"):
         trans.unlink()
     manifests = prepare_librispeech(
@@ -473,13 +473,13 @@ def test_untranscribed_split(corpus, tmp_path):
     assert list(manifests) == ["dev-clean", "train-clean-100"]
     items = read_with_speechbrain(manifests["train-clean-100"], corpus)
     assert len(items) == 5
-    for item, row in zip(items, spoken, strict=True):
+    for item, row in zip(items, transcribed, strict=True):
         assert item["id"] == row["ID"]
         assert item["duration"] == float(row["duration"])
         assert item["wav"] == row["wav"].replace("$data_root", str(corpus))
         assert item["wrd"] == ""
     # Made before, of the same audio, with its transcripts: still there.
-    assert read(with_text["train-clean-100"]) == spoken
+    assert read(with_text["train-clean-100"]) == transcribed
     assert [row["wrd"] for row in read(manifests["dev-clean"])][0] == "ONE"
 
 

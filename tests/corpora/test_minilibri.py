@@ -66,11 +66,11 @@ def test_splits(corpus, tmp_path):
 
 def test_voices_and_sentences_are_disjoint(corpus):
     info = json.loads((corpus / "minilibri.json").read_text())
-    heard = speakers(corpus, "train-clean-100")
+    seen = speakers(corpus, "train-clean-100")
     other = speakers(corpus, "test-other")
-    assert len(heard) == 3 and len(other) == 2 and not heard & other
-    assert speakers(corpus, "dev-clean") <= heard
-    assert speakers(corpus, "test-clean") <= heard
+    assert len(seen) == 3 and len(other) == 2 and not seen & other
+    assert speakers(corpus, "dev-clean") <= seen
+    assert speakers(corpus, "test-clean") <= seen
     variants = [voice.split("+")[1] for voice in info["voices"].values()]
     assert len(set(variants)) == 5
     texts = [t for s in SPLITS for t in transcripts(corpus, s).values()]
@@ -177,8 +177,8 @@ def test_occupied_folder(corpus, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"dev_minutes": 0}, "dev_minutes is 0.0"),
-        ({"train_speakers": -1}, "train_speakers is -1"),
+        ({"dev_minutes": 0}, "dev_minutes must be above 0, got 0.0"),
+        ({"train_speakers": -1}, "train_speakers must be above 0, got -1"),
         ({"noise_snr": (20, 5)}, "noise_snr"),
         ({"test_speakers": 1000}, "1024 speakers are asked for"),
     ],
@@ -213,7 +213,7 @@ def test_crash_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def test_unknown_accent_is_an_error():
     job = {"voice": "xx+f3", "rate": 160, "pitch": 50, "range": 50}
-    with pytest.raises(CorpusError, match=r"voice xx\+f3 does not speak"):
+    with pytest.raises(CorpusError, match=r"voice xx\+f3 does not work"):
         minilibri._run_espeak(
             {"seed": 1, "utterances": [{**job, "text": "hello"}]}
         )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.corpora.alphabet import choose_symbols
-from tutornet_sb.corpora.librispeech import CorpusError
+from tutornet_sb.corpora.librispeech import CorpusError, read_manifest
 from tutornet_sb.corpora.tables import name_tables, prepare_tables, read_table
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
 from tutornet_sb.util.errors import SettingError
@@ -101,9 +101,7 @@ def test_paths_are_relative_to_their_table(audio, tmp_path):
     items = {
         key: item["wav"]
         for path in manifests.values()
-        for key, item in DynamicItemDataset.from_csv(
-            path, {"data_root": root}
-        ).data.items()
+        for key, item in read_manifest(path, root).items()
     }
     assert items == {
         "7": str(audio / "b" / "eins.ogg"),

@@ -1365,7 +1365,7 @@ def test_a_teacher_of_another_size_has_a_folder_of_its_own(recipe, place):
     found = {
         "jasper_dr": read(),
         "jasper_dr_full": read(teacher_size="full"),
-        "quartznet5x5": read(teacher_yaml="hparams/models/quartznet5x5.yaml"),
+        "quartznet": read(teacher_yaml="hparams/models/quartznet.yaml"),
     }
     for name, (output, teacher) in found.items():
         assert output == f"{start}{name}/1234"

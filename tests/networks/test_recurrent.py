@@ -104,7 +104,7 @@ def test_padding_does_not_change_a_result(cell, directions, stride):
         assert not hidden[index, out[index] :].any()
 
 
-def test_one_direction_hears_no_more_than_its_convolution():
+def test_one_direction_looks_ahead_no_further_than_its_convolution():
     encoder = RecurrentEncoder(4, 6, 5, layers=2, directions=1, kernel_size=3)
     x = torch.randn(1, 16, 4)
     changed = x.clone()
@@ -112,7 +112,7 @@ def test_one_direction_hears_no_more_than_its_convolution():
     lengths = torch.tensor([16])
     a, _ = encoder.eval()(x, lengths)
     b, _ = encoder(changed, lengths)
-    # Frame t of the output hears the input up to frame 2t + 1.
+    # Frame t of the output depends on the input up to frame 2t + 1.
     torch.testing.assert_close(a[:, :5], b[:, :5])
     assert not torch.allclose(a[:, 5], b[:, 5])
 

@@ -10,7 +10,7 @@ from tutornet_sb.networks.acoustic_model import (
 )
 from tutornet_sb.networks.deepspeech2 import DeepSpeech2Encoder
 from tutornet_sb.networks.recurrent import RecurrentEncoder
-from tutornet_sb.networks.streaming import Stream
+from tutornet_sb.networks.streaming import Stream, can_stream
 
 N_MELS = 8
 
@@ -203,7 +203,7 @@ def test_streams_of_one_model_do_not_touch_each_other_or_it():
         assert torch.equal(value, before[key]), key
 
 
-def test_a_stream_that_hears_nothing_has_the_frame_of_the_empty_waveform():
+def test_an_empty_stream_has_the_frame_of_the_empty_waveform():
     model = make_model()
     whole = encode_whole(model, torch.zeros(1, 0))
     assert_same(Stream(model).finish(), whole)
@@ -235,6 +235,7 @@ def test_a_model_that_cannot_stream_is_refused_with_the_reason():
             setattr(model, name, part)
         with pytest.raises(ValueError, match=pattern):
             Stream(model.eval())
+        assert not can_stream(model)
 
     assert_refused(
         "^features: .*whole utterance.*`causal: true`",
@@ -265,5 +266,6 @@ def test_a_model_in_training_mode_is_refused():
     ):
         with pytest.raises(ValueError, match=r"^model: .*model\.eval\(\)"):
             refused()
-    model.eval()
+    assert can_stream(model)
+    assert not any(module.training for module in model.modules())
     assert_same(stream.finish(), encode_whole(model, torch.zeros(1, 0)))

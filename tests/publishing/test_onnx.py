@@ -57,7 +57,7 @@ NETWORKS = sorted(
     path.stem
     for path in MODELS.glob("*.yaml")
     # Of one kind with others that are here
-    if path.stem not in ("whisper", "quartznet10x5", "quartznet15x5")
+    if path.stem != "whisper"
 )
 ABOUT = {
     "name": "a model",

@@ -8,33 +8,30 @@ from tutornet_sb.util.errors import SettingError
 def choose_symbols(
     tokenizer_type, vocab_size, train_csv, data_folder, splits, folder
 ):
-    """Count the symbols of a corpus before its tokenizer is there.
+    """Count the symbols of a corpus before its tokenizer exists.
 
-    Used as ``symbols: !applyref:tutornet_sb.corpora.alphabet.choose_symbols``,
-    for networks are made before their corpus is prepared.
+    Used as ``symbols: !applyref:tutornet_sb.corpora.alphabet.choose_symbols``:
+    networks are made before their corpus is prepared.
 
     Arguments
     ---------
     tokenizer_type : str
         ``char``, ``bpe`` or ``unigram``.
     vocab_size : int or None
-        Symbols, the blank included. None: of a character tokenizer, the letters
-        of the training transcripts, in the case that they have there, the
-        space and the blank.
+        Number of symbols, the blank included. None, of a character tokenizer:
+        the letters of the training transcripts, the space and the blank.
     train_csv : str or list of str or None
         Tables of training utterances, relative to the working folder or to
-        ``folder``.
+        ``folder``, that of the recipe.
     data_folder : str or None
         Otherwise a folder in LibriSpeech's layout.
     splits : list of str or None
         Its training splits.
-    folder : str
-        That of the recipe.
 
     Returns
     -------
     dict
-        ``count``, and ``letters`` in one text, None with a ``vocab_size``.
+        ``count``, and the ``letters`` as one string, or None.
 
     Raises
     ------
@@ -56,12 +53,8 @@ def choose_symbols(
         )
     if train_csv:
         tables = name_tables("train", train_csv, folder).values()
-        texts = [
-            row.text
-            for path in tables
-            for row in read_table(path)
-            if row.fault is None
-        ]
+        rows = [row for path in tables for row in read_table(path)]
+        texts = [row.text for row in rows if row.fault is None]
     elif data_folder:
         texts = read_texts(data_folder, splits)
     else:

@@ -1,21 +1,19 @@
-"""eSpeak NG by ctypes, as a program that speaks one job and ends.
+"""eSpeak NG by ctypes, as a program that does one job in a fresh process.
 
-The library keeps its state in globals that no call resets (noise generator,
-wave phase, echo), and it can take its process down with it. Run by path, one
-fresh process a job, it gives the same samples for the same job, and a crash
-is a return code. Only the standard library is imported, so that a start
-costs a few milliseconds.
+The library keeps state in globals that no call resets (noise generator, wave
+phase, echo), and it may crash. In a process of its own the same job gives the
+same samples, and a crash is a return code. Run by path, it imports the standard
+library only, so that it starts in milliseconds.
 
-The job is a JSON object on stdin. Without ``utterances`` the answer names the
-voices; with them it is spoken: one JSON line, then the samples as 16-bit
-integers of the machine's byte order, one utterance after the other.
+The job is a JSON object on stdin, see `answer`. The answer is a line of JSON,
+then the samples as 16-bit integers, one utterance after the other.
 """
 
 import ctypes
 import json
 import sys
 
-RETRIEVAL = 1  # AUDIO_OUTPUT_RETRIEVAL: samples come to the callback
+RETRIEVAL = 1  # AUDIO_OUTPUT_RETRIEVAL: samples go to the callback
 DONT_EXIT = 0x8000  # espeakINITIALIZE_DONT_EXIT
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 UTF8 = 1  # espeakCHARS_UTF8
@@ -43,18 +41,9 @@ class Voice(ctypes.Structure):
 
 
 class Espeak:
-    """The library, initialised and seeded.
+    """The library, initialised, its noise generator seeded.
 
-    Arguments
-    ---------
-    seed : int
-        Seed of the library's noise generator, which otherwise takes the
-        clock.
-
-    Raises
-    ------
-    RuntimeError
-        If the library or its data cannot be used.
+    Raises RuntimeError if the library or its data cannot be used.
     """
 
     def __init__(self, seed):
@@ -73,7 +62,7 @@ class Espeak:
         if self.sample_rate <= 0:
             raise RuntimeError(f"eSpeak NG does not start with data in {data}")
         self.chunks = []
-        # Kept as an attribute: ctypes does not keep the callback alive.
+        # An attribute, since ctypes does not keep the callback alive
         self.callback = Callback(self._collect)
         self.library.espeak_SetSynthCallback(self.callback)
         self.library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
@@ -86,8 +75,7 @@ class Espeak:
     def variants(self):
         """Names of the voice variants, such as ``f3``.
 
-        A variant that does not exist is no error to the library, which
-        then speaks with the plain accent: so ask here first.
+        The library takes one that does not exist for the plain accent.
         """
         self.library.espeak_ListVoices.restype = ctypes.POINTER(
             ctypes.POINTER(Voice)
@@ -102,27 +90,14 @@ class Espeak:
         return sorted(names)
 
     def has(self, accent):
-        """Whether the library knows an accent, such as ``en-us``."""
+        """Whether the library has an accent, such as ``en-us``."""
         return self.library.espeak_SetVoiceByName(accent.encode()) == 0
 
-    def speak(self, voice, rate, pitch, range, text):
-        """Speak a text.
+    def synthesise(self, voice, rate, pitch, range, text):
+        """Return 16-bit samples of a text at ``sample_rate``.
 
-        Arguments
-        ---------
-        voice : str
-            ``accent+variant``.
-        rate : int
-            Words per minute.
-        pitch, range : int
-            0 to 100, where 50 is the voice's own.
-        text : str
-            What to say.
-
-        Returns
-        -------
-        bytes
-            16-bit samples at ``sample_rate``.
+        The voice is ``accent+variant``; the rate is in words per minute, pitch
+        and range are 0 to 100, 50 being the voice's own.
         """
         status = self.library.espeak_SetVoiceByName(voice.encode())
         for name, value in ((RATE, rate), (PITCH, pitch), (RANGE, range)):
@@ -134,35 +109,26 @@ class Espeak:
         )
         status = status or self.library.espeak_Synchronize()
         if status or not self.chunks:
-            raise RuntimeError(f"voice {voice} does not speak ({status})")
+            raise RuntimeError(f"voice {voice} does not work ({status})")
         return b"".join(self.chunks)
 
 
 def answer(job):
-    """Do one job.
+    """Do a job with a ``seed``; return its JSON and samples.
 
-    Arguments
-    ---------
-    job : dict
-        ``seed``; and either ``accents`` (list of str) to ask about or
-        ``utterances``, a list of the arguments of `Espeak.speak`.
-
-    Returns
-    -------
-    dict
-        ``sample_rate`` and ``samples`` (one count an utterance), or
-        ``accents`` and ``variants``.
-    bytes
-        The samples.
+    With ``accents``: which of them the library has, and its ``variants``. With
+    ``utterances``, arguments of `Espeak.synthesise`: ``sample_rate`` and the
+    number of ``samples`` of each.
     """
     espeak = Espeak(job["seed"])
     if "utterances" not in job:
         accents = [name for name in job["accents"] if espeak.has(name)]
         return {"accents": accents, "variants": espeak.variants()}, b""
-    spoken = [espeak.speak(**utterance) for utterance in job["utterances"]]
-    counts = [len(wave) // 2 for wave in spoken]
-    head = {"sample_rate": espeak.sample_rate, "samples": counts}
-    return head, b"".join(spoken)
+    waves = [espeak.synthesise(**one) for one in job["utterances"]]
+    counts = [len(wave) // 2 for wave in waves]
+    return {"sample_rate": espeak.sample_rate, "samples": counts}, b"".join(
+        waves
+    )
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 The layout is ``SPLIT/SPEAKER/CHAPTER/SPEAKER-CHAPTER-NNNN.flac`` with the
 lines ``SPEAKER-CHAPTER-NNNN TRANSCRIPT`` in ``SPEAKER-CHAPTER.trans.txt``. The
-audio may be of any format that soundfile reads. Hidden files and folders, whose
-names begin with a dot, are left alone.
+audio may be of any format that soundfile reads. Hidden files are ignored.
 
-What says that the *call* is wrong is an error: a missing folder or split, a
-split without one usable utterance. Damage to single utterances is skipped,
-counted and written down, so that a preparation of 960 hours ends; too much of
-it is an error once all is scanned.
+A wrong call, a missing folder or split, and a split without any usable
+utterance are errors. Damage to single utterances is skipped, counted and
+listed, so that the preparation of 960 hours ends; too much of it is an error
+once all is scanned.
 """
 
 import codecs
@@ -26,6 +25,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
+from speechbrain.dataio.dataio import load_data_csv
 from tqdm import tqdm
 
 from tutornet_sb.corpora.audio import SUFFIXES, read_header
@@ -54,31 +54,42 @@ class CorpusError(InputError):
     """A corpus cannot be used or made as asked; the message says why."""
 
 
+class Candidate(NamedTuple):
+    """An utterance before its audio is checked.
+
+    ``place`` is its file, or table and line, in the list of skips; ``wav`` its
+    audio in the manifest and ``path`` on disk, of ``size`` bytes.
+    """
+
+    id: str
+    place: str
+    fault: str | None
+    path: object = None
+    size: int = 0
+    wav: str = ""
+    speaker: str = ""
+    text: str = ""
+
+
+class Source(NamedTuple):
+    """What the manifest ``name`` of a split is made from.
+
+    ``inputs``, as in JSON, determine it; ``collect(group)`` yields the
+    candidates of each of ``groups``, in threads.
+    """
+
+    split: str
+    name: str
+    inputs: list
+    groups: list
+    collect: Callable
+
+
 def find_librispeech(data_folder):
     """Find the folder that directly contains the splits.
 
-    Arguments
-    ---------
-    data_folder : str or pathlib.Path
-        That folder, or the parent of a ``LibriSpeech`` folder.
-
-    Returns
-    -------
-    pathlib.Path
-        What ``$data_root`` stands for in the manifests; absolute.
-
-    Raises
-    ------
-    CorpusError
-        If there is no such folder.
-
-    Example
-    -------
-    >>> import tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> (folder / "LibriSpeech" / "dev-clean").mkdir(parents=True)
-    >>> find_librispeech(folder).name
-    'LibriSpeech'
+    It is `data_folder` or, below it, ``LibriSpeech``. The result is absolute:
+    what ``$data_root`` stands for in the manifests.
     """
     folder = pathlib.Path(data_folder).expanduser().resolve()
     if not folder.is_dir():
@@ -86,6 +97,14 @@ def find_librispeech(data_folder):
     nested = folder / "LibriSpeech"
     holds_splits = any((folder / split).is_dir() for split in SPLITS)
     return nested if nested.is_dir() and not holds_splits else folder
+
+
+def read_manifest(path, root):
+    """Read a manifest: by utterance id, ``wav``, ``duration``, ``wrd``, ...
+
+    ``root`` takes the place of ``$data_root``; durations are in seconds.
+    """
+    return load_data_csv(str(path), {"data_root": str(root)})
 
 
 def prepare_librispeech(
@@ -102,25 +121,20 @@ def prepare_librispeech(
 
     The columns are ``ID, duration, wav, spk_id, wrd``: seconds, read from
     the header of the audio alone, and a path that starts with ``$data_root``,
-    for ``DynamicItemDataset.from_csv(path, {"data_root": root})`` with `root`
-    from `find_librispeech`. Audio at another sample rate, or of several
-    channels, is converted by `audio.read_utterance` when it is read, and
-    counted in one line of the log. A rerun does nothing for a split whose files
-    (names, sizes, modification times) and options are as before.
+    to be read by `read_manifest` with the root from `find_librispeech`. Audio
+    at another sample rate, or of several channels, is converted by
+    `audio.read_utterance` when it is read, and counted in the log. A rerun does
+    nothing for a split whose files (names, sizes, modification times) and
+    options are as before.
 
     ``skipped_SPLIT.csv`` holds ``id, file, reason`` of each utterance left
     out: transcript without audio or the reverse; audio that is empty,
     unreadable, at a sample rate outside 8 to 48 kHz, shorter than 0.04 s or
     longer than `max_seconds`; a transcript that is empty, not UTF-8, named for
     another chapter, given twice, or with a ``$``, which SpeechBrain would
-    take for a placeholder. Letters outside A-Z, apostrophe and space are
-    no damage: they stay, with one line a split in the log. Audio cut off
-    behind an intact header is not noticed: only `read_utterance` finds it.
-
-    A split of `untranscribed` audio needs no transcripts; those that are
-    there are not read. Its ``wrd`` is empty, and its files are
-    ``untranscribed_SPLIT.csv`` and ``skipped_untranscribed_SPLIT.csv``, so
-    that the same split may be prepared both ways.
+    take for a placeholder. Letters outside A-Z, apostrophe and space stay, with
+    one line a split in the log. Audio cut off behind an intact header is not
+    noticed before `read_utterance`.
 
     Arguments
     ---------
@@ -129,18 +143,17 @@ def prepare_librispeech(
     save_folder : str or pathlib.Path
         Where the manifests go.
     splits : list of str, optional
-        Which splits; by default, those of the seven standard ones that
-        are there.
+        By default, those of the seven standard ones that exist.
     sample_rate : int
-        In Hz; that audio at other rates will be converted to.
+        Sample rate that audio will be converted to (Hz).
     max_skipped : float
-        The greatest part of a split's utterances that may be skipped,
-        0 to 1.
+        Greatest part of a split's utterances that may be skipped, 0 to 1.
     workers : int, optional
         Threads that read headers.
     untranscribed : list of str, optional
-        Splits that are prepared without their transcripts, besides those of
-        `splits` or instead.
+        Splits, of `splits` or others, prepared without their transcripts. Their
+        files are ``untranscribed_SPLIT.csv`` and
+        ``skipped_untranscribed_SPLIT.csv``, and ``wrd`` is empty.
     max_seconds : float
         The longest utterance; LibriSpeech's has 35 s. A step of training holds
         at least one in memory.
@@ -154,93 +167,47 @@ def prepare_librispeech(
     ------
     CorpusError
         If the call is wrong or a split damaged beyond `max_skipped`.
-
-    Example
-    -------
-    >>> manifests = prepare_librispeech(
-    ...     "/data/LibriSpeech", "results/manifests", splits=["dev-clean"]
-    ... )  # doctest: +SKIP
     """
     root = find_librispeech(data_folder)
     if isinstance(untranscribed, str):
         untranscribed = [untranscribed]
     untranscribed = list(untranscribed or ())
     splits = _choose_splits(root, splits, untranscribed)
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
 
-        def sources():
-            for split in splits:
-                silent = split in untranscribed
-                chapters = _list_chapters(root / split)
-                listings = list(pool.map(_list_files, chapters))
-                scan = functools.partial(
-                    _scan_chapter, root, sample_rate, max_seconds, silent
-                )
-                yield Source(
-                    split,
-                    f"untranscribed_{split}" if silent else split,
-                    [sample_rate, max_seconds, *listings],
-                    functools.partial(
-                        _gather, pool, scan, split, chapters, listings
-                    ),
-                )
+    def list_sources(pool):
+        for split in splits:
+            silent = split in untranscribed
+            chapters = _list_chapters(root / split)
+            listings = list(pool.map(_list_files, chapters))
+            yield Source(
+                split,
+                f"untranscribed_{split}" if silent else split,
+                listings,
+                list(zip(chapters, listings, strict=True)),
+                functools.partial(_list_candidates, root, silent),
+            )
 
-        return make_manifests(
-            root, sources(), save_folder, sample_rate, max_skipped
-        )
+    limits = sample_rate, max_skipped, max_seconds
+    return make_manifests(root, list_sources, save_folder, *limits, workers)
 
 
-class Source(NamedTuple):
-    """What the manifest of a split is made from.
+def make_manifests(
+    corpus,
+    list_sources,
+    save_folder,
+    sample_rate,
+    max_skipped,
+    max_seconds,
+    workers=None,
+):
+    """Write manifests, and lists of what they leave out; return them by split.
 
-    Attributes
-    ----------
-    split : str
-        Its name.
-    name : str
-        That of the manifest, without its ending.
-    inputs : list
-        What the manifest follows from, as JSON holds it.
-    scan : callable
-        Gives its rows, the skips, and how often each conversion is needed.
-    """
-
-    split: str
-    name: str
-    inputs: list
-    scan: Callable[[], tuple]
-
-
-def make_manifests(corpus, sources, save_folder, sample_rate, max_skipped):
-    """Write the manifests of splits, and the lists of what they leave out.
-
-    Nothing is done for a split where both are there and of the same inputs.
-
-    Arguments
-    ---------
-    corpus : object
-        Name of the corpus, for the log.
-    sources : iterable of Source
-        One for each split.
-    save_folder : str or pathlib.Path
-        Where they go.
-    sample_rate : int
-        Sample rate that audio will be converted to (Hz).
-    max_skipped : float
-        The greatest part of a split's utterances that may be skipped, 0 to 1.
-
-    Returns
-    -------
-    dict of str to pathlib.Path
-        The manifest of each split.
-
-    Raises
-    ------
-    CorpusError
-        If they cannot be written, or a split is damaged beyond `max_skipped`.
+    ``list_sources`` is called with a pool of threads and yields a Source for
+    each split; nothing is done for one whose files exist and are of the same
+    inputs. ``corpus`` names it in the log.
     """
     if not 0 <= max_skipped <= 1:
-        raise CorpusError(f"max_skipped is {max_skipped}, not in 0 to 1.")
+        raise CorpusError(f"max_skipped must be 0 to 1, got {max_skipped}")
     save_folder = pathlib.Path(save_folder).expanduser()
     try:
         save_folder.mkdir(parents=True, exist_ok=True)
@@ -248,28 +215,32 @@ def make_manifests(corpus, sources, save_folder, sample_rate, max_skipped):
         raise CorpusError(f"Cannot make {save_folder}: {error}") from error
     state = _read_state(save_folder)
     manifests, problems, converted = {}, [], collections.Counter()
-    for split, name, inputs, scan in sources:
-        manifest = save_folder / f"{name}.csv"
-        skipped = save_folder / f"skipped_{name}.csv"
-        manifests[split] = manifest
-        inputs = _fingerprint([_FORMAT, max_skipped, *inputs])
-        known = state.pop(name, [])
-        if known[:3] == [inputs, _stamp(manifest), _stamp(skipped)]:
-            logger.info("%s is prepared already.", manifest)
-            state[name] = known
-        else:
-            rows, skips, conversions = scan()
-            problem = _judge(split, rows, skips, max_skipped)
-            _write_csv(skipped, Skip._fields, skips)
-            if problem:
-                problems.append(f"{problem} See {skipped}.")
-                continue
-            _warn(split, rows, skips, skipped)
-            _write_csv(manifest, HEADER, rows)
-            known = [inputs, _stamp(manifest), _stamp(skipped), conversions]
-            state[name] = known
-            write_json(save_folder / STATE_FILE, state)
-        converted.update(known[3])
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
+        for source in list_sources(pool):
+            manifest = save_folder / f"{source.name}.csv"
+            skipped = save_folder / f"skipped_{source.name}.csv"
+            manifests[source.split] = manifest
+            inputs = [max_skipped, sample_rate, max_seconds, *source.inputs]
+            inputs = _digest(json.dumps([_FORMAT, *inputs]).encode())
+            known = state.pop(source.name, [])
+            if known[:3] == [inputs, _stamp(manifest), _stamp(skipped)]:
+                logger.info("%s is prepared already.", manifest)
+                state[source.name] = known
+            else:
+                rows, skips, conversions = _check_audio(
+                    pool, source, sample_rate, max_seconds
+                )
+                problem = _judge(source.split, rows, skips, max_skipped)
+                _write_csv(skipped, Skip._fields, skips)
+                if problem:
+                    problems.append(f"{problem} See {skipped}.")
+                    continue
+                _warn(source.split, rows, skips, skipped)
+                _write_csv(manifest, HEADER, rows)
+                known = [inputs, _stamp(manifest), _stamp(skipped), conversions]
+                state[source.name] = known
+                write_json(save_folder / STATE_FILE, state)
+            converted.update(known[3])
     if problems:
         raise CorpusError("\n".join(problems))
     if converted:
@@ -285,8 +256,33 @@ def make_manifests(corpus, sources, save_folder, sample_rate, max_skipped):
     return manifests
 
 
+def _check_audio(pool, source, sample_rate, max_seconds):
+    """Rows of a manifest, skips, and how often each conversion is needed."""
+
+    def check(one):
+        if one.fault:
+            return one, (None, "", one.fault)
+        limits = sample_rate, max_seconds
+        return one, read_header(one.path, one.size, *limits)
+
+    checked = pool.map(
+        lambda group: list(map(check, source.collect(group))), source.groups
+    )
+    rows, skips, conversions = [], [], collections.Counter()
+    bar = {"desc": source.split, "total": len(source.groups), "disable": None}
+    for group in tqdm(checked, **bar):
+        for one, (seconds, conversion, fault) in group:
+            if fault:
+                skips.append(Skip(one.id, one.place, fault))
+                continue
+            rows.append((one.id, seconds, one.wav, one.speaker, one.text))
+            if conversion:
+                conversions[conversion] += 1
+    return sorted(rows), sorted(skips), conversions
+
+
 def _choose_splits(root, splits, untranscribed):
-    """The asked splits, or the standard ones there; all of them exist."""
+    """The given splits, or the standard ones; all of them exist."""
     try:
         held = sorted(entry.name for entry in _folders(root))
     except OSError as error:
@@ -353,79 +349,48 @@ def _list_files(chapter):
     return sorted(files)
 
 
-def _scan_chapter(
-    root, sample_rate, max_seconds, untranscribed, chapter, listing
-):
-    """Rows and skips of one chapter.
-
-    Arguments
-    ---------
-    root : pathlib.Path
-        Folder of the splits.
-    sample_rate : int
-        In Hz.
-    max_seconds : float
-        Of an utterance.
-    untranscribed : bool
-        Whether to leave the transcripts unread and the rows' empty.
-    chapter : pathlib.Path
-        Its folder.
-    listing : list
-        From `_list_files`.
-
-    Returns
-    -------
-    rows : list of tuple
-        Of the manifest.
-    skips : list of Skip
-        What was left out.
-    conversions : list of str
-        What has to be converted, one for each such utterance.
-    """
+def _list_candidates(root, untranscribed, group):
+    """Yield the utterances of a chapter, given with its listing."""
+    chapter, listing = group
     speaker = chapter.parent.name
     folder = chapter.relative_to(root).as_posix()
     sizes = {path.rpartition("/")[2]: size for path, size, _ in listing}
     audio = _find_audio(sizes)
-    if untranscribed:
-        prefix = f"{speaker}-{chapter.name}-"
-        texts, skips = _check_names(audio, prefix, folder)
-    else:
-        prefix = f"{speaker}-{chapter.name}"
-        file = f"{folder}/{prefix}.trans.txt"
+    prefix = f"{speaker}-{chapter.name}"
+    file = f"{prefix}.trans.txt"
+    texts, faults = dict.fromkeys(audio, ""), {}
+    if not untranscribed:
         try:
-            texts, faults = read_transcript(
-                chapter / f"{prefix}.trans.txt", f"{prefix}-"
-            )
+            texts, faults = read_transcript(chapter / file, f"{prefix}-")
         except FileNotFoundError:
-            texts, faults = {}, {}
+            texts = {}
         except OSError:
-            texts, faults = (
-                {},
-                {pathlib.Path(file).stem: "unreadable transcript file"},
-            )
-        skips = [Skip(name, file, reason) for name, reason in faults.items()]
-    rows, conversions = [], []
-    for name in sorted(audio.keys() | texts.keys()):
-        file = f"{folder}/{audio.get(name, f'{name}.flac')}"
+            texts = {}
+            faults = {f"{prefix}.trans": "unreadable transcript file"}
+    for name, fault in faults.items():
+        yield Candidate(name, f"{folder}/{file}", fault)
+    for name in sorted((audio.keys() | texts.keys()) - faults.keys()):
+        fault = None
         if name not in audio:
-            skips.append(Skip(name, file, "transcript without audio"))
+            fault = "transcript without audio"
         elif name not in texts:
-            # A damaged line has told its own reason already.
-            if name not in {skip.id for skip in skips}:
-                skips.append(Skip(name, file, "audio without transcript"))
-        else:
-            path = chapter / audio[name]
-            duration, conversion, reason = read_header(
-                path, sizes[path.name], sample_rate, max_seconds
-            )
-            if reason:
-                skips.append(Skip(name, file, reason))
-                continue
-            wav = f"$data_root/{file}"
-            rows.append((name, duration, wav, speaker, texts[name]))
-            if conversion:
-                conversions.append(conversion)
-    return rows, skips, conversions
+            fault = "audio without transcript"
+        elif untranscribed and not name.startswith(f"{prefix}-"):
+            fault = "id of another chapter"
+        elif untranscribed and "$" in name:
+            fault = "$ in id"
+        file = audio.get(name, f"{name}.flac")
+        place = f"{folder}/{file}"
+        yield Candidate(
+            name,
+            place,
+            fault,
+            chapter / file,
+            sizes.get(file, 0),
+            f"$data_root/{place}",
+            speaker,
+            texts.get(name, ""),
+        )
 
 
 def _find_audio(names):
@@ -440,28 +405,10 @@ def _find_audio(names):
 
 
 def read_transcript(path, prefix=""):
-    """Read a file of lines ``ID TRANSCRIPT``.
+    """Read a file of lines ``ID TRANSCRIPT``, whose ids begin with `prefix`.
 
-    A byte order mark is ignored, and letters with accents are composed (NFC).
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file.
-    prefix : str
-        What all ids must begin with.
-
-    Returns
-    -------
-    texts : dict
-        Transcript by id, of the sound lines.
-    faults : dict
-        What is wrong with the others, by id.
-
-    Raises
-    ------
-    OSError
-        If the file cannot be read.
+    Returns transcripts by id, and the faults of the other lines by id. Raises
+    OSError if the file cannot be read.
     """
     texts, faults = {}, {}
     seen = collections.Counter()
@@ -485,24 +432,9 @@ def read_transcript(path, prefix=""):
 
 
 def read_texts(data_folder, splits=None):
-    """Read the transcripts of splits, without looking at their audio.
+    """List the sound transcripts of splits, without looking at their audio.
 
-    Arguments
-    ---------
-    data_folder : str or pathlib.Path
-        LibriSpeech, or its parent folder.
-    splits : list of str, optional
-        By default, the standard training splits that are there.
-
-    Returns
-    -------
-    list of str
-        The sound ones.
-
-    Raises
-    ------
-    CorpusError
-        If there is no such folder or split.
+    By default, those of the standard training splits that exist.
     """
     root = find_librispeech(data_folder)
     if splits is None:
@@ -522,17 +454,7 @@ def read_texts(data_folder, splits=None):
 
 
 def tidy_text(text):
-    r"""Part words by single spaces and compose letters with accents.
-
-    Arguments
-    ---------
-    text : str
-        As written.
-
-    Returns
-    -------
-    str
-        In Unicode's normal form C, as recognisers write it.
+    r"""Separate words by single spaces and compose accented letters (NFC).
 
     Example
     -------
@@ -543,60 +465,20 @@ def tidy_text(text):
 
 
 def fault_of(name, text):
-    """Tell what is wrong with an id or a transcript.
-
-    Arguments
-    ---------
-    name, text : str
-        As decoded, with replacement characters for what is not UTF-8.
-
-    Returns
-    -------
-    str or None
-        The fault.
-    """
+    """Return what is wrong with a decoded id or transcript, or None."""
     if "\N{REPLACEMENT CHARACTER}" in name + text:
         return "transcript not UTF-8"
     # SpeechBrain would take it for a placeholder.
     if "$" in name + text:
         return "$ in transcript"
-    # A table of Python 3.10 cannot hold it.
+    # The csv module of Python 3.10 cannot read it.
     if "\0" in name + text:
         return "NUL in transcript"
     return None if text else "empty transcript"
 
 
-def _check_names(audio, prefix, folder):
-    """Empty transcripts by utterance id, and skips for the ids at fault."""
-    texts, skips = {}, []
-    for name in audio:
-        if not name.startswith(prefix):
-            reason = "id of another chapter"
-        elif "$" in name:
-            reason = "$ in id"
-        else:
-            texts[name] = ""
-            continue
-        skips.append(Skip(name, f"{folder}/{audio[name]}", reason))
-    return texts, skips
-
-
-def _gather(pool, scan, split, chapters, listings):
-    """Scan the chapters and join them, in the order of the ids."""
-    rows, skips, conversions = [], [], collections.Counter()
-    scans = pool.map(scan, chapters, listings)
-    bar = tqdm(
-        scans, desc=split, total=len(chapters), unit="chapter", disable=None
-    )
-    for part in bar:
-        rows += part[0]
-        skips += part[1]
-        conversions.update(part[2])
-    return sorted(rows), sorted(skips), conversions
-
-
 def _judge(split, rows, skips, max_skipped):
-    """What makes the split unusable, or None."""
+    """Why the split is unusable, or None."""
     total = len(rows) + len(skips)
     if not total:
         return f"{split} holds no utterance."
@@ -623,7 +505,7 @@ def _count(skips):
 
 
 def _warn(split, rows, skips, file):
-    """Log what was skipped and which letters are unusual."""
+    """Log skips and unusual letters."""
     if skips:
         logger.warning(
             "%s: %d of %d utterances skipped: %s; see %s.",
@@ -658,7 +540,7 @@ def _write_csv(path, header, rows):
 
 
 def _read_state(save_folder):
-    """Fingerprints by split; empty if there are none that can be read."""
+    """State of the manifests by name; empty if it cannot be read."""
     try:
         state = json.loads((save_folder / STATE_FILE).read_text())
     except (OSError, ValueError):
@@ -666,12 +548,10 @@ def _read_state(save_folder):
     return state if isinstance(state, dict) else {}
 
 
-def _fingerprint(listing):
-    return hashlib.sha256(json.dumps(listing).encode()).hexdigest()
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()
 
 
 def _stamp(path):
-    """Digest of a written file, None if it is not there."""
-    if not path.is_file():
-        return None
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Digest of a written file, None if it does not exist."""
+    return _digest(path.read_bytes()) if path.is_file() else None

@@ -1,13 +1,12 @@
 """A corpus in tables: each row names an audio file and its transcript.
 
-Tables are CSV, TSV or JSON lines, by the ending of their name, with
-columns or keys ``path`` (or ``wav``) and ``text``, and ``id`` if there is one;
-others are ignored. Paths are relative to the table. Rows that cannot be used
-are skipped, counted and written down, as in a corpus of LibriSpeech's layout.
+Tables are CSV, TSV or JSON lines, by the suffix of their name, with columns or
+keys ``path`` (or ``wav``) and ``text``, and optionally ``id``. Paths are
+relative to the table. Rows that cannot be used are skipped, counted and listed,
+as in a corpus of LibriSpeech's layout.
 """
 
 import collections
-import concurrent.futures
 import csv
 import functools
 import io
@@ -16,36 +15,26 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from tutornet_sb.corpora.audio import read_header
 from tutornet_sb.corpora.librispeech import (
+    Candidate,
     CorpusError,
-    Skip,
     Source,
     fault_of,
     make_manifests,
     tidy_text,
 )
 
-# What the names of the splits of each kind begin with
+# Prefixes of the names of the splits of each kind
 KINDS = {"train": "train", "valid": "dev", "test": "test"}
 ENDINGS = ".csv", ".tsv", ".jsonl", ".json"
+# Rows whose audio is checked by one thread at a time
+_GROUP = 100
 
 
 class Row(NamedTuple):
-    """A row of a table.
+    """A row of a table from `line` on, its audio file as written.
 
-    Attributes
-    ----------
-    line : int
-        Where it begins, from 1.
-    id : str
-        That of the utterance: by default its path without the ending.
-    wav : str
-        Its audio file, as written.
-    text : str
-        Its transcript.
-    fault : str or None
-        Why it cannot be used.
+    The id is by default the path without its suffix.
     """
 
     line: int
@@ -56,27 +45,11 @@ class Row(NamedTuple):
 
 
 def name_tables(kind, paths, folder="."):
-    """Name the split that each table is.
+    """Name the split that each table is; return tables by these names.
 
-    Arguments
-    ---------
-    kind : str
-        ``train``, ``valid`` or ``test``.
-    paths : str or list of str or None
-        Tables, relative to the working folder or to ``folder``.
-    folder : str or pathlib.Path
-        That of the recipe.
-
-    Returns
-    -------
-    dict of str to pathlib.Path
-        Tables by the names of their splits, which begin with ``train``,
-        ``dev`` or ``test`` and end with the names of the files.
-
-    Raises
-    ------
-    CorpusError
-        If two of them have the same name.
+    ``kind`` is ``train``, ``valid`` or ``test``; paths, one or a list, are
+    relative to the working folder or to ``folder``, the recipe's. Raises
+    CorpusError if two tables have the same name.
 
     Example
     -------
@@ -104,81 +77,67 @@ def prepare_tables(
 ):
     """Write one manifest a table, as `librispeech.prepare_librispeech` does.
 
-    ``skipped_SPLIT.csv`` holds the rows that are left out, with the table and
-    the line: rows of another number of columns, with a line break in a field
-    or no JSON; ids that stand twice; audio that is missing, and the faults of
-    audio and transcripts that a corpus of LibriSpeech's layout may have.
+    ``tables`` are by the names of their splits. Returns the folder that
+    ``$data_root`` stands for and the manifest of each split.
 
-    Arguments
-    ---------
-    tables : dict of str to pathlib.Path
-        By the names of the splits.
-    save_folder : str or pathlib.Path
-        Where the manifests go.
-    sample_rate : int
-        Sample rate that audio will be converted to (Hz).
-    max_skipped : float
-        The greatest part of a table that may be skipped, 0 to 1.
-    max_seconds : float
-        The longest utterance.
-
-    Returns
-    -------
-    root : pathlib.Path
-        What ``$data_root`` stands for in the manifests; absolute.
-    manifests : dict of str to pathlib.Path
-        The manifest of each split.
-
-    Raises
-    ------
-    CorpusError
-        If a table is missing or none, or damaged beyond `max_skipped`.
+    ``skipped_SPLIT.csv`` holds the rows that are left out, with table and line:
+    rows of another number of columns, with a line break in a field or no JSON;
+    duplicate ids; missing audio, and the faults of audio and transcripts that a
+    corpus of LibriSpeech's layout may have. Raises CorpusError if a table is
+    missing or none, or damaged beyond `max_skipped`.
     """
     folders = {split: path.resolve().parent for split, path in tables.items()}
     root = Path(os.path.commonpath(folders.values()))
-    with concurrent.futures.ThreadPoolExecutor() as pool:
 
-        def sources():
-            for split, path in tables.items():
-                rows = read_table(path)
-                place = functools.partial(os.path.join, folders[split])
-                files = [place(row.wav) for row in rows]
-                stamps = list(pool.map(_stamp, files))
-                headers = functools.partial(
-                    _read_headers, pool, files, stamps, sample_rate, max_seconds
-                )
-                folder = folders[split].relative_to(root)
-                yield Source(
-                    split,
-                    split,
-                    [sample_rate, max_seconds, str(folder), rows, stamps],
-                    functools.partial(_scan, path, folder, rows, headers),
-                )
+    def list_sources(pool):
+        for split, path in tables.items():
+            rows = read_table(path)
+            files = [os.path.join(folders[split], row.wav) for row in rows]
+            stamps = list(pool.map(_stamp, files))
+            folder = folders[split].relative_to(root)
+            parts = list(zip(rows, files, stamps, strict=True))
+            yield Source(
+                split,
+                split,
+                [str(folder), rows, stamps],
+                [parts[i : i + _GROUP] for i in range(0, len(parts), _GROUP)],
+                functools.partial(_list_candidates, path.name, folder),
+            )
 
-        manifests = make_manifests(
-            root, sources(), save_folder, sample_rate, max_skipped
+    limits = sample_rate, max_skipped, max_seconds
+    return root, make_manifests(root, list_sources, save_folder, *limits)
+
+
+def _list_candidates(table, folder, group):
+    """Yield the utterances of some rows, given with their files and stamps."""
+    for row, file, stamp in group:
+        wav = folder / row.wav
+        yield Candidate(
+            row.id,
+            f"{table}:{row.line}",
+            row.fault or (None if stamp else "no such audio file"),
+            file,
+            stamp and stamp[0],
+            str(wav) if wav.is_absolute() else f"$data_root/{wav}",
+            "",
+            row.text,
         )
-    return root, manifests
+
+
+def _stamp(file):
+    """Size (bytes) and modification time of a file, None without one."""
+    try:
+        status = os.stat(file)
+    except (OSError, ValueError):
+        return None
+    return status.st_size, status.st_mtime_ns
 
 
 def read_table(path):
-    """Read the rows of a table.
+    """Read the rows of a table in their order, those at fault too.
 
-    Arguments
-    ---------
-    path : pathlib.Path
-        CSV, TSV (in which quotes are letters), JSON lines or a JSON list.
-
-    Returns
-    -------
-    list of Row
-        In their order, those at fault too.
-
-    Raises
-    ------
-    CorpusError
-        If there is no such file, it ends otherwise, or its first line does not
-        name the columns.
+    Quotes have no meaning in TSV. Raises CorpusError if there is no such file,
+    its suffix is another, or its first line does not name the columns.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
@@ -231,7 +190,7 @@ def _read_csv(path, text):
         elif len(fields) != len(header):
             fault = f"{len(fields)} columns instead of {len(header)}"
             yield Row(line, f"line {line}", "", "", fault)
-        # Of a quote that is not closed
+        # After a quote that is not closed
         elif any("\n" in field or "\r" in field for field in fields):
             yield Row(line, f"line {line}", "", "", "line break in a field")
         else:
@@ -276,40 +235,3 @@ def _make_row(line, values):
     name = str(values.get("id") or os.path.splitext(wav)[0]).strip()
     fault = fault_of(name + wav, text) if wav else "no audio file is named"
     return Row(line, name or f"line {line}", wav, text, fault)
-
-
-def _stamp(file):
-    """Size (bytes) and time of a file, None if there is none."""
-    try:
-        status = os.stat(file)
-    except (OSError, ValueError):
-        return None
-    return status.st_size, status.st_mtime_ns
-
-
-def _read_headers(pool, files, stamps, sample_rate, max_seconds):
-    """Duration, conversion and fault of each audio file."""
-
-    def read(file, stamp):
-        if stamp is None:
-            return None, "", "no such audio file"
-        return read_header(file, stamp[0], sample_rate, max_seconds)
-
-    return pool.map(read, files, stamps)
-
-
-def _scan(path, folder, rows, headers):
-    """Rows of the manifest, skips, and how often each conversion is needed."""
-    found, skips, conversions = [], [], collections.Counter()
-    for row, header in zip(rows, headers(), strict=True):
-        seconds, conversion, reason = header
-        reason = row.fault or reason
-        if reason:
-            skips.append(Skip(row.id, f"{path.name}:{row.line}", reason))
-            continue
-        wav = folder / row.wav
-        wav = str(wav) if wav.is_absolute() else f"$data_root/{wav}"
-        found.append((row.id, seconds, wav, "", row.text))
-        if conversion:
-            conversions[conversion] += 1
-    return sorted(found), sorted(skips), conversions

@@ -9,11 +9,10 @@ import sentencepiece
 from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import write_atomically
 
-# Index of the blank of CTC, which every tokenizer of ours has first
-BLANK = 0
-
-# Of a character model, where nothing else is said
+# Letters of a character model by default
 LETTERS = string.ascii_uppercase + "'"
+# Index of the unknown symbol, which doubles as the blank of CTC
+BLANK = 0
 
 
 def train_tokenizer(
@@ -21,37 +20,14 @@ def train_tokenizer(
 ):
     """Train a SentencePiece model on the transcripts of a corpus, once.
 
-    The unknown symbol has index 0 and doubles as the blank of CTC, as in
-    SpeechBrain's own LibriSpeech recipes. A character model holds the 26
-    letters and the apostrophe of LibriSpeech whatever the transcripts, so that
-    the small corpora share their symbols, and their teachers, with it; or the
-    letters of a corpus of its own.
+    The unknown symbol doubles as the blank, as in SpeechBrain's LibriSpeech
+    recipes. A character model has ``letters`` or, whatever the transcripts, the
+    26 letters and the apostrophe of LibriSpeech, so that small corpora share
+    symbols, and teachers, with it.
 
-    Trained by sentencepiece itself: SpeechBrain's wrapper hands its options
-    over as one line and so cannot work in a folder whose name has a space.
-
-    Arguments
-    ---------
-    manifests : list of pathlib.Path
-        Manifests with a column ``wrd``.
-    path : str or pathlib.Path
-        Model file to write; an existing one is loaded.
-    model_type : str
-        ``char``, ``bpe`` or ``unigram``.
-    vocab_size : int
-        Symbols, the blank included.
-    letters : str, optional
-        Those of a character model.
-
-    Returns
-    -------
-    sentencepiece.SentencePieceProcessor
-        The tokenizer.
-
-    Raises
-    ------
-    ValueError
-        If the model has other symbols than asked for.
+    ``manifests`` have a column ``wrd``; ``model_type`` is ``char``, ``bpe`` or
+    ``unigram``; ``vocab_size`` includes the blank. An existing file is loaded.
+    Raises InputError if it has other symbols, or cannot be trained.
     """
     path = Path(path)
     if not path.is_file():
@@ -65,8 +41,8 @@ def train_tokenizer(
     if tokenizer.get_piece_size() != vocab_size:
         raise InputError(
             f"{path} has {tokenizer.get_piece_size()} symbols but vocab_size "
-            f"is {vocab_size}: set it to what the tokenizer has, or delete the "
-            "file to train it anew"
+            f"is {vocab_size}: set it to that number, or delete the file to "
+            "train it anew"
         )
     others = set(letters or ()) - set(pieces(tokenizer))
     if others:
@@ -80,25 +56,13 @@ def train_tokenizer(
 
 
 def pieces(tokenizer):
-    """List the symbols of a tokenizer in the order of their indices.
-
-    Arguments
-    ---------
-    tokenizer : sentencepiece.SentencePieceProcessor
-        Any.
-
-    Returns
-    -------
-    list of str
-        Symbols.
-    """
+    """List the symbols of a tokenizer in the order of their indices."""
     return [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
 
 
 def _train(manifests, path, model_type, vocab_size, letters):
     options = {"vocab_size": vocab_size}
     if model_type == "char":
-        # The vocabulary of a character model is what it is told to hold.
         options = {
             "vocab_size": len(letters) + 2,
             "user_defined_symbols": list(letters),
@@ -106,12 +70,13 @@ def _train(manifests, path, model_type, vocab_size, letters):
         }
     with open(path, "wb") as file:
         try:
+            # SpeechBrain's wrapper fails in folders whose name has a space.
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=_transcripts(manifests),
                 model_writer=file,
                 model_type=model_type,
                 character_coverage=1.0,
-                unk_id=0,
+                unk_id=BLANK,
                 bos_id=-1,
                 eos_id=-1,
                 pad_id=-1,
@@ -133,20 +98,10 @@ def _transcripts(manifests):
 
 
 def split_words(symbols, pieces):
-    """Find the words in a sequence of symbols.
+    """Find ``(word, first, last)`` in indices without blanks and repetitions.
 
-    Arguments
-    ---------
-    symbols : list of int
-        Indices, without blanks and repetitions.
-    pieces : list of str
-        Symbols by index; ``|``, ``▁`` and a space bound words.
-
-    Returns
-    -------
-    list of tuple
-        ``(word, first, last)``: the word and the positions of its first and
-        last symbol in the sequence.
+    ``pieces`` are symbols by index, of which ``|``, ``▁`` and a space separate
+    words; ``first`` and ``last`` are positions in ``symbols``.
 
     Example
     -------
@@ -171,7 +126,7 @@ def split_words(symbols, pieces):
 
 
 def decoder(pieces):
-    """Make a function from symbol indices to text, for want of a tokenizer."""
+    """Make a function from symbol indices to text, without a tokenizer."""
 
     def decode(symbols):
         return " ".join(word for word, _, _ in split_words(symbols, pieces))

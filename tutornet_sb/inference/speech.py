@@ -4,13 +4,12 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from speechbrain.dataio.dataset import DynamicItemDataset
-
 from tutornet_sb.corpora import minilibri
 from tutornet_sb.corpora.audio import read_utterance
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
+    read_manifest,
 )
 from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.networks.runs import read_hyperparams
@@ -93,12 +92,9 @@ def find_speech(run, data, results, model, needed):
 
 def _read_split(manifest, root, rate):
     """Utterances of a manifest in the order of their length."""
-    items = DynamicItemDataset.from_csv(
-        str(manifest), replacements={"data_root": str(root)}
-    ).data.values()
     utterances = [
-        Utterance(item["wav"], item["wrd"], float(item["duration"]), rate)
-        for item in items
+        Utterance(item["wav"], item["wrd"], item["duration"], rate)
+        for item in read_manifest(manifest, root).values()
     ]
     return sorted(utterances, key=lambda one: one.seconds)
 

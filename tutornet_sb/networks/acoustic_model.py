@@ -1,4 +1,4 @@
-"""A model is one module from waveform to frames."""
+"""Features, encoder and head as one module, from waveform to frames."""
 
 import math
 from typing import NamedTuple
@@ -10,25 +10,24 @@ from speechbrain.utils.autocast import fwd_default_precision
 
 # Values this far below the level of the recording are clipped (dB).
 RANGE = 20.0
-# Of the weight of a frame in a causal level (seconds)
+# Half-life of the weight of a frame in a causal level (seconds)
 HALF_LIFE = 2.0
-# Least power of a spectrum, of digital silence, and something below its
-# logarithm
+# Least power of a spectrum (digital silence), and less than its logarithm
 FLOOR = 1e-20
 LOWEST = -47.0
 
 
 class Encoding(NamedTuple):
-    """What every acoustic model returns for a batch of waveforms.
+    """Output of an acoustic model for a batch of waveforms.
 
     Attributes
     ----------
     hidden : torch.Tensor
         Output of the encoder, ``(batch, frames, dim)``.
     logits : torch.Tensor
-        Scores of the symbols before the softmax, ``(batch, frames, symbols)``.
+        Scores before the softmax, ``(batch, frames, symbols)``.
     lengths : torch.Tensor
-        Valid frames of each utterance, integers of shape ``(batch,)``.
+        Valid frames of each utterance, integers, ``(batch,)``.
     """
 
     hidden: torch.Tensor
@@ -37,19 +36,7 @@ class Encoding(NamedTuple):
 
 
 def frame_mask(lengths, frames):
-    """Mark the valid frames of a padded batch.
-
-    Arguments
-    ---------
-    lengths : torch.Tensor
-        Valid frames of each utterance, integers of shape ``(batch,)``.
-    frames : int
-        Frames of the padded batch.
-
-    Returns
-    -------
-    torch.Tensor
-        Boolean mask ``(batch, frames)``, true where a frame is valid.
+    """Mask ``(batch, frames)``, true on the valid frames of a padded batch.
 
     Example
     -------
@@ -60,20 +47,10 @@ def frame_mask(lengths, frames):
 
 
 def difference(wavs, before=None):
-    """First differences of waveforms, from which an offset is gone.
+    """First differences ``(batch, samples)``, which remove a constant offset.
 
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        ``(batch, samples)``.
-    before : torch.Tensor, optional
-        The sample before the first, ``(batch, 1)``; by default one like the
-        first.
-
-    Returns
-    -------
-    torch.Tensor
-        ``(batch, samples)``.
+    ``before`` is the sample before the first, ``(batch, 1)``; by default one
+    equal to the first.
 
     Example
     -------
@@ -85,49 +62,34 @@ def difference(wavs, before=None):
 
 
 def _power(stft):
-    """Power of a transform, ``(batch, frames, bins, 2)``.
-
-    The same sum as ``spectral_magnitude`` makes along an axis of two, which
-    takes five times as long.
-    """
+    """Power ``(batch, frames, bins)``, five times as fast as SpeechBrain's."""
     return stft[..., 0].square() + stft[..., 1].square()
 
 
 class SpectralFeatures(torch.nn.Module):
-    """Frames of a log spectrum, free of offset and recording level.
+    """Frames of a log spectrum, independent of offset and recording level.
 
-    First differences of the waveform take off any constant offset. From the
-    log spectrum the level of the recording is subtracted, in which loud frames
+    First differences of the waveform remove any constant offset. From the log
+    spectrum the level of the recording is subtracted, in which loud frames
     count most::
 
         level = sum_t softmax_t(m_t) m_t
 
     with ``m_t`` the mean of frame ``t`` over its bins (nepers of power). So a
-    gain changes nothing, and silence before or after the speech next to
-    nothing. Values below ``-RANGE`` relative to the level are clipped. Mean
-    and variance are then those of the training data, averaged over all batches
-    seen in training (as buffers, so that they are saved with the weights), not
-    those of the utterance, which depend on its words where it is short.
-    Training uses the same averages, not those of its batch. The average has no
-    decay: the longer the training, the less the features still move.
+    gain changes nothing, and silence around the speech next to nothing. Values
+    more than ``RANGE`` below the level are clipped. Mean and variance are
+    averages over all training batches (buffers, saved with the weights, without
+    decay), in training as well: those of a short utterance depend on its words.
 
     A causal level is that of the frames so far, their weights halved every
-    ``HALF_LIFE`` seconds. It is the same whether a waveform comes whole or in
-    pieces.
+    ``HALF_LIFE`` seconds, whether the waveform arrives whole or in pieces.
 
-    A subclass computes its spectrum in ``spectrum``.
-
-    Arguments
-    ---------
-    stft : speechbrain.processing.features.STFT
-        The Fourier transform, centred.
-    output_size : int
-        Dimension of a frame.
-    causal : bool
-        Whether the level is that of the frames so far, for streaming, instead
-        of the whole utterance.
-    neper : float
-        How much the spectrum rises when the power rises by the factor e.
+    Called as ``(wavs, wav_lens)``, waveforms ``(batch, samples)`` and their
+    valid parts relative to the longest ``(batch,)``, it returns
+    ``(features, lengths)``: ``(batch, frames, output_size)``, zero on padded
+    frames, and the valid frames ``(batch,)``. A subclass defines
+    ``spectrum(wavs) -> (batch, frames, output_size)``, which rises by ``neper``
+    when the power rises by the factor e; ``stft`` is centred.
     """
 
     def __init__(self, stft, output_size, causal, neper):
@@ -143,57 +105,21 @@ class SpectralFeatures(torch.nn.Module):
         )
 
     def spectrum(self, wavs):
-        """Compute the frames before normalisation.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames, output_size)``.
-        """
+        """Compute the frames before normalisation."""
         raise NotImplementedError
 
     def level(self, frames, mask):
-        """Estimate the level of whole utterances.
-
-        Arguments
-        ---------
-        frames : torch.Tensor
-            From ``spectrum``, ``(batch, frames, output_size)``.
-        mask : torch.Tensor
-            True where a frame is valid, ``(batch, frames)``.
-
-        Returns
-        -------
-        torch.Tensor
-            In the units of the spectrum, ``(batch, 1)``.
-        """
+        """Level of whole utterances in the spectrum's units, ``(batch, 1)``."""
         means = frames.mean(-1)
         weights = (means / self.neper).masked_fill(~mask, -math.inf).softmax(1)
         return (weights * means).sum(1, keepdim=True)
 
     @fwd_default_precision(cast_inputs=torch.float32)
     def causal_level(self, frames, sums=None):
-        """Estimate the level at every frame from the frames up to it.
+        """Level ``(batch, frames)`` from the frames so far, and new ``sums``.
 
-        Arguments
-        ---------
-        frames : torch.Tensor
-            From ``spectrum``, ``(batch, frames, output_size)``.
-        sums : torch.Tensor, optional
-            What the last call returned for the frames before these.
-
-        Returns
-        -------
-        level : torch.Tensor
-            In the units of the spectrum, ``(batch, frames)``.
-        sums : torch.Tensor
-            Decaying sums of the weights and of weighted means,
-            ``(2 * batch, 1)``.
+        These are decaying sums of weights and weighted means, to be given with
+        the frames that follow, ``(2 * batch, 1)``.
         """
         means = frames.mean(-1) / self.neper
         weights = means.exp()
@@ -213,27 +139,16 @@ class SpectralFeatures(torch.nn.Module):
         return (weighted / weights + LOWEST) * self.neper, x[:, -1:].clone()
 
     def apply_statistics(self, frames, level, mask=None):
-        """Subtract the level, and normalise by the training data.
+        """Subtract the level and normalise; in training, update the averages.
 
-        Arguments
-        ---------
-        frames : torch.Tensor
-            From ``spectrum``, ``(batch, frames, output_size)``.
-        level : torch.Tensor
-            ``(batch, frames)`` or ``(batch, 1)``.
-        mask : torch.Tensor, optional
-            In training: true where a frame is valid, ``(batch, frames)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames, output_size)``.
+        ``level`` is ``(batch, frames)`` or ``(batch, 1)``; ``mask``, needed in
+        training only, is true where a frame is valid.
         """
         frames = frames - level.unsqueeze(-1)
         frames = frames.clamp(min=-RANGE * math.log(10) / 10 * self.neper)
         norm = self.normalize
         if self.training:
-            # For its statistics alone.
+            # Only for its statistics
             norm(frames[mask].detach())
         return torch.nn.functional.batch_norm(
             frames.transpose(1, 2),
@@ -243,27 +158,12 @@ class SpectralFeatures(torch.nn.Module):
         ).transpose(1, 2)
 
     def forward(self, wavs, wav_lens):
-        """Compute features.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        features : torch.Tensor
-            ``(batch, frames, output_size)``, zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames, integers of shape ``(batch,)``.
-        """
+        """Compute features and their lengths, see the class."""
         samples = (wav_lens * wavs.shape[1]).round().long()
-        # The step from the last sample to the padding is none of the speech.
+        # The step from the last sample to the padding is not speech.
         inside = frame_mask(samples, wavs.shape[1])
         frames = self.spectrum(difference(wavs) * inside)
-        # The transform is centred: a frame stands at every multiple of the hop.
+        # The transform is centred: a frame at every multiple of the hop.
         lengths = samples // self.hop_samples + 1
         mask = frame_mask(lengths, frames.shape[1])
         if self.is_causal:
@@ -283,10 +183,8 @@ class LogMelFeatures(SpectralFeatures):
         Mel filters, the dimension of a frame.
     sample_rate : int
         Sample rate of the waveforms (Hz).
-    win_length : float
-        Window of one frame (milliseconds).
-    hop_length : float
-        Distance between frames (milliseconds).
+    win_length, hop_length : float
+        Window of a frame and distance between frames (milliseconds).
     n_fft : int
         Points of the Fourier transform.
     causal : bool
@@ -318,7 +216,7 @@ class LogMelFeatures(SpectralFeatures):
         )
         super().__init__(fbank.compute_STFT, n_mels, causal, 10 / math.log(10))
         self.fbank = fbank
-        # Fbank's constructor does not hand these on.
+        # Not arguments of Fbank's constructor
         fbank.compute_fbanks.top_db = math.inf
         fbank.compute_fbanks.amin = FLOOR
 
@@ -329,28 +227,17 @@ class LogMelFeatures(SpectralFeatures):
 
     @fwd_default_precision(cast_inputs=torch.float32)
     def spectrum(self, wavs):
-        """Compute the frames before normalisation.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames, n_mels)``.
-        """
+        """Compute the frames before normalisation (dB)."""
         return self.fbank.compute_fbanks(_power(self.stft(wavs)))
 
 
 class SpectrogramFeatures(SpectralFeatures):
-    """Log power spectrogram, the features of DeepSpeech2.
+    """Log power spectrogram (nepers), the features of DeepSpeech2.
 
     As OpenSeq2Seq computes them (``get_speech_features`` in
     ``open_seq2seq/data/speech2text/speech_utils.py``): Hann window, a transform
-    as long as the window, the lowest bins. Unlike there, they are
-    normalised as log-mel features are, see ``SpectralFeatures``.
+    as long as the window, the lowest bins; but normalised like log-mel
+    features, see ``SpectralFeatures``.
 
     Arguments
     ---------
@@ -358,10 +245,8 @@ class SpectrogramFeatures(SpectralFeatures):
         Frequency bins from 0 Hz up, the dimension of a frame.
     sample_rate : int
         Sample rate of the waveforms (Hz).
-    win_length : float
-        Window of one frame (milliseconds).
-    hop_length : float
-        Distance between frames (milliseconds).
+    win_length, hop_length : float
+        Window of a frame and distance between frames (milliseconds).
     causal : bool
         Whether the level is that of the frames so far, for streaming.
 
@@ -369,13 +254,6 @@ class SpectrogramFeatures(SpectralFeatures):
     ------
     ValueError
         If the transform has fewer bins.
-
-    Example
-    -------
-    >>> features = SpectrogramFeatures()
-    >>> x, lengths = features(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> tuple(x.shape), lengths.tolist()
-    ((2, 101, 160), [101, 51])
     """
 
     def __init__(
@@ -404,18 +282,7 @@ class SpectrogramFeatures(SpectralFeatures):
 
     @fwd_default_precision(cast_inputs=torch.float32)
     def spectrum(self, wavs):
-        """Compute the frames before normalisation.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Natural logarithm of the power, ``(batch, frames, n_bins)``.
-        """
+        """Compute the frames before normalisation (nepers)."""
         stft = self.stft(wavs)[:, :, : self.output_size]
         return torch.log(_power(stft).clamp(min=FLOOR))
 
@@ -423,27 +290,27 @@ class SpectrogramFeatures(SpectralFeatures):
 class AcousticModel(torch.nn.Module):
     """Features, encoder and CTC head as one module from waveform to frames.
 
-    Teacher and student may differ in features, network and frame rate, and
-    still meet, because each is an ``AcousticModel``. The same module is
-    trained, frozen as a teacher, exported and published.
+    Teacher and student may differ in features, network and frame rate, because
+    each is an ``AcousticModel``, called as ``(wavs, wav_lens)`` and returning
+    an ``Encoding``. The same module is trained, frozen as a teacher, exported
+    and published.
 
     Arguments
     ---------
     features : torch.nn.Module
-        Called as ``(wavs, wav_lens)``, returns ``(features, lengths)``; has
-        ``frame_period`` (seconds).
+        ``(wavs, wav_lens) -> (features, lengths)``, with ``frame_period``
+        (seconds).
     encoder : torch.nn.Module
-        Called as ``(features, lengths)``, returns ``(hidden, lengths)``; has
-        ``stride`` (input frames for one output frame) and ``output_size``.
+        ``(features, lengths) -> (hidden, lengths)``: ``(batch, frames, dim)``
+        to ``(batch, frames / stride, output_size)``, zero on padded frames, and
+        their valid frames; with ``stride`` and ``output_size``.
     head : torch.nn.Module
-        Called as ``hidden``, returns logits.
+        ``hidden -> logits``.
     augment : callable, optional
-        Applied as ``augment(features)`` to this model's features in training
-        only, so that a teacher always receives the clean utterance. May be set
-        after construction.
+        ``features -> features``, applied in training only, so that a teacher
+        always receives the clean utterance.
     augment_waveform : callable, optional
-        Applied as ``augment_waveform(wavs, wav_lens)`` to the waveforms, in
-        training only as well.
+        ``(wavs, wav_lens) -> wavs``, in training only as well.
 
     Example
     -------
@@ -474,20 +341,7 @@ class AcousticModel(torch.nn.Module):
         return self.features.frame_period * self.encoder.stride
 
     def forward(self, wavs, wav_lens):
-        """Encode a batch of waveforms.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        Encoding
-            Hidden states, logits and valid lengths.
-        """
+        """Encode waveforms ``(batch, samples)`` with lengths ``(batch,)``."""
         if self.training and self.augment_waveform is not None:
             wavs = self.augment_waveform(wavs, wav_lens)
         features, lengths = self.features(wavs, wav_lens)
@@ -498,37 +352,13 @@ class AcousticModel(torch.nn.Module):
 
 
 class OneByOneModel(AcousticModel):
-    """An ``AcousticModel`` that encodes each utterance of a batch by itself.
+    """An ``AcousticModel`` that encodes each utterance of a batch separately.
 
-    For networks whose layers read the padding of a batch: what comes out for an
-    utterance does not depend on the others.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=8, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> model = OneByOneModel(LogMelFeatures(), encoder, head)
-    >>> encoding = model(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> tuple(encoding.logits.shape), encoding.lengths.tolist()
-    ((2, 51, 29), [51, 26])
+    For networks whose layers read the padding of a batch.
     """
 
     def forward(self, wavs, wav_lens):
-        """Encode a batch of waveforms.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        Encoding
-            Hidden states, logits and valid lengths.
-        """
+        """Encode a batch so that no utterance depends on the others."""
         return pad_encodings(
             self.forward_together(*one) for one in split_batch(wavs, wav_lens)
         )
@@ -539,19 +369,9 @@ class OneByOneModel(AcousticModel):
 
 
 def split_batch(wavs, wav_lens):
-    """Give each utterance of a batch as a batch of one, without padding.
+    """Yield each utterance without padding as a batch of one.
 
-    Arguments
-    ---------
-    wavs : torch.Tensor
-        Waveforms, ``(batch, samples)``.
-    wav_lens : torch.Tensor
-        Valid part of each waveform relative to the longest, ``(batch,)``.
-
-    Yields
-    ------
-    tuple of torch.Tensor
-        Waveform, ``(1, samples)``, and ``[1.0]``.
+    That is a waveform, ``(1, samples)``, and its relative length ``[1.0]``.
     """
     samples = (wav_lens * wavs.shape[1]).round().long().tolist()
     for wav, count in zip(wavs, samples, strict=True):
@@ -559,35 +379,13 @@ def split_batch(wavs, wav_lens):
 
 
 def pad_encodings(encodings):
-    """Make a batch of the encodings of single utterances.
-
-    Arguments
-    ---------
-    encodings : iterable of Encoding
-        Each of a batch of one.
-
-    Returns
-    -------
-    Encoding
-        Padded with zeros.
-    """
+    """Join encodings of single utterances to a batch padded with zeros."""
     hidden, logits, lengths = zip(*encodings, strict=True)
     return Encoding(pad_frames(hidden), pad_frames(logits), torch.cat(lengths))
 
 
 def pad_frames(parts):
-    """Make a batch of tensors of several lengths, ``(1, frames, dim)`` each.
-
-    Arguments
-    ---------
-    parts : iterable of torch.Tensor
-        Of single utterances.
-
-    Returns
-    -------
-    torch.Tensor
-        Padded with zeros, ``(batch, frames, dim)``.
-    """
+    """Join tensors ``(1, frames, dim)`` to a batch padded with zeros."""
     return torch.nn.utils.rnn.pad_sequence(
         [part[0] for part in parts], batch_first=True
     )

@@ -10,31 +10,13 @@ from tutornet_sb.util import processes
 class CpuSyncBatchNorm(_BatchNorm):
     """``torch.nn.SyncBatchNorm`` for the CPU, where that one does not work.
 
-    In training, mean and variance are those of all processes' batches
-    together, and so are gradients. In evaluation, and alone, it does what
-    ``torch.nn.BatchNorm1d`` does, for any number of axes.
-
-    Example
-    -------
-    >>> norm = CpuSyncBatchNorm(3)
-    >>> tuple(norm(torch.randn(4, 3, 5)).shape)
-    (4, 3, 5)
+    In training, statistics and gradients are those of all processes' batches
+    together; otherwise it is ``torch.nn.BatchNorm1d``, for any number of axes.
     """
 
     @classmethod
     def like(cls, norm):
-        """Make one that has a layer's own parameters and statistics.
-
-        Arguments
-        ---------
-        norm : torch.nn.BatchNorm1d or torch.nn.BatchNorm2d
-            The layer that it is to replace.
-
-        Returns
-        -------
-        CpuSyncBatchNorm
-            In the mode of that layer.
-        """
+        """Make one with a layer's own parameters, statistics and mode."""
         made = cls(
             norm.num_features,
             norm.eps,
@@ -46,18 +28,7 @@ class CpuSyncBatchNorm(_BatchNorm):
         return made.train(norm.training)
 
     def forward(self, x):
-        """Normalise.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            ``(batch, dim, ...)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Of the same shape.
-        """
+        """Normalise ``(batch, dim, ...)``."""
         if not self.training or processes.count() == 1:
             return super().forward(x)
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
@@ -96,26 +67,10 @@ class CpuSyncBatchNorm(_BatchNorm):
 
 
 def synchronise_batch_norms(module):
-    """Let batch normalisation see the batches of all processes.
+    """Make batch normalisation use the batches of all processes.
 
-    Parameters, statistics and the names of the layers stay.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Changed in place. Its layers are ``torch.nn.SyncBatchNorm`` afterwards,
-        on the CPU :class:`CpuSyncBatchNorm`.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same, or its replacement if it is such a layer itself.
-
-    Example
-    -------
-    >>> network = torch.nn.Sequential(torch.nn.BatchNorm1d(3))
-    >>> type(synchronise_batch_norms(network)[0]).__name__
-    'CpuSyncBatchNorm'
+    Layers are replaced in place and keep names, parameters and statistics.
+    Returns the module, or its replacement if it is such a layer itself.
     """
     if next(module.parameters()).device.type != "cpu":
         return torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)

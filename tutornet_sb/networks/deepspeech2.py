@@ -1,9 +1,4 @@
-"""DeepSpeech2: 2-D convolutions over a spectrogram, then recurrent layers.
-
-The network of https://arxiv.org/abs/1512.02595 as OpenSeq2Seq published it
-for LibriSpeech (``example_configs/speech2text/ds2_large_8gpus_mp.py`` and
-``open_seq2seq/encoders/ds2_encoder.py``).
-"""
+"""DeepSpeech2: 2-D convolutions over a spectrogram, then recurrent layers."""
 
 import torch
 
@@ -17,11 +12,12 @@ CONVOLUTIONS = (((11, 41), (2, 2)), ((11, 21), (1, 2)))
 class DeepSpeech2Encoder(torch.nn.Module):
     """Two 2-D convolutions, recurrent layers and a fully connected one.
 
-    The published configurations have 58.97 M (large) and 11.57 M parameters
-    (small), which fixes what they leave unsaid: with 160 frequency bins and 29
-    outputs, the convolutions have no bias but batch normalisation, the
-    recurrent layers have none and carry two bias vectors for each gate (as in
-    cuDNN and torch), and the fully connected layer and the head have a bias.
+    The network of https://arxiv.org/abs/1512.02595 as OpenSeq2Seq published it
+    for LibriSpeech (``example_configs/speech2text/ds2_large_8gpus_mp.py`` and
+    ``open_seq2seq/encoders/ds2_encoder.py``), with 58.97 M (large) and 11.57 M
+    parameters (small). These numbers fix what the configurations leave open:
+    convolutions have batch normalisation and no bias, recurrent layers two bias
+    vectors a gate and no normalisation.
 
     Arguments
     ---------
@@ -29,32 +25,12 @@ class DeepSpeech2Encoder(torch.nn.Module):
         Frequency bins of the features.
     channels : int
         Channels of each convolution.
-    hidden_size : int
-        Cells of each recurrent layer and direction.
-    layers : int
-        Recurrent layers.
+    hidden_size, layers, cell, directions :
+        As of ``RecurrentLayers``.
     output_size : int
-        Units of the fully connected layer, the encoder's output.
-    cell : str
-        ``"gru"`` or ``"lstm"``.
-    directions : int
-        2, or 1 for recurrent layers that hear nothing of what comes later.
+        Units of the fully connected layer.
     dropout : float
         Dropout between recurrent layers and on the output.
-
-    Raises
-    ------
-    ValueError
-        If an option has an impossible value.
-
-    Example
-    -------
-    >>> encoder = DeepSpeech2Encoder(
-    ...     160, channels=4, hidden_size=8, layers=2, output_size=16
-    ... )
-    >>> hidden, lengths = encoder(torch.randn(2, 9, 160), torch.tensor([9, 4]))
-    >>> tuple(hidden.shape), lengths.tolist()
-    ((2, 5, 16), [5, 2])
     """
 
     def __init__(
@@ -81,7 +57,7 @@ class DeepSpeech2Encoder(torch.nn.Module):
                     size, channels, kernel, stride, padding, bias=False
                 )
             )
-            # eps of the published configuration.
+            # eps of the published configuration
             self.norms.append(torch.nn.BatchNorm2d(channels, eps=1e-3))
             size, bins = channels, (bins - 1) // stride[1] + 1
             self.stride *= stride[0]
@@ -92,22 +68,7 @@ class DeepSpeech2Encoder(torch.nn.Module):
         self.dropout = torch.nn.Dropout(dropout)
 
     def forward(self, x, lengths):
-        """Encode a padded batch of features.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features, ``(batch, frames, bins)``, zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames, integers of shape ``(batch,)``.
-
-        Returns
-        -------
-        hidden : torch.Tensor
-            ``(batch, frames / stride, output_size)``, zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames of ``hidden``.
-        """
+        """Encode ``(batch, frames, dim)``, see ``AcousticModel``."""
         x = x.unsqueeze(1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = torch.relu(norm(conv(x)))

@@ -1,4 +1,4 @@
-"""A network as plain data, and made from it without running other code."""
+"""A network as plain data, and built from it without running other code."""
 
 import functools
 import importlib
@@ -9,44 +9,49 @@ import torch
 from torch.nn.modules import module as registration
 
 from tutornet_sb.networks.weights import refuse_other_weights
+from tutornet_sb.util.composition import tag_of
 from tutornet_sb.util.errors import InputError
 
 # !new:package.module.Class and the like
 TAG = re.compile(r"!(new|name|apply):([\w.]+)")
-# What a description may name. All of it makes a layer from sizes and options
-# and reads or writes nothing; see _check_arguments for the rest.
+# Registry of the classes that a description may name, by module. All of them
+# make a layer from sizes and options, and read or write nothing; make_network
+# does with the arguments that _check_network lets through.
+NETWORKS = {
+    "tutornet_sb.networks": [
+        "acoustic_model.AcousticModel",
+        "acoustic_model.LogMelFeatures",
+        "acoustic_model.SpectrogramFeatures",
+        "deepspeech2.DeepSpeech2Encoder",
+        "huggingface.Wav2Vec2Encoder",
+        "huggingface.Waveform",
+        "huggingface.WhisperEncoder",
+        "huggingface.WhisperFeatures",
+        "huggingface.make_network",
+        "jasper.JasperEncoder",
+        "lobes.CRDNNEncoder",
+        "lobes.ContextNetEncoder",
+        "recurrent.RecurrentEncoder",
+        "transformer.TransformerEncoder",
+    ],
+    "speechbrain.lobes.models": [
+        "CRDNN.CRDNN",
+        "ContextNet.ContextNet",
+        "convolution.ConvolutionFrontEnd",
+        "transformer.TransformerASR.TransformerASR",
+    ],
+    "speechbrain.nnet": ["RNN.LSTM", "RNN.GRU", "RNN.RNN", "activations.Swish"],
+    "torch.nn": (
+        "Linear Sequential Identity Dropout LayerNorm BatchNorm1d Conv1d ReLU "
+        "LeakyReLU GELU SiLU Tanh"
+    ).split(),
+}
 ALLOWED = frozenset(
-    f"{module}.{name}"
-    for module, names in {
-        "tutornet_sb.networks.acoustic_model": (
-            "AcousticModel LogMelFeatures SpectrogramFeatures"
-        ),
-        "tutornet_sb.networks.deepspeech2": "DeepSpeech2Encoder",
-        "tutornet_sb.networks.huggingface": (
-            "Waveform WhisperFeatures Wav2Vec2Encoder WhisperEncoder "
-            "make_network"
-        ),
-        "tutornet_sb.networks.jasper": "JasperEncoder",
-        "tutornet_sb.networks.lobes": "CRDNNEncoder ContextNetEncoder",
-        "tutornet_sb.networks.recurrent": "RecurrentEncoder",
-        "tutornet_sb.networks.transformer": "TransformerEncoder",
-        "speechbrain.lobes.models.CRDNN": "CRDNN",
-        "speechbrain.lobes.models.ContextNet": "ContextNet",
-        "speechbrain.lobes.models.convolution": "ConvolutionFrontEnd",
-        "speechbrain.lobes.models.transformer.TransformerASR": "TransformerASR",
-        "speechbrain.nnet.RNN": "LSTM GRU RNN",
-        "speechbrain.nnet.activations": "Swish",
-        "torch.nn": (
-            "Linear Sequential Identity Dropout LayerNorm BatchNorm1d Conv1d "
-            "ReLU LeakyReLU GELU SiLU Tanh"
-        ),
-    }.items()
-    for name in names.split()
+    f"{package}.{name}" for package, names in NETWORKS.items() for name in names
 )
 MAKE_NETWORK = "tutornet_sb.networks.huggingface.make_network"
-# Sizes above these are no speech recogniser's, and features, which have no
-# weights to compare them to, would fill the memory.
-_MOST = 2**16
+# Greatest values, above which nothing is a speech recogniser. Features have no
+# weights to which their sizes could be compared.
 LIMITS = {
     "sample_rate": 768_000,
     "n_mels": 1024,
@@ -55,25 +60,20 @@ LIMITS = {
     "hop_length": 1000,
     "window": 120,
 }
+# Of any other number
+_MOST = 2**16
 
 
 class NotAllowed(InputError):
-    """A description asks for more than a network of known parts."""
+    """A description names something that is not in the registry."""
 
 
 def describe(node):
     """Describe what a HyperPyYAML node would make, as plain data.
 
-    Arguments
-    ---------
-    node : object
-        As read by ruamel.yaml, references resolved.
-
-    Returns
-    -------
-    object
-        Mappings, lists and scalars as they are; a tagged node as a dictionary
-        of its tag and name and of its ``arguments``.
+    The node is as read by ruamel.yaml, references resolved. Mappings, lists and
+    scalars stay; a tagged node becomes a dictionary of its tag and name and of
+    its ``arguments``.
 
     Example
     -------
@@ -88,40 +88,21 @@ def describe(node):
         plain = [describe(value) for value in node]
     else:
         plain = getattr(node, "value", node)
-    tag = TAG.fullmatch(
-        getattr(getattr(node, "tag", None), "value", None) or ""
-    )
+    tag = TAG.fullmatch(tag_of(node) or "")
     if tag is None:
         return plain
     return {f"!{tag[1]}": tag[2], "arguments": plain or {}}
 
 
 def describe_strictly(node, most=100_000):
-    """Describe a node by somebody else, of which nothing may get lost.
+    """Describe an untrusted node, or raise if it has odd tags or is too large.
 
-    Arguments
-    ---------
-    node : object
-        As read by ruamel.yaml, references resolved.
-    most : int
-        Nodes that it may have, each counted as often as it is referred to.
-
-    Returns
-    -------
-    object
-        As from :func:`describe`.
-
-    Raises
-    ------
-    NotAllowed
-        If there are other tags than those of HyperPyYAML that make objects.
-    ValueError
-        If there is too much.
+    ``most`` limits its parts, each counted as often as it is referred to.
     """
     waiting, count = [node], 0
     while waiting:
         part = waiting.pop()
-        tag = getattr(getattr(part, "tag", None), "value", None)
+        tag = tag_of(part)
         if tag is not None and not TAG.fullmatch(tag):
             raise NotAllowed(f"the description has the tag {str(tag)[:80]}")
         count += 1
@@ -138,35 +119,15 @@ def describe_strictly(node, most=100_000):
 
 
 def rebuild(description, weights=None, path="the file of its weights"):
-    """Make the network of a description, and nothing else.
+    """Build the network of a description from ``describe``, and nothing else.
 
-    A description is what ``export.describe`` gives: plain data that names
-    layers. Only names of ``ALLOWED`` are looked up.
+    Only names in ``ALLOWED`` are looked up. With weights, by name, or tensors
+    of their shapes on the device ``meta``, the network is first built without
+    memory, stopping when it gets far larger than they are, and compared with
+    them; ``path`` names them in errors. The result has random weights.
 
-    It is made twice. The first time it takes no memory, and stops when it has
-    far more parts than the weights that are there for it; the second time it
-    is known to fit them.
-
-    Arguments
-    ---------
-    description : dict
-        From ``config.json``.
-    weights : dict, optional
-        The weights by name, or tensors of their shapes on the device ``meta``.
-    path : str or pathlib.Path
-        Where they are, for errors.
-
-    Returns
-    -------
-    torch.nn.Module
-        With random weights.
-
-    Raises
-    ------
-    NotAllowed
-        If the description names what is not allowed.
-    ValueError
-        If it cannot be built, or builds a network with other weights.
+    Raises NotAllowed if the description names anything else, and InputError if
+    it cannot be built, or builds a network with other weights.
 
     Example
     -------
@@ -174,11 +135,6 @@ def rebuild(description, weights=None, path="the file of its weights"):
     >>> layer["arguments"] = {"in_features": 2, "out_features": 3}
     >>> rebuild(layer)
     Linear(in_features=2, out_features=3, bias=True)
-    >>> rebuild({"!apply": "os.system", "arguments": ["ls"]})
-    Traceback (most recent call last):
-    ...
-    tutornet_sb.networks.description.NotAllowed: the description names \
-os.system, which is not among the parts of a network that may be loaded
     """
     try:
         if weights is not None:
@@ -201,9 +157,9 @@ class _LiteralsStay(torch.overrides.TorchFunctionMode):
 
 
 class _Budget:
-    """Stop the making of modules beyond what some weights could fill.
+    """Stop building modules beyond what some weights could fill.
 
-    Layers may be made and dropped again, hence the generous factors.
+    The factors are generous: layers may be built and dropped again.
     """
 
     def __init__(self, weights):
@@ -274,7 +230,7 @@ def _make(node):
         return called
     try:
         return called()
-    # Of arguments that somebody made up, all kinds of errors
+    # Invented arguments raise all kinds of errors.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
@@ -305,17 +261,21 @@ def _check_network(arguments):
     """Refuse what makes transformers read files, or load code."""
     from tutornet_sb.networks.huggingface import ARCHITECTURE
 
-    known = {"model_type", "layerdrop", *ARCHITECTURE}
-    for key in arguments:
-        if key in ("source", "revision"):
-            if arguments[key] is not None and key == "source":
+    if isinstance(arguments, list):
+        raise InputError(f"{MAKE_NETWORK} needs arguments by name")
+    known = {"model_type", "layerdrop", "revision", *ARCHITECTURE}
+    for key, value in arguments.items():
+        if key == "source":
+            if value is not None:
                 raise InputError(
                     "the description takes published weights from "
-                    f"{str(arguments[key])[:80]}; a model must bring its own"
+                    f"{str(value)[:80]}; a model must bring its own"
                 )
-        elif key not in known and not key.endswith("dropout"):
-            if not key.startswith(("mask_time", "mask_feature")):
-                raise InputError(
-                    f"the description gives {MAKE_NETWORK} the value "
-                    f"{str(key)[:80]}, which may not be loaded"
-                )
+        elif key not in known and not (
+            key.endswith("dropout")
+            or key.startswith(("mask_time", "mask_feature"))
+        ):
+            raise InputError(
+                f"the description gives {MAKE_NETWORK} the value "
+                f"{str(key)[:80]}, which may not be loaded"
+            )

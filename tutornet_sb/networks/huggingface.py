@@ -1,11 +1,10 @@
 """wav2vec 2.0, HuBERT, WavLM and Whisper encoders, by transformers.
 
-The networks are those of transformers itself and not SpeechBrain's wrappers of
-them (``speechbrain.integrations.huggingface``, version 1.1.2), because the
-wrappers cannot make a network without published weights, load weights without
-a check, and let an utterance's result depend on the others of its batch: the
-waveform is normalised together with its padding, and Whisper's log-mel
-energies are clipped below the loudest of the whole batch.
+The networks are transformers' own, not SpeechBrain's wrappers of them
+(``speechbrain.integrations.huggingface``, version 1.1.2): these cannot make a
+network without published weights, load weights without a check, and let an
+utterance's result depend on the others of its batch (padding takes part in
+normalising the waveform, the loudest utterance clips Whisper's energies).
 """
 
 import json
@@ -14,11 +13,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    WhisperFeatureExtractor,
-)
+from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 from transformers.models.whisper import modeling_whisper
 from transformers.utils.logging import disable_progress_bar
 
@@ -26,75 +21,37 @@ from tutornet_sb.networks.acoustic_model import frame_mask
 from tutornet_sb.util.redaction import first_line
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm")
-# What decides a network's output, so must be as in the published weights.
+# Keys that decide a network's output, so must be as in the published weights.
 # Regularisation, heads and the like may differ.
 ARCHITECTURE = (
     # wav2vec 2.0, HuBERT, WavLM
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "conv_dim",
-    "conv_stride",
-    "conv_kernel",
-    "conv_bias",
-    "feat_extract_norm",
-    "feat_extract_activation",
-    "feat_proj_layer_norm",
-    "num_conv_pos_embeddings",
-    "num_conv_pos_embedding_groups",
-    "conv_pos_batch_norm",
-    "do_stable_layer_norm",
-    "num_buckets",
-    "max_bucket_distance",
-    "add_adapter",
-    "adapter_attn_dim",
+    "hidden_size num_hidden_layers num_attention_heads intermediate_size "
+    "hidden_act layer_norm_eps conv_dim conv_stride conv_kernel conv_bias "
+    "feat_extract_norm feat_extract_activation feat_proj_layer_norm "
+    "num_conv_pos_embeddings num_conv_pos_embedding_groups conv_pos_batch_norm "
+    "do_stable_layer_norm num_buckets max_bucket_distance add_adapter "
+    "adapter_attn_dim "
     # Whisper
-    "d_model",
-    "encoder_layers",
-    "encoder_attention_heads",
-    "encoder_ffn_dim",
-    "num_mel_bins",
-    "max_source_positions",
-    "activation_function",
-    "scale_embedding",
-)
+    "d_model encoder_layers encoder_attention_heads encoder_ffn_dim "
+    "num_mel_bins max_source_positions activation_function scale_embedding"
+).split()
 # Heads of CTC and of pretraining, in the files of many published encoders
 HEADS = ("lm_head.", "quantizer.", "project_hid.", "project_q.")
 # The vector that replaces masked frames in training. A checkpoint may lack it
 # (that of facebook/wav2vec2-base-960h does) or have it without use.
 MASK_VECTOR = "masked_spec_embed"
-# Median over utterances of LibriSpeech
+# Greatest log10 energy of an utterance, median over LibriSpeech
 LOUDEST = 1.1
-# Numbers that are added up one after the other; see _sum
+# Numbers that are added one after another, see _sum
 _BLOCK = 1024
 
 
 def load_published(auto_class, source, revision=None, heads=()):
-    """Load published weights, all of them and nothing else.
+    """Load published weights in float32, all of them and nothing else.
 
-    Arguments
-    ---------
-    auto_class : type
-        Class of transformers that loads a model, such as ``AutoModel``.
-    source : str
-        Folder, or id on the Hugging Face hub.
-    revision : str, optional
-        Commit, tag or branch of a hub id.
-    heads : tuple of str
-        Beginnings of the names of weights that the model does without.
-
-    Returns
-    -------
-    transformers.PreTrainedModel
-        In float32.
-
-    Raises
-    ------
-    ValueError
-        If the model cannot be found or read, or if its weights do not fit it.
+    ``auto_class`` is one of transformers', such as ``AutoModel``; ``source`` is
+    a folder or hub id. Weights whose names begin with one of ``heads`` are left
+    out. Raises ValueError if the model cannot be read or they do not fit it.
     """
     _refuse_ways_out(source)
     if not sys.stderr.isatty():
@@ -109,7 +66,7 @@ def load_published(auto_class, source, revision=None, heads=()):
             # Reported like the others below, with names.
             ignore_mismatched_sizes=True,
         )
-    # Missing files, damage, the hub: all kinds of errors.
+    # Missing files, damage and the hub raise all kinds of errors.
     except Exception as error:
         raise ValueError(
             f"{source} cannot be loaded by transformers: {first_line(error)}"
@@ -146,7 +103,6 @@ def _refuse_ways_out(folder):
         try:
             names = set(json.loads(path.read_bytes())["weight_map"].values())
             is_odd = any(name != Path(name).name for name in names)
-        # What is no index raises all kinds of errors.
         except Exception:
             is_odd = True
         if is_odd:
@@ -157,7 +113,7 @@ def _refuse_ways_out(folder):
 
 
 def _refuse_kernels(config):
-    """Refuse a model that names code of the hub to compute its attention."""
+    """Refuse a model whose attention is code from the hub."""
     name = str(config._attn_implementation)
     if "/" in name:
         raise ValueError(f"its config.json asks for the hub's code {name}")
@@ -170,54 +126,34 @@ def make_network(model_type, source=None, revision=None, **config):
     ---------
     model_type : str
         ``wav2vec2``, ``hubert``, ``wavlm`` or ``whisper``.
-    source : str, optional
-        Folder or hub id with weights to start from. The network is still the
-        one that the configuration describes.
-    revision : str, optional
-        Commit, tag or branch of a hub id.
+    source, revision : str, optional
+        Folder, or hub id and commit, of weights to start from; by default they
+        are random. The network is still the one that ``config`` describes.
     **config
         Values of transformers' configuration; the others are its defaults.
 
     Returns
     -------
     transformers.PreTrainedModel
-        With random weights if there is no source. Of Whisper, the encoder.
+        Of Whisper, the encoder.
 
     Raises
     ------
     ValueError
-        If there is no such type or key, or if the source has another
-        architecture.
-
-    Example
-    -------
-    >>> network = make_network(
-    ...     "wavlm",
-    ...     hidden_size=8,
-    ...     num_hidden_layers=1,
-    ...     num_attention_heads=2,
-    ...     intermediate_size=8,
-    ...     conv_dim=[4] * 7,
-    ...     num_conv_pos_embedding_groups=2,
-    ... )
-    >>> type(network).__name__
-    'WavLMModel'
+        If there is no such type or key, or the source has another architecture.
     """
     if model_type not in (*WAVEFORM_TYPES, "whisper"):
         raise ValueError(
             f"model_type must be one of {', '.join(WAVEFORM_TYPES)} or "
             f"whisper, got {model_type}"
         )
-    # transformers itself takes any key.
-    unknown = [
-        key
-        for key in config
-        if not hasattr(AutoConfig.for_model(model_type), key)
-    ]
-    if unknown:
-        raise ValueError(
-            f"the configuration of {model_type} has no {unknown[0]!r}"
-        )
+    default = AutoConfig.for_model(model_type)
+    for key in config:
+        # transformers itself accepts any key.
+        if not hasattr(default, key):
+            raise ValueError(
+                f"the configuration of {model_type} has no {key!r}"
+            )
     config = AutoConfig.for_model(model_type, **config)
     if model_type == "whisper":
         network = modeling_whisper.WhisperEncoder(config)
@@ -258,7 +194,7 @@ def _plain(config, key):
 
 
 class Waveform(torch.nn.Module):
-    """The waveform itself as features: a frame is a sample.
+    """The waveform itself as features, ``(batch, samples)``.
 
     Arguments
     ---------
@@ -266,14 +202,8 @@ class Waveform(torch.nn.Module):
         Sample rate of the waveforms (Hz).
     normalize : bool
         Zero mean and unit variance over the valid samples of each utterance,
-        as ``Wav2Vec2FeatureExtractor`` computes them. Published models say
-        which in ``do_normalize`` of their preprocessor_config.json.
-
-    Example
-    -------
-    >>> x, lengths = Waveform()(torch.randn(2, 800), torch.tensor([1.0, 0.5]))
-    >>> tuple(x.shape), lengths.tolist()
-    ((2, 800), [800, 400])
+        as by ``Wav2Vec2FeatureExtractor``: ``do_normalize`` in the
+        preprocessor_config.json of published models.
     """
 
     output_size = 1
@@ -285,22 +215,7 @@ class Waveform(torch.nn.Module):
         self.normalize = normalize
 
     def forward(self, wavs, wav_lens):
-        """Normalise a batch.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        features : torch.Tensor
-            ``(batch, samples)``, zero on padded samples.
-        lengths : torch.Tensor
-            Valid samples, integers of shape ``(batch,)``.
-        """
+        """Return the waveforms, zero on padded samples, and their lengths."""
         wavs, lengths, padded = _cut(wavs, wav_lens)
         if self.normalize:
             wavs = _centre(wavs, lengths, padded)
@@ -317,26 +232,25 @@ def _cut(wavs, wav_lens):
 
 
 def _centre(wavs, lengths, padded):
-    """Take the mean of the valid samples off each waveform."""
+    """Subtract the mean of the valid samples of each waveform."""
     mean = _sum(wavs) / lengths.clamp(min=1).unsqueeze(1)
     return (wavs - mean).masked_fill(padded, 0.0)
 
 
 def _sum(x):
-    """Sum over the last axis and keep it.
+    """Sum over the last axis, kept, in blocks.
 
-    In blocks: onnxruntime adds one number after the other, and of millions of
-    them single precision would leave four digits.
+    onnxruntime adds one number after another, which for millions of them leaves
+    four digits of single precision.
     """
     x = torch.nn.functional.pad(x, (0, -x.shape[-1] % _BLOCK))
     return x.unflatten(-1, (-1, _BLOCK)).sum(-1).sum(-1, keepdim=True)
 
 
 class _ValidGroupNorm(torch.nn.GroupNorm):
-    """Group normalisation with statistics of the valid frames alone."""
+    """Group normalisation with statistics of the valid frames only."""
 
-    # Valid frames of each utterance, integers of shape ``(batch,)``; None if
-    # the batch is not padded.
+    # Valid frames of each utterance, ``(batch,)``; None: without padding
     lengths = None
 
     def forward(self, x):
@@ -358,14 +272,9 @@ class Wav2Vec2Encoder(torch.nn.Module):
 
     Padding does not change a result. That takes an attention mask, and in
     networks with group normalisation (``feat_extract_norm: group``, the base
-    sizes) statistics over the valid samples of each utterance. transformers
-    takes them over the padding too, and advises to give such networks no
-    attention mask since they were trained without: batched with a longer
-    utterance, an utterance then comes out otherwise than it does alone. Here
-    it comes out as it does alone.
-
-    Audio too short for one frame (400 samples, 25 ms) is padded with zeros to
-    one frame.
+    sizes) statistics over the valid samples of each utterance, where
+    transformers includes the padding and advises against attention masks.
+    Audio shorter than one frame (400 samples, 25 ms) is padded to one.
 
     Arguments
     ---------
@@ -376,25 +285,8 @@ class Wav2Vec2Encoder(torch.nn.Module):
     Raises
     ------
     ValueError
-        If the model ends in a convolutional adapter, whose frames at the end
-        of an utterance would depend on the padding.
-
-    Example
-    -------
-    >>> network = make_network(
-    ...     "hubert",
-    ...     hidden_size=8,
-    ...     num_hidden_layers=1,
-    ...     num_attention_heads=2,
-    ...     intermediate_size=8,
-    ...     conv_dim=[4] * 7,
-    ...     num_conv_pos_embedding_groups=2,
-    ... )
-    >>> encoder = Wav2Vec2Encoder(network)
-    >>> wavs, lengths = torch.randn(2, 4000), torch.tensor([4000, 2000])
-    >>> hidden, lengths = encoder(wavs, lengths)
-    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
-    ((2, 12, 8), [12, 6], 320)
+        If the model ends in a convolutional adapter, whose last frames would
+        depend on the padding.
     """
 
     def __init__(self, model):
@@ -408,7 +300,7 @@ class Wav2Vec2Encoder(torch.nn.Module):
         self.model = model.train()
         self.stride = math.prod(config.conv_stride)
         self.output_size = config.hidden_size
-        # Samples that one frame hears
+        # Samples under one frame
         self.window = 1
         for kernel, stride in zip(
             config.conv_kernel[::-1], config.conv_stride[::-1], strict=True
@@ -424,22 +316,7 @@ class Wav2Vec2Encoder(torch.nn.Module):
             first.layer_norm.bias = norm.bias
 
     def forward(self, x, lengths):
-        """Encode a padded batch of waveforms.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Waveforms, ``(batch, samples)``, zero on padded samples.
-        lengths : torch.Tensor
-            Valid samples, integers of shape ``(batch,)``.
-
-        Returns
-        -------
-        hidden : torch.Tensor
-            ``(batch, frames, output_size)``, zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames of ``hidden``.
-        """
+        """Encode ``(batch, samples)``, see ``AcousticModel``."""
         x = torch.nn.functional.pad(x, (0, max(0, self.window - x.shape[1])))
         lengths = lengths.clamp(min=self.window)
         config = self.model.config
@@ -460,12 +337,14 @@ class Wav2Vec2Encoder(torch.nn.Module):
 class WhisperFeatures(torch.nn.Module):
     """Log-mel energies as Whisper was trained on, in whole windows.
 
-    The values are those of transformers' ``WhisperFeatureExtractor`` (a log10,
-    clipped 8 below the loudest of the utterance, then scaled), which depend on
-    the level of the recording. Normalised, they are those of a recording
-    without offset whose loudest value is ``LOUDEST``. The batch is
-    padded with silence to a whole number of windows, since Whisper hears
-    nothing but whole windows; the lengths are those of the speech.
+    The values are those of transformers' ``WhisperFeatureExtractor`` (log10,
+    clipped 8 below the greatest of the utterance, then scaled), which depend on
+    the recording level; normalised, they are those of a recording without
+    offset whose greatest value is ``LOUDEST``.
+
+    Called as ``(wavs, wav_lens)``, it returns ``(batch, frames, n_mels)``,
+    padded with silence to whole windows, and the frames that begin within the
+    speech, ``(batch,)``.
 
     Arguments
     ---------
@@ -475,13 +354,6 @@ class WhisperFeatures(torch.nn.Module):
         Length of a window (seconds), 30 for all published models.
     normalize : bool
         Whether they are normalised.
-
-    Example
-    -------
-    >>> features = WhisperFeatures()
-    >>> x, lengths = features(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> tuple(x.shape), lengths.tolist()
-    ((2, 3000, 80), [100, 50])
     """
 
     def __init__(self, n_mels=80, window=30, normalize=False):
@@ -498,30 +370,13 @@ class WhisperFeatures(torch.nn.Module):
         self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, wavs, wav_lens):
-        """Compute features.
-
-        Arguments
-        ---------
-        wavs : torch.Tensor
-            Waveforms, ``(batch, samples)``.
-        wav_lens : torch.Tensor
-            Valid part of each waveform relative to the longest, ``(batch,)``.
-
-        Returns
-        -------
-        features : torch.Tensor
-            ``(batch, frames, n_mels)``, the frames of one or more windows.
-        lengths : torch.Tensor
-            Frames that begin within the speech, integers of shape
-            ``(batch,)``.
-        """
+        """Compute features and their lengths, see the class."""
         wavs, samples, padded = _cut(wavs, wav_lens)
         if self.normalize:
             wavs = _centre(wavs, samples, padded)
         windows = max(1, -(-wavs.shape[1] // self.window_samples))
         total = windows * self.window_samples
-        # Half a transform more, so that silence follows the last window too
-        # and nothing is mirrored there.
+        # Half a transform more, so that the transform mirrors only silence
         padding = total + self.n_fft // 2 - wavs.shape[1]
         wavs = torch.nn.functional.pad(wavs, (0, padding))
         with torch.autocast(wavs.device.type, enabled=False):
@@ -546,13 +401,11 @@ class WhisperFeatures(torch.nn.Module):
 class WhisperEncoder(torch.nn.Module):
     """Whisper's encoder, from log-mel energies to 20 ms frames.
 
-    Whisper hears windows of 30 s, padded with silence. Longer audio is encoded
-    window by window, without overlap, and the frames of the windows follow one
-    another; frames of the padding are cut off.
-
-    The network's own layers always give the frames of whole windows. To tap a
-    hidden layer of the length of the speech, tap ``encoder.layers.3`` rather
-    than ``encoder.model.layers.3`` (the last one is after the final norm).
+    Whisper receives windows of 30 s, padded with silence. Longer audio is
+    encoded window by window, without overlap. The network's own layers always
+    output whole windows: a hidden layer of the length of the speech is
+    ``encoder.layers.3`` rather than ``encoder.model.layers.3`` (the last one is
+    after the final norm).
 
     Arguments
     ---------
@@ -563,22 +416,6 @@ class WhisperEncoder(torch.nn.Module):
     ------
     ValueError
         If the features do not come in whole windows.
-
-    Example
-    -------
-    >>> network = make_network(
-    ...     "whisper",
-    ...     d_model=8,
-    ...     encoder_layers=1,
-    ...     encoder_attention_heads=2,
-    ...     encoder_ffn_dim=8,
-    ...     max_source_positions=50,
-    ... )
-    >>> encoder = WhisperEncoder(network)
-    >>> x, lengths = torch.randn(2, 100, 80), torch.tensor([99, 40])
-    >>> hidden, lengths = encoder(x, lengths)
-    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
-    ((2, 50, 8), [50, 20], 2)
     """
 
     stride = 2
@@ -593,23 +430,7 @@ class WhisperEncoder(torch.nn.Module):
         )
 
     def forward(self, x, lengths):
-        """Encode a batch of windows.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features, ``(batch, frames, n_mels)``, of one or more windows.
-        lengths : torch.Tensor
-            Frames of speech, integers of shape ``(batch,)``.
-
-        Returns
-        -------
-        hidden : torch.Tensor
-            ``(batch, frames / 2, output_size)``, cut after the longest
-            utterance and zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames of ``hidden``.
-        """
+        """Encode ``(batch, frames, n_mels)``, frames of whole windows."""
         batch, frames, n_mels = x.shape
         if frames % self.window_frames:
             raise ValueError(

@@ -1,9 +1,4 @@
-"""The Jasper family: 1-D convolutions in blocks, described by a table.
-
-Jasper DR (https://arxiv.org/abs/1904.03288), Jasper Mini and QuartzNet
-(https://arxiv.org/abs/1910.10261) are tables of one implementation; they
-stand in ``recipes/LibriSpeech/TutorNet/hparams/models``.
-"""
+"""The Jasper family: 1-D convolutions in blocks, described by a table."""
 
 from collections import OrderedDict
 
@@ -25,82 +20,39 @@ RESIDUAL = ("dense", "plain")
 
 
 def read_row(index, row):
-    """Check one row of a block table and fill in what it leaves out.
+    """Check a row of a block table, and fill in what it leaves out."""
+    row = {**OPTIONAL, **row}
+    if fault := _find_fault(row):
+        raise ValueError(f"blocks[{index}]: {fault}")
+    return row
 
-    Arguments
-    ---------
-    index : int
-        Position of the row, named in errors.
-    row : dict
-        The row as written, see ``JasperEncoder``.
 
-    Returns
-    -------
-    dict
-        The row with all keys.
-
-    Raises
-    ------
-    ValueError
-        If a key is missing or unknown, or has an impossible value.
-
-    Example
-    -------
-    >>> read_row(0, {"channels": 256, "kernel": 12})
-    Traceback (most recent call last):
-    ...
-    ValueError: blocks[0]: kernel must be odd, got 12
-    """
+def _find_fault(row):
     for key in REQUIRED:
         if key not in row:
-            raise ValueError(f"blocks[{index}]: {key} is missing")
-    for key in row:
-        if key not in (*REQUIRED, *OPTIONAL):
-            known = ", ".join((*REQUIRED, *OPTIONAL))
-            raise ValueError(f"blocks[{index}]: no key {key}, only {known}")
-    row = {**OPTIONAL, **row}
-    for key in ("channels", "kernel", "repeat", "stack", "stride", "dilation"):
-        if not isinstance(row[key], int) or row[key] < 1:
-            raise ValueError(
-                f"blocks[{index}]: {key} must be a positive integer, "
-                f"got {row[key]!r}"
-            )
+            return f"{key} is missing"
+    known = (*REQUIRED, *OPTIONAL)
+    for key, value in row.items():
+        if key not in known:
+            return f"no key {key}, only {', '.join(known)}"
+        whole = isinstance(value, int) and value > 0
+        if key not in ("dropout", "residual") and not whole:
+            return f"{key} must be a positive integer, got {value!r}"
     if row["kernel"] % 2 == 0:
-        raise ValueError(
-            f"blocks[{index}]: kernel must be odd, got {row['kernel']}"
-        )
+        return f"kernel must be odd, got {row['kernel']}"
     if row["residual"] and row["stride"] != 1:
-        raise ValueError(
-            f"blocks[{index}]: stride must be 1 where residual is true, "
-            f"got {row['stride']}"
-        )
-    return row
+        return f"stride must be 1 where residual is true, got {row['stride']}"
+    return None
 
 
 class DepthwiseConv1d(torch.nn.Conv1d):
     """Depthwise convolution without bias that is faster on CPUs than torch's.
 
-    There torch takes wide kernels, and those of one frame, channel by channel.
-    As a picture whose channels stand together it is one operation
-    (``benchmarks/layers.py`` measures the difference). Weights and results are
-    those of ``torch.nn.Conv1d``, and so is what is exported.
-
-    Arguments
-    ---------
-    channels : int
-        Channels, before and after.
-    kernel : int
-        Frames under the convolution, odd.
-    stride : int
-        Input frames for one output frame.
-    dilation : int
-        Distance between two frames under the convolution.
-
-    Example
-    -------
-    >>> conv = DepthwiseConv1d(8, 5)
-    >>> tuple(conv(torch.randn(1, 8, 7)).shape)
-    (1, 8, 7)
+    There torch takes wide kernels, and those of one frame, channel by channel;
+    as a 2-D convolution in ``channels_last`` it is one operation
+    (``benchmarks/layers.py`` measures the difference). Weights, results and
+    exports are those of ``torch.nn.Conv1d``. ``(batch, channels, frames)``
+    becomes ``(batch, channels, frames / stride)``.
     """
 
     def __init__(self, channels, kernel, stride=1, dilation=1):
@@ -116,18 +68,7 @@ class DepthwiseConv1d(torch.nn.Conv1d):
         )
 
     def forward(self, x):
-        """Convolve each channel by itself.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Input, ``(batch, channels, frames)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, channels, frames')``.
-        """
+        """Convolve each channel separately."""
         stride, dilation = self.stride[0], self.dilation[0]
         if (
             x.device.type != "cpu"
@@ -137,7 +78,7 @@ class DepthwiseConv1d(torch.nn.Conv1d):
             return super().forward(x)
         if self.kernel_size[0] == 1 and stride == 1:
             return x * self.weight.to(x.dtype).view(-1, 1)
-        # One row for each of the frames that a dilated kernel does not mix
+        # One row for each phase, between which a dilated kernel mixes nothing
         frames = x.shape[2]
         rows = torch.nn.functional.pad(x, (0, -frames % dilation))
         rows = rows.unflatten(2, (-1, dilation)).transpose(2, 3)
@@ -156,24 +97,8 @@ def conv_norm(
 ):
     """Make a convolution without bias and its batch normalisation.
 
-    Arguments
-    ---------
-    input_size, output_size : int
-        Channels before and after.
-    kernel : int
-        Frames under the convolution, odd.
-    stride : int
-        Input frames for one output frame.
-    dilation : int
-        Distance between two frames under the convolution.
-    separable : str
-        Which convolutions are a depthwise and a pointwise one: ``"none"``,
-        those ``"wide"``r than one frame, or ``"all"``.
-
-    Returns
-    -------
-    torch.nn.Sequential
-        ``(batch, input_size, frames)`` -> ``(batch, output_size, frames')``.
+    ``(batch, input_size, frames)`` becomes ``(batch, output_size, frames /
+    stride)``; ``separable`` is that of ``JasperEncoder``.
     """
     if separable == "all" or (separable == "wide" and kernel > 1):
         parts = {
@@ -203,28 +128,9 @@ class JasperBlock(torch.nn.Module):
     """Convolutional layers of one width, with residuals into the last.
 
     Before its last ReLU, the block adds a 1x1 convolution with batch
-    normalisation, one each, of the tensors it is given as ``residuals``
-    (Figure 2 of https://arxiv.org/abs/1904.03288).
-
-    Arguments
-    ---------
-    input_size : int
-        Channels of the input.
-    row : dict
-        A full row of the table, see ``read_row``.
-    residual_sizes : list
-        Channels of each residual.
-    separable : str
-        See ``conv_norm``.
-
-    Example
-    -------
-    >>> row = read_row(0, {"channels": 8, "kernel": 5, "repeat": 2})
-    >>> block = JasperBlock(4, {**row, "dropout": 0.0}, [4], "none")
-    >>> x = torch.randn(1, 4, 7)
-    >>> padded = torch.zeros(1, 1, 7, dtype=torch.bool)
-    >>> tuple(block(x, padded, [x]).shape)
-    (1, 8, 7)
+    normalisation of each of ``residuals`` (Figure 2 of
+    https://arxiv.org/abs/1904.03288), whose channels are ``residual_sizes``.
+    ``row`` is a full row of the table.
     """
 
     def __init__(self, input_size, row, residual_sizes, separable):
@@ -250,22 +156,10 @@ class JasperBlock(torch.nn.Module):
         self.dropout = torch.nn.Dropout(row["dropout"])
 
     def forward(self, x, padded, residuals):
-        """Apply the block.
+        """Apply the block to ``(batch, input_size, frames)``.
 
-        Arguments
-        ---------
-        x : torch.Tensor
-            Input, ``(batch, input_size, frames)``, zero on padded frames.
-        padded : torch.Tensor
-            True on padded frames of the output, ``(batch, 1, frames')``.
-        residuals : list
-            Tensors ``(batch, size, frames)``, one for each of
-            ``residual_sizes``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, channels, frames')``, zero on padded frames.
+        ``padded`` is true on padded frames of the output, ``(batch, 1,
+        frames')``; the output is zero there.
         """
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -285,11 +179,12 @@ class JasperBlock(torch.nn.Module):
 class JasperEncoder(torch.nn.Module):
     """A network of the Jasper family, built from a table of blocks.
 
-    A row of the table is a mapping with the keys
+    Jasper DR (https://arxiv.org/abs/1904.03288), Jasper Mini and QuartzNet
+    (https://arxiv.org/abs/1910.10261) are such tables. A row has the keys
 
     - ``channels``, ``kernel`` (odd): of each layer of the block;
     - ``repeat``: layers of the block (1);
-    - ``stack``: how many such blocks follow one another (1);
+    - ``stack``: number of such blocks in a row (1);
     - ``stride``: of the first layer (1);
     - ``dilation``: of each layer (1);
     - ``dropout``: after each activation (the encoder's);
@@ -302,22 +197,22 @@ class JasperEncoder(torch.nn.Module):
     ---------
     input_size : int
         Dimension of the features.
-    blocks : list
+    blocks : list of dict
         The table.
     residual : str
         ``"dense"``: a residual block adds the inputs of all residual blocks
         up to itself (Jasper DR); ``"plain"``: its own input only.
     separable : str
-        Which convolutions are a depthwise and a pointwise one: ``"none"``
-        (Jasper), those ``"wide"``r than one frame (QuartzNet), or ``"all"``,
-        the 1x1 ones of residuals included (Jasper Mini).
+        Which convolutions are split into a depthwise and a pointwise one:
+        ``"none"`` (Jasper), those ``"wide"``r than one frame (QuartzNet), or
+        ``"all"``, the 1x1 ones of residuals included (Jasper Mini).
     dropout : float
         Dropout of the rows that give none.
 
     Raises
     ------
     ValueError
-        If the table is empty or a row is wrong, or an option unknown.
+        If the table is empty, a row is wrong or an option unknown.
 
     Example
     -------
@@ -342,9 +237,13 @@ class JasperEncoder(torch.nn.Module):
     ):
         super().__init__()
         if residual not in RESIDUAL:
-            raise ValueError(f"residual must be in {RESIDUAL}: {residual!r}")
+            raise ValueError(
+                f"residual must be in {RESIDUAL}, got {residual!r}"
+            )
         if separable not in SEPARABLE:
-            raise ValueError(f"separable must be in {SEPARABLE}: {separable!r}")
+            raise ValueError(
+                f"separable must be in {SEPARABLE}, got {separable!r}"
+            )
         if not blocks:
             raise ValueError("blocks is empty: a network needs a block")
         self.dense = residual == "dense"
@@ -374,22 +273,7 @@ class JasperEncoder(torch.nn.Module):
         self.output_size = size
 
     def forward(self, x, lengths):
-        """Encode a padded batch of features.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features, ``(batch, frames, dim)``, zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames, integers of shape ``(batch,)``.
-
-        Returns
-        -------
-        hidden : torch.Tensor
-            ``(batch, frames / stride, output_size)``, zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames of ``hidden``.
-        """
+        """Encode ``(batch, frames, dim)``, see ``AcousticModel``."""
         x = x.transpose(1, 2)
         padded = ~frame_mask(lengths, x.shape[2]).unsqueeze(1)
         inputs = []

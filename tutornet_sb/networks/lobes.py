@@ -1,17 +1,14 @@
 """SpeechBrain's lobes as encoders, with padding kept out of the results.
 
-The lobes are used as they are, built in YAML with their own arguments. The
-wrappers here give them the interface of an encoder and hook the few modules in
-which one frame meets another, so that an utterance is encoded as it would be
-without padding:
+The lobes are built in YAML with their own arguments. The wrappers here hook the
+few modules in which one frame meets another, so that an utterance is encoded as
+it would be without padding: convolutions read zeros beyond its end; attention,
+pooling and recurrent layers read valid frames only.
 
-- convolutions read zeros beyond the end of an utterance;
-- attention, pooling and recurrent layers see valid frames only.
-
-One thing differs from the lobes also without padding: convolutions pad with
-zeros, in time and in frequency, where SpeechBrain's reflect what they are given
-(the end of the batch, not of the utterance) and fail on utterances shorter than
-half a kernel. Weights trained with SpeechBrain's own recipes would not fit.
+Also without padding, convolutions read zeros in time and frequency where
+SpeechBrain's reflect their input (the end of the batch, not of the utterance)
+and fail on utterances shorter than half a kernel. So weights trained with
+SpeechBrain's recipes would not fit.
 
 Batch normalisation (CRDNN, ContextNet) averages in training over all frames of
 the batch, padded ones too, as everywhere in SpeechBrain and in this package.
@@ -31,36 +28,25 @@ from tutornet_sb.networks.acoustic_model import frame_mask
 
 
 class LobeEncoder(torch.nn.Module):
-    """What the wrappers share: lengths, and hooks that hide padding.
+    """Base of the wrappers: lengths, and hooks that hide padding.
 
-    A subclass sets ``stride`` and ``output_size`` and defines ``encode``. Its
-    frames at a stride of ``s`` are those at multiples of ``s`` input frames, so
-    ``n`` valid frames become ``(n - 1) // s + 1``.
+    Called as ``(features, lengths)``, ``(batch, frames, dim)`` and
+    ``(batch,)``, it returns ``(hidden, lengths)``: ``(batch, frames / stride,
+    output_size)``, zero on padded frames, and its valid frames. Frames at a
+    stride ``s`` are those at multiples of ``s`` input frames, so ``n`` valid
+    ones become ``(n - 1) // s + 1``.
+
+    A subclass sets ``stride`` and ``output_size`` and defines ``encode``,
+    ``(batch, frames, dim)`` to ``(batch, frames / stride, output_size)``.
     """
 
     def __init__(self):
         super().__init__()
-        # Of the batch in hand, for the hooks; a module called on its own is
-        # called without padding.
+        # Of the current batch, for the hooks; None: there is no padding.
         self._lengths = None
 
     def forward(self, x, lengths):
-        """Encode a padded batch of features.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features, ``(batch, frames, dim)``.
-        lengths : torch.Tensor
-            Valid frames, integers of shape ``(batch,)``.
-
-        Returns
-        -------
-        hidden : torch.Tensor
-            ``(batch, frames / stride, output_size)``, zero on padded frames.
-        lengths : torch.Tensor
-            Valid frames of ``hidden``.
-        """
+        """Encode ``(batch, frames, dim)``, see ``AcousticModel``."""
         self._lengths = lengths
         try:
             hidden = self.encode(x)
@@ -80,23 +66,20 @@ class LobeEncoder(torch.nn.Module):
         return padding.view(shape)
 
     def _hide(self, stride, axis, value, module, args):
-        """Fill the padded frames of what a module is given."""
+        """Fill the padded frames of a module's input."""
         if self._lengths is None:
             return None
         x = args[0]
         return x.masked_fill(self._padding(x, stride, axis), value)
 
     def _hide_after(self, stride, module, args, output):
-        """Zero the padded frames of what a module returns."""
+        """Zero the padded frames of a module's output."""
         if self._lengths is None:
             return None
         return output.masked_fill(self._padding(output, stride), 0.0)
 
     def _guard(self, module, stride=1):
-        """Let the convolutions in a module pad, and see padding, as zeros.
-
-        All of them must get their input at the same stride.
-        """
+        """Make the convolutions in a module, all at one stride, read zeros."""
         for name, layer in module.named_modules():
             if isinstance(layer, ConvolutionModule):
                 # The Conformer's own, (batch, dim, frames) and with padding.
@@ -119,7 +102,7 @@ class LobeEncoder(torch.nn.Module):
                     layer.register_forward_pre_hook(hide)
 
     def _forget_dummies(self):
-        """Undo what the dummy batches of shape inference did to statistics."""
+        """Undo the effect of shape inference on statistics."""
         for module in self.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.reset_running_stats()
@@ -129,10 +112,9 @@ class CRDNNEncoder(LobeEncoder):
     """Convolutions, recurrent layers and linear layers (CRDNN).
 
     The frame rate falls in ``time_pooling``, the maximum over every
-    ``time_pooling_size`` frames. A last window that is not full is kept, so
-    that the shortest utterance has a frame. The centre of frame 0 lies
-    ``(time_pooling_size - 1) / 2`` input frames after that of input frame 0:
-    15 ms for windows of 4 frames of 10 ms.
+    ``time_pooling_size`` frames, of which the last may be fewer. The centre of
+    frame 0 lies ``(time_pooling_size - 1) / 2`` input frames after that of
+    input frame 0: 15 ms for windows of 4 frames of 10 ms.
 
     Arguments
     ---------
@@ -143,26 +125,7 @@ class CRDNNEncoder(LobeEncoder):
     Raises
     ------
     ValueError
-        If the network has recurrent layers that take no lengths, or pools
-        time within its convolutional blocks.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.models.CRDNN import CRDNN
-    >>> crdnn = CRDNN(
-    ...     input_shape=[None, None, 80],
-    ...     cnn_channels=[4, 8],
-    ...     dropout=0.0,
-    ...     time_pooling=True,
-    ...     rnn_class=LSTM,
-    ...     rnn_layers=1,
-    ...     rnn_neurons=8,
-    ...     dnn_neurons=16,
-    ... )
-    >>> encoder = CRDNNEncoder(crdnn).eval()
-    >>> hidden, lengths = encoder(torch.randn(2, 9, 80), torch.tensor([9, 4]))
-    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
-    ((2, 5, 16), [5, 2], 2)
+        If recurrent layers take no lengths, or convolutional blocks pool time.
     """
 
     def __init__(self, crdnn):
@@ -201,29 +164,17 @@ class CRDNNEncoder(LobeEncoder):
         if self._lengths is None:
             return None
         lengths = self._valid(self.stride).clamp(min=1)
-        # Half a frame too long: SpeechBrain multiplies it by the frames again
-        # and cuts the fraction off.
+        # Half a frame more: SpeechBrain multiplies by the frames and truncates.
         return args, {"lengths": (lengths + 0.5) / args[0].shape[1], **kwargs}
 
     def _unpack(self, module, args, output):
         output, state = output
-        # Packing forgets the frames that are padding in all utterances.
+        # Packing drops the frames that are padding in all utterances.
         missing = args[0].shape[1] - output.shape[1]
         return torch.nn.functional.pad(output, (0, 0, 0, missing)), state
 
     def encode(self, x):
-        """Apply the network.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features, ``(batch, frames, dim)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames / stride, output_size)``.
-        """
+        """Apply the network."""
         return self.crdnn(x)
 
 
@@ -231,29 +182,13 @@ class ContextNetEncoder(LobeEncoder):
     """Separable convolutions with squeeze-and-excitation (ContextNet).
 
     The blocks are ``contextnet.block_0``, ``contextnet.block_1``, ... Each
-    averages over the whole utterance, its valid frames only. The centre of
-    frame 0 is that of input frame 0.
+    averages over the valid frames of the whole utterance. The centre of frame 0
+    is that of input frame 0.
 
     Arguments
     ---------
     contextnet : speechbrain.lobes.models.ContextNet.ContextNet
         The network; the product of its strides is the encoder's.
-
-    Example
-    -------
-    >>> from speechbrain.lobes.models.ContextNet import ContextNet
-    >>> contextnet = ContextNet(
-    ...     [1, 16, 80],
-    ...     out_channels=8,
-    ...     conv_channels=[8, 8],
-    ...     strides=[2, 2],
-    ...     num_blocks=2,
-    ...     num_layers=1,
-    ... )
-    >>> encoder = ContextNetEncoder(contextnet)
-    >>> hidden, lengths = encoder(torch.randn(2, 9, 80), torch.tensor([9, 4]))
-    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
-    ((2, 3, 8), [3, 1], 4)
     """
 
     def __init__(self, contextnet):
@@ -278,23 +213,12 @@ class ContextNetEncoder(LobeEncoder):
                 pool.register_forward_hook(partial(self._average, self.stride))
 
     def _average(self, stride, module, args, output):
-        """Make an average over all frames one over the valid frames."""
+        """Turn an average over all frames into one over the valid frames."""
         if self._lengths is None:
             return None
         share = args[0].shape[1] / self._valid(stride).clamp(min=1)
         return (output * share.view(-1, 1, 1)).to(output.dtype)
 
     def encode(self, x):
-        """Apply the network.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features, ``(batch, frames, dim)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames / stride, output_size)``.
-        """
+        """Apply the network."""
         return self.contextnet(x)

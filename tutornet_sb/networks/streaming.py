@@ -1,4 +1,4 @@
-"""A model that puts out its frames while the waveform still comes in."""
+"""A model that outputs frames while the waveform still arrives."""
 
 import torch
 
@@ -8,33 +8,7 @@ from tutornet_sb.util.errors import InputError
 
 
 def check_streamable(model):
-    """Refuse a model whose frames cannot be computed as the waveform comes.
-
-    Arguments
-    ---------
-    model : AcousticModel
-        The model to be used by a ``Stream``.
-
-    Raises
-    ------
-    ValueError
-        If the model cannot stream; the message says which part, and what to
-        change.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> encoder = RecurrentEncoder(64, 8, 16, layers=1, directions=1)
-    >>> head = torch.nn.Linear(16, 29)
-    >>> check_streamable(AcousticModel(LogMelFeatures(), encoder, head))
-    Traceback (most recent call last):
-    ...
-    ValueError: features: the level is that of the whole utterance, which a \
-stream does not know; set `causal: true` and train again
-    """
+    """Raise an InputError that names the part that cannot stream."""
     features, encoder = model.features, model.encoder
     if not isinstance(features, SpectralFeatures):
         raise InputError(
@@ -43,8 +17,8 @@ stream does not know; set `causal: true` and train again
         )
     if not features.is_causal:
         raise InputError(
-            "features: the level is that of the whole utterance, which a "
-            "stream does not know; set `causal: true` and train again"
+            "features: the level is that of the whole utterance, of which a "
+            "stream has a part; set `causal: true` and train again"
         )
     if not isinstance(encoder, RecurrentEncoder):
         raise InputError(
@@ -72,29 +46,27 @@ def can_stream(model):
 class Stream:
     """Encode a waveform piece by piece, as the model would encode the whole.
 
-    The pieces may have any length, down to one sample. Between them the stream
+    Pieces may have any length, down to one sample. Between them the stream
     keeps the samples under the next window, the level, the frames under the
-    next step of the convolution and the recurrent states, however long the
-    waveform.
+    next step of the convolution and the recurrent states: memory does not grow.
 
     Arguments
     ---------
     model : AcousticModel
-        In evaluation mode; its features with ``causal: true``, its
-        encoder a ``RecurrentEncoder`` with ``directions: 1``, its head one that
-        looks at single frames, as ``torch.nn.Linear``. It is used, not copied.
+        In evaluation mode, with causal features, a unidirectional
+        ``RecurrentEncoder`` and a head that acts on single frames. Not copied.
     batch_size : int
-        How many waveforms of equal length come in at the same time.
+        Number of waveforms of equal length that arrive at the same time.
 
     Attributes
     ----------
     latency : float
-        Look-ahead (seconds): a frame is put out once the waveform is known
-        this far beyond the middle of the frame.
+        Look-ahead (seconds): a frame is output once the waveform is known this
+        far beyond the centre of the frame.
 
     Raises
     ------
-    ValueError
+    InputError
         If the model cannot stream, see ``check_streamable``.
 
     Example
@@ -120,12 +92,11 @@ class Stream:
         self.model = model
         features, conv = model.features, model.encoder.conv
         stft, hop = features.stft, features.hop_samples
-        # torch.stft puts the window into the middle of the transform. Samples
-        # under it before and from the middle of a frame:
+        # torch.stft centres the window in the transform. Samples under it
+        # before and from the centre of a frame:
         before = stft.n_fft // 2 - (stft.n_fft - stft.win_length) // 2
         self._after = stft.win_length - before
-        # In whole hops, so that the frames of a piece stand where those of the
-        # waveform do.
+        # In whole hops, so that frames of a piece and of the waveform coincide
         self._history = -(-before // hop)
         reach = conv.kernel_size[0] // 2
         # Before the beginning, window and convolution read zeros.
@@ -141,26 +112,11 @@ class Stream:
 
     @torch.no_grad()
     def accept(self, samples):
-        """Take the next piece of the waveform.
+        """Encode the next piece of the waveform, ``(batch, samples)``.
 
-        Arguments
-        ---------
-        samples : torch.Tensor
-            ``(batch, samples)``.
-
-        Returns
-        -------
-        torch.Tensor
-            Log-probabilities of the frames that have become final,
-            ``(batch, frames, symbols)``; often of no frame at all.
-
-        Raises
-        ------
-        ValueError
-            If the piece is not of this shape, or the model was put into
-            training mode.
-        RuntimeError
-            If the stream is finished.
+        Returns log-probabilities ``(batch, frames, symbols)`` of the frames
+        that have become final, often of none. Raises an InputError for another
+        shape or a model in training mode, a RuntimeError after ``finish``.
         """
         self._require_open()
         if samples.ndim != 2 or len(samples) != len(self._samples):
@@ -177,21 +133,7 @@ class Stream:
 
     @torch.no_grad()
     def finish(self):
-        """Say that the waveform has ended; the stream is then used up.
-
-        Returns
-        -------
-        torch.Tensor
-            Log-probabilities of the remaining frames,
-            ``(batch, frames, symbols)``.
-
-        Raises
-        ------
-        ValueError
-            If the model was put into training mode.
-        RuntimeError
-            If the stream is finished already.
-        """
+        """End the stream and return its remaining frames, as ``accept``."""
         self._require_open()
         self._is_finished = True
         # After the end, window and convolution read zeros.
@@ -205,7 +147,7 @@ class Stream:
         check_streamable(self.model)
 
     def _compute_features(self, after):
-        """Frames with so many samples known from their middle on."""
+        """Frames of which `after` samples from their centre on are known."""
         features = self.model.features
         hop, first = features.hop_samples, self._history
         known = self._samples.shape[1] - first * hop
@@ -227,7 +169,7 @@ class Stream:
             self._frames = x
             return head(x.new_zeros(len(x), 0, encoder.output_size))
         self._frames = x[:, count * encoder.stride :].clone()
-        # What stands before the piece is in it: no padding.
+        # What precedes the piece is in it: no padding.
         x = torch.nn.functional.conv1d(
             x.transpose(1, 2), conv.weight, conv.bias, conv.stride
         )

@@ -8,13 +8,13 @@ from tutornet_sb.networks.lobes import LobeEncoder
 class TransformerEncoder(LobeEncoder):
     """Conformer, Branchformer or Transformer behind strided convolutions.
 
-    The layers are ``transformer.encoder.layers.0``, ``.1``, ... The centre of
-    frame 0 is that of input frame 0.
+    The layers are ``transformer.encoder.layers.0``, ``.1``, ...; for calls see
+    ``LobeEncoder``. The centre of frame 0 is that of input frame 0.
 
     SpeechBrain's relative positions (``RelPosMHAXL``) are the same before and
-    after a frame (its issue 3070), so that in a plain Transformer nothing tells
-    left from right: take absolute ones (``regularMHA``) there. In Conformer and
-    Branchformer the convolutions tell.
+    after a frame (its issue 3070), so a plain Transformer cannot tell left from
+    right with them: use absolute ones (``regularMHA``) there. Conformer and
+    Branchformer can by their convolutions.
 
     Arguments
     ---------
@@ -27,41 +27,8 @@ class TransformerEncoder(LobeEncoder):
     Raises
     ------
     ValueError
-        If a convolution has another padding than "same"; in ``forward``, if an
+        If the padding of a convolution is not "same"; in ``forward``, if an
         utterance is longer than the table of absolute positions.
-
-    Example
-    -------
-    >>> from functools import partial
-    >>> import torch
-    >>> from speechbrain.lobes.models.convolution import ConvolutionFrontEnd
-    >>> from speechbrain.lobes.models.transformer.TransformerASR import (
-    ...     TransformerASR,
-    ... )
-    >>> front_end = ConvolutionFrontEnd(
-    ...     [None, None, 80],
-    ...     num_blocks=2,
-    ...     num_layers_per_block=1,
-    ...     out_channels=[8, 4],
-    ...     kernel_sizes=[3, 3],
-    ...     strides=[2, 2],
-    ...     residuals=[False, False],
-    ... )
-    >>> transformer = partial(
-    ...     TransformerASR,
-    ...     d_model=16,
-    ...     nhead=2,
-    ...     num_encoder_layers=1,
-    ...     d_ffn=32,
-    ...     encoder_module="conformer",
-    ...     attention_type="RelPosMHAXL",
-    ...     normalize_before=True,
-    ...     causal=False,
-    ... )
-    >>> encoder = TransformerEncoder(front_end, transformer)
-    >>> hidden, lengths = encoder(torch.randn(2, 9, 80), torch.tensor([9, 4]))
-    >>> tuple(hidden.shape), lengths.tolist(), encoder.stride
-    ((2, 3, 16), [3, 1], 4)
     """
 
     def __init__(self, front_end, transformer):
@@ -76,7 +43,7 @@ class TransformerEncoder(LobeEncoder):
         self.transformer = transformer(
             tgt_vocab=None, input_size=bands * channels, num_decoder_layers=0
         )
-        # A table for the decoder, which there is not, in every checkpoint.
+        # A table of a decoder that does not exist, in every checkpoint.
         self.transformer.positional_encoding_decoder = None
         self._guard(self.transformer, self.stride)
         self.output_size = self.transformer.encoder.norm.norm.weight.numel()
@@ -85,18 +52,7 @@ class TransformerEncoder(LobeEncoder):
         self.max_length = getattr(table, "max_len", math.inf)
 
     def encode(self, x):
-        """Apply front end and layers.
-
-        Arguments
-        ---------
-        x : torch.Tensor
-            Features, ``(batch, frames, dim)``.
-
-        Returns
-        -------
-        torch.Tensor
-            ``(batch, frames / stride, output_size)``.
-        """
+        """Apply front end and layers."""
         x = self.front_end(x)
         frames = x.shape[1]
         if frames > self.max_length:
@@ -105,7 +61,6 @@ class TransformerEncoder(LobeEncoder):
                 f"positions ({self.max_length}): raise max_length of the "
                 "transformer, or leave out long utterances"
             )
-        # Of an utterance without a valid frame the first is kept: attention to
-        # nothing is not a number.
+        # At least one frame: attention to nothing is not a number.
         lengths = self._valid(self.stride).clamp(min=1)
         return self.transformer.encode(x, lengths / frames)

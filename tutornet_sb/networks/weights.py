@@ -11,71 +11,26 @@ from tutornet_sb.util.errors import InputError, MissingFileError
 _FOLDER = 0x10
 
 
-def _some(items, most=3):
-    items = list(items)
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(str, items[:most])) + more
-
-
 def load_model_weights(model, path):
-    """Load a model's weights, all of them and nothing else.
+    """Load all weights of a model from a file by ``torch.save``; return it.
 
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model to fill. Left as it was if the file does not fit.
-    path : str or pathlib.Path
-        File written by ``torch.save(model.state_dict(), path)``.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same model.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file cannot be read as weights, or if they are those of another
-        network.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "layer.ckpt"
-    >>> torch.save(torch.nn.Linear(2, 2).state_dict(), path)
-    >>> load_model_weights(torch.nn.Linear(2, 2), path)
-    Linear(in_features=2, out_features=2, bias=True)
+    Raises MissingFileError or InputError, and leaves the model as it was, if
+    the file is missing, damaged or another network's.
     """
     return fill_weights(model, read_weights(path), path)
 
 
 def read_weights(path):
-    """Read a model's weights, and run nothing that may stand there instead.
+    """Read weights by name from a file by ``torch.save``, without running code.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File written by ``torch.save(model.state_dict(), path)``.
-
-    Returns
-    -------
-    dict
-        Weights by name.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If the file cannot be read as weights.
+    Raises MissingFileError if there is none, InputError if it is damaged.
     """
     if not Path(path).is_file():
         raise MissingFileError(f"no file of model weights at {path}")
     try:
         _check_archive(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    # The kinds of damage raise all kinds of errors.
+    # Damage raises all kinds of errors.
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise InputError(
@@ -92,10 +47,10 @@ def read_weights(path):
 
 
 def _check_archive(path):
-    """Raise where a file of ``torch.save`` is not what was written.
+    """Raise where a zip file is none of ``torch.save``, or is damaged.
 
-    ``torch.load`` looks at no checksum, unpacks whatever is packed, and gives
-    what the memory held for an entry that says it is a folder.
+    ``torch.load`` ignores checksums, unpacks compressed entries, and gives
+    uninitialised memory for an entry that claims to be a folder.
     """
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -105,12 +60,13 @@ def _check_archive(path):
             for entry in entries
         ):
             raise InputError("it is packed as torch.save never does")
-        # Some versions of Python look at this too.
+        # Some versions of Python check this too.
         end = 0
         for entry in sorted(entries, key=lambda entry: entry.header_offset):
             if entry.header_offset < end:
                 raise InputError("its entries overlap")
             end = entry.header_offset + zipfile.sizeFileHeader + entry.file_size
+        # Compare checksums
         for entry in entries:
             with archive.open(entry) as file:
                 while file.read(2**20):
@@ -118,27 +74,7 @@ def _check_archive(path):
 
 
 def fill_weights(model, weights, path):
-    """Give a model the weights that were read from a file, or none of them.
-
-    Arguments
-    ---------
-    model : torch.nn.Module
-        The model to fill.
-    weights : dict
-        All its weights by name.
-    path : str or pathlib.Path
-        The file, named in the error.
-
-    Returns
-    -------
-    torch.nn.Module
-        The same model.
-
-    Raises
-    ------
-    ValueError
-        If they are those of another network, or no plain numbers.
-    """
+    """Give a model the weights read from `path`, or raise an InputError."""
     own = model.state_dict()
     refuse_other_weights(own, weights, path)
     odd = [key for key in own if _kind(weights[key]) != _kind(own[key])]
@@ -152,7 +88,7 @@ def fill_weights(model, weights, path):
 
 
 def _kind(value):
-    """What may take a value's place without a loss of its meaning."""
+    """Kind of a value, equal for those that may take each other's place."""
     if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
         return type(value).__name__
     kinds = value.is_meta, value.is_complex(), value.is_floating_point()
@@ -160,43 +96,36 @@ def _kind(value):
 
 
 def refuse_other_weights(own, weights, path):
-    """Compare names and shapes of a model's weights to those of a file.
+    """Raise an InputError where names or shapes of weights differ.
 
-    Arguments
-    ---------
-    own : dict
-        The model's, by name.
-    weights : dict
-        The file's, by name.
-    path : str or pathlib.Path
-        The file, named in the error.
-
-    Raises
-    ------
-    ValueError
-        If they differ.
+    ``own`` are the model's by name, ``weights`` those of the file ``path``.
     """
+    shapes, found = (
+        {key: tuple(getattr(value, "shape", ())) for key, value in part.items()}
+        for part in (own, weights)
+    )
     faults = {
-        "missing": [key for key in own if key not in weights],
-        "unexpected": [key for key in weights if key not in own],
+        "missing": [key for key in shapes if key not in found],
+        "unexpected": [key for key in found if key not in shapes],
         "of another shape": [
-            f"{key} {_shape(weights[key])} for {_shape(own[key])}"
-            for key in own
-            if key in weights and _shape(weights[key]) != _shape(own[key])
+            f"{key} {found[key]} for {shape}"
+            for key, shape in shapes.items()
+            if found.get(key, shape) != shape
         ],
     }
     if any(faults.values()):
-        found = "; ".join(
+        listed = "; ".join(
             f"{len(keys)} {fault}: {_some(keys)}"
             for fault, keys in faults.items()
             if keys
         )
         raise InputError(
-            f"{path} holds the weights of another network: {found} (of "
+            f"{path} holds the weights of another network: {listed} (of "
             f"{len(own)} entries). Build the network that was saved there, or "
             "give the file that belongs to this one."
         )
 
 
-def _shape(value):
-    return tuple(getattr(value, "shape", ()))
+def _some(items, most=3):
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from speechbrain.dataio.dataset import DynamicItemDataset
 
 from tutornet_sb.corpora import minilibri
 from tutornet_sb.corpora.librispeech import (
     find_librispeech,
     prepare_librispeech,
+    read_manifest,
 )
 from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
@@ -201,10 +201,7 @@ def _prepare_tables(settings):
 def _read_manifests(manifests, root, speeds):
     found = {}
     for split, manifest in manifests.items():
-        part = DynamicItemDataset.from_csv(
-            str(manifest), replacements={"data_root": str(root)}
-        ).data
-        for key, item in part.items():
+        for key, item in read_manifest(manifest, root).items():
             if key in found:
                 raise InputError(
                     f"utterance {key} is in {found[key]['split']} and in "

@@ -29,45 +29,25 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description="One manifest CSV a split, and one of what was skipped."
     )
-    parser.add_argument(
-        "data_folder",
-        metavar="DATA_FOLDER",
-        help="LibriSpeech, or its parent folder",
-    )
-    parser.add_argument(
-        "--save_folder", default="manifests", help="default: %(default)s"
-    )
-    parser.add_argument(
-        "--splits",
-        nargs="+",
-        metavar="SPLIT",
-        help="default: the standard splits that are there",
-    )
-    parser.add_argument(
-        "--untranscribed",
-        nargs="+",
-        metavar="SPLIT",
-        help="splits prepared without their transcripts",
-    )
-    parser.add_argument(
-        "--sample_rate",
-        type=int,
-        default=16000,
-        help="in Hz, what audio will be converted to; default: %(default)s",
-    )
-    parser.add_argument(
-        "--max_skipped",
-        type=float,
-        default=0.01,
-        help="greatest part of a split to skip; default: %(default)s",
-    )
-    parser.add_argument(
-        "--max_seconds",
-        type=float,
-        default=120.0,
-        help="longest utterance; default: %(default)s",
-    )
-    parser.add_argument("--workers", type=int, help="threads")
+    add = parser.add_argument
+    add("data_folder", metavar="DATA_FOLDER", help="LibriSpeech, or its parent")
+    add("--save_folder", default="manifests", help="default: %(default)s")
+    splits = {"nargs": "+", "metavar": "SPLIT"}
+    add("--splits", **splits, help="default: the standard splits that exist")
+    add("--untranscribed", **splits, help="prepared without transcripts")
+    options = {
+        "sample_rate": (16000, "in Hz, to which audio will be converted"),
+        "max_skipped": (0.01, "greatest part of a split to skip"),
+        "max_seconds": (120.0, "longest utterance"),
+    }
+    for name, (default, text) in options.items():
+        add(
+            f"--{name}",
+            type=type(default),
+            default=default,
+            help=f"{text}; default: %(default)s",
+        )
+    add("--workers", type=int, help="threads")
     return parser.parse_args()
 
 
