@@ -25,20 +25,11 @@ class Unavailable(Exception):
 
 
 class Spikes(NamedTuple):
-    """Counts over utterances.
+    """Counts over utterances."""
 
-    Attributes
-    ----------
-    spikes : int
-        Symbols that the student writes.
-    same : int
-        Those that its teacher writes at the same frame.
-    near : int
-        Those that its teacher writes there or at a neighbouring frame.
-    frames, blanks, teacher_blanks : int
-        Frames, and those at which the blank is the likeliest.
-    """
-
+    # Symbols that the student writes, and those of them that its teacher writes
+    # at the same frame, and at most a frame off; frames, and those at which the
+    # blank is the likeliest
     spikes: int = 0
     same: int = 0
     near: int = 0
@@ -48,38 +39,15 @@ class Spikes(NamedTuple):
 
 
 class Example(NamedTuple):
-    """Posteriors of several models on one utterance.
+    """Posteriors of several models on one utterance; periods in seconds."""
 
-    Attributes
-    ----------
-    text : str
-        Its transcript.
-    features : torch.Tensor
-        Log-mel energies, ``(frames, bands)``.
-    feature_period : float
-        Distance between two of these frames (seconds).
-    symbols : list of (float, str)
-        Time (seconds) and symbol of the transcript, as the teacher aligns it.
-    weights : dict
-        By name of the frame weighting, ``(teacher's frames,)``.
-    period : float
-        Distance between two of the teacher's frames (seconds).
-    posteriors : dict
-        By name of the model, ``(frames, symbols)`` and the frame period
-        (seconds).
-    pieces : list of str
-        The symbols.
-    blank_index : int
-        Index of the blank.
-    """
-
-    text: str
-    features: torch.Tensor
+    text: str  # its transcript
+    features: torch.Tensor  # log-mel energies (frames, bands)
     feature_period: float
-    symbols: list
-    weights: dict
-    period: float
-    posteriors: dict
+    symbols: list  # (time, symbol) of the transcript, as the teacher aligns it
+    weights: dict  # (teacher's frames,) by name of the frame weighting
+    period: float  # of the teacher's frames
+    posteriors: dict  # (frames, symbols) and their period, by name of the model
     pieces: list
     blank_index: int
 
@@ -141,12 +109,9 @@ class Probe:
     def diagnose(self, folder, teacher):
         """Compare the spikes of a student's run with those of a teacher's.
 
-        Returns ``utterances`` (some of the first development split),
-        ``teacher`` (the end of its path), and in percent of the spikes
-        ``same_frame`` and ``within_one_frame``, of the frames ``blank_rate``
-        and ``teacher_blank_rate``. They are kept in the student's folder until
-        its weights change. Raises :class:`Unavailable` if weights, audio or the
-        teacher are missing.
+        Figures are in percent of the spikes, blank rates of the frames. They
+        are kept in the student's folder until its weights change. Raises
+        :class:`Unavailable` if weights, audio or the teacher are missing.
         """
         folder = Path(folder)
         kept, weights = folder / DIAGNOSTICS, folder / runs.WEIGHTS

@@ -40,41 +40,30 @@ TEACHER_SEED = 1234
 MATCHED = "compute_matched_to"
 # Of a pretrained teacher: as --teacher_source and so on
 SOURCES = "source", "revision", "kind"
-EXPERIMENT = (
-    "corpora",
-    "teachers",
-    "students",
-    "methods",
-    "seeds",
-    "options",
-    "vary",
-    MATCHED,
-)
-PLAN = ("title", "recipe", "results_folder", *EXPERIMENT, "experiments")
+LISTS = "corpora", "teachers", "students", "methods", "seeds"
+EXPERIMENT = *LISTS, "options", "vary", MATCHED
+PLAN = "title", "recipe", "results_folder", *EXPERIMENT, "experiments"
 # SpeechBrain's own, which stand in no YAML file, and their defaults
 RUN_OPTIONS = {
     field.name: field.default
     for field in dataclasses.fields(RunOptions)
     if field.name not in RULES
 }
-# Options that follow from other keys of a plan
+# Options that follow from a key of a plan, and that key
 SET_BY_PLAN = {
-    "seed": "seeds",
-    "stages": "methods",
-    "student_yaml": "students",
-    "corpus_yaml": "corpora",
-    "teacher_folder": "teachers",
-    "teacher_source": "teachers",
-    "teacher_revision": "teachers",
-    "teacher_kind": "teachers",
-    "teacher_yaml": "teachers",
-    "teacher_name": "teachers",
-    "run_name": "results_folder",
-    "output_folder": "results_folder",
-    "results_folder": "results_folder",
-    "corpus_folder": "results_folder",
-    "recipe_folder": "recipe",
-    MATCHED: MATCHED,
+    option: key
+    for key, options in {
+        "seeds": "seed",
+        "methods": "stages",
+        "students": "student_yaml",
+        "corpora": "corpus_yaml",
+        "teachers": "teacher_folder teacher_source teacher_revision "
+        "teacher_kind teacher_yaml teacher_name",
+        "results_folder": "run_name output_folder results_folder corpus_folder",
+        "recipe": "recipe_folder",
+        MATCHED: MATCHED,
+    }.items()
+    for option in options.split()
 }
 
 
@@ -83,26 +72,14 @@ class PlanError(InputError):
 
 
 class Job(NamedTuple):
-    """One run of ``train.py``.
-
-    Attributes
-    ----------
-    folder : str
-        Its output folder, relative to the recipe's, as all paths here.
-    main_file : str
-        Main YAML file.
-    options : dict
-        Given on the command line.
-    epochs : int or None
-        Of all its stages; None if they follow from the compute of other runs.
-    needs : tuple of str
-        Output folders of the runs that must be finished before.
-    """
+    """One run of ``train.py``; paths are relative to the recipe's folder."""
 
     folder: str
     main_file: str
     options: dict
+    # None if they follow from the compute of other runs
     epochs: int | None
+    # Output folders of the runs that must be finished before
     needs: tuple = ()
 
     def command(self):
@@ -135,19 +112,7 @@ class Job(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a plan asks for.
-
-    Attributes
-    ----------
-    title : str
-        Title of the report.
-    recipe : pathlib.Path
-        Folder with ``train.py`` and ``hparams``.
-    results : pathlib.Path
-        Folder of all its runs.
-    jobs : list of Job
-        Teachers first.
-    """
+    """What a plan asks for: runs in the folder ``results``, teachers first."""
 
     title: str
     recipe: Path
@@ -173,31 +138,12 @@ def total_seconds(results):
 
 
 def read_plan(path, data=None, only=None):
-    """Read a plan and check all of it, before anything is run.
+    """Read a :class:`Plan` and check all of it, before anything is run.
 
-    The recipe's YAML files, which can run code, are loaded to check the
-    options; the plan itself is plain YAML.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The plan.
-    data : dict, optional
-        Folders of corpora, by the name that the plan gives them.
-    only : list of str, optional
-        Names of the corpora to use, by default all.
-
-    Returns
-    -------
-    Plan
-        What it asks for.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such file.
-    PlanError
-        If it is damaged, or asks for something that does not exist.
+    ``data`` has folders of corpora by their names in the plan, ``only`` names
+    of the corpora to use. The recipe's YAML files, which can run code, are
+    loaded to check the options; the plan itself is plain YAML. Raises
+    :class:`PlanError` for what cannot be carried out.
     """
     path = Path(path)
     if not path.is_file():

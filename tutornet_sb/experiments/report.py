@@ -1,8 +1,9 @@
-"""Reports of runs, as Markdown and as a page: tables, pictures, verdicts."""
+"""Reports of runs, as Markdown and as a page: verdicts, tables and pictures."""
 
 import base64
 import csv
 import datetime
+import io
 import itertools
 import re
 import shlex
@@ -15,24 +16,14 @@ import jinja2
 import numpy as np
 
 from tutornet_sb.experiments import plots
-from tutornet_sb.experiments.compare import (
-    group,
-    markdown_table,
-    read_finished,
-)
-from tutornet_sb.experiments.diagnostics import (
-    DIAGNOSTICS,
-    Probe,
-    Unavailable,
-    find_teacher,
-)
+from tutornet_sb.experiments.compare import markdown_table, read_finished
+from tutornet_sb.experiments.diagnostics import DIAGNOSTICS, Probe, Unavailable
 from tutornet_sb.experiments.groups import (
     COMPUTE_MATCHED,
     EQUAL_EPOCHS,
     FIRST,
     METRICS,
     RATES,
-    Group,
     find_references,
     read_groups,
 )
@@ -45,7 +36,6 @@ from tutornet_sb.experiments.labels import (
 from tutornet_sb.experiments.plan import option_words
 from tutornet_sb.experiments.rows import (
     REFERENCES,
-    anonymous,
     make_rows,
     miss,
     teacher_of,
@@ -55,18 +45,51 @@ from tutornet_sb.networks import runs
 from tutornet_sb.util.files import write_atomically, write_json
 
 # Small files of a run, of which a report can be made again
-SMALL = (
-    DIAGNOSTICS,
-    f"{runs.STAGES}/*/{runs.ERRORS}",
-    f"{runs.STAGES}/*/{METRICS}",
-)
+SMALL = DIAGNOSTICS, *(f"{runs.STAGES}/*/{f}" for f in (runs.ERRORS, METRICS))
 # Curves that can be told apart in one picture, and rows that fit on a page
-CURVES = 8
-ROWS = 10
+CURVES, ROWS = 8, 10
 CAPTIONS = {
     EQUAL_EPOCHS: "against the CTC baseline at equal epochs",
     COMPUTE_MATCHED: "against the compute-matched CTC baseline",
     FIRST: "each against the first with the same method, teacher and epochs",
+}
+# Heads of columns, and the figures in them with their formats
+AGAINST = {
+    "run": "label",
+    "against": "reference_label",
+    "split": "split",
+    "fewer errors (%)": "wer_reduction:+.1f",
+    "WER difference (points)": "wer_difference:+.1f",
+    "p": "p_value:p",
+    "p, corrected": "p_value_holm:p",
+    "sufficient for a claim": "is_sufficient",
+    "seeds better": "seeds_better",
+    "epochs to its best dev WER": "epochs_to_reach_it:.1f",
+}
+COSTS = {
+    "run": "label",
+    "parameters (M)": "million_parameters:.2f",
+    "MB": "mb:.2f",
+    "real-time factor": "real_time_factor:.4f",
+    "steps": "steps:,.0f",
+    "seconds": "seconds:,.0f",
+    "teacher's": "teacher_seconds:,.0f",
+    "in all": "total_seconds:,.0f",
+}
+CURVE_ENDS = {
+    "run": "label",
+    "epochs": "epochs:.0f",
+    "best dev WER before the last quarter": "dev_wer_before:.1f",
+    "in the last quarter": "dev_wer_last_quarter:.1f",
+    "gain (points)": "dev_wer_gain:.1f",
+}
+SPIKES = {
+    "run": "label",
+    "on the teacher's frame (%)": "same_frame:.1f",
+    "within one frame (%)": "within_one_frame:.1f",
+    "blank frames (%)": "blank_rate:.1f",
+    "RKD error, first epoch": "rkd_error_first:.3f",
+    "last epoch": "rkd_error_last:.3f",
 }
 HOW_TO_READ = (
     "WER and CER are in percent, after greedy decoding, means over the seeds. "
@@ -99,24 +122,12 @@ HOW_TO_READ = (
 
 
 class Section(NamedTuple):
-    """A part of a report.
-
-    Attributes
-    ----------
-    title : str
-        Its heading.
-    paragraphs : tuple of str
-        Text.
-    tables : list of (str, list of list of str)
-        Caption and rows, the first of them the head.
-    pictures : list of (str, bytes, str)
-        Name of the file, the PNG, and what it shows.
-    """
+    """A part of a report."""
 
     title: str
     paragraphs: tuple = ()
-    tables: list = ()
-    pictures: list = ()
+    tables: list = ()  # caption and rows of texts, the first of them the head
+    pictures: list = ()  # name of the file, the PNG, and what it shows
 
 
 def write_report(folders, to, title, log=print):
@@ -145,24 +156,24 @@ def write_report(folders, to, title, log=print):
     log("comparing the runs")
     rows, tests = make_rows(groups, probe, missing)
     log("drawing")
-    parts = [
+    sections = [
         _summary(groups, rows, tests),
         _gains(rows),
         _against("Against the baseline", rows, (EQUAL_EPOCHS, COMPUTE_MATCHED)),
         _against("Choices within a method", rows, (FIRST,)),
         _error_rates(rows),
-        _costs(rows),
+        Section("Size, speed and cost", tables=_tables(_firsts(rows), COSTS)),
         _curves(groups, rows),
         _pareto(rows),
         _transcripts(groups, missing),
         *_posteriors(groups, probe, missing),
-        _diagnostics(rows),
+        _spikes(rows),
         Section("How to read this", HOW_TO_READ),
         _missing(missing),
         _commands(groups),
     ]
-    parts = [p for p in parts if p.paragraphs or p.tables or p.pictures]
-    _write(Path(to), title, rows, parts)
+    sections = [s for s in sections if s.paragraphs or s.tables or s.pictures]
+    _write(Path(to), title, rows, sections)
 
 
 def copy_small_files(folder, to):
@@ -177,7 +188,7 @@ def copy_small_files(folder, to):
     write_json(to / runs.RESULTS, results | {"options": options})
 
 
-# ----------------------------------------------------------------- the sections
+# ------------------------------------------------------------------- the tables
 
 
 def _by_corpus(rows):
@@ -193,7 +204,7 @@ def _by_run(rows):
     return list(found.values())
 
 
-def _first_rows(rows):
+def _firsts(rows):
     return [next(iter(splits.values())) for splits in _by_run(rows)]
 
 
@@ -206,16 +217,6 @@ def _by_network(groups):
     return found.items()
 
 
-def _tables(rows, head, cells, caption=""):
-    """A table for each corpus of what ``cells`` makes of its rows, if any."""
-    tables = []
-    for corpus, own in _by_corpus(rows):
-        body = list(filter(None, map(cells, own)))
-        if body:
-            tables.append((corpus + caption, [head, *body]))
-    return tables
-
-
 def _kinds_of(splits):
     """Development and test splits, these the former if there are no others."""
     splits = list(dict.fromkeys(split for split in splits if split))
@@ -223,12 +224,52 @@ def _kinds_of(splits):
     return dev, [split for split in splits if split not in dev] or dev
 
 
+def _tables(rows, columns, caption="", prefix=""):
+    """A table for each corpus, if any."""
+    return [
+        (
+            corpus + caption,
+            [
+                list(columns),
+                *(
+                    [_cell(row, c, prefix) for c in columns.values()]
+                    for row in own
+                ),
+            ],
+        )
+        for corpus, own in _by_corpus(rows)
+    ]
+
+
+def _cell(row, column, prefix=""):
+    """A figure as text, with its interval and its spread if they are known."""
+    key, _, style = column.partition(":")
+    key = prefix + key if prefix + key in row else key
+    value = row.get(key)
+    if value is None or isinstance(value, str):
+        return value or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if style == "p":
+        return _p_value(value)
+    text, plain = f"{value:{style}}".replace(",", " "), style.lstrip("+")
+    if f"{key}_low" in row:
+        text += f" [{row[f'{key}_low']:{plain}}, {row[f'{key}_high']:{plain}}]"
+    if f"{key}_sd" in row:
+        text += f" ± {row[f'{key}_sd']:{plain}}"
+    return text
+
+
+def _p_value(value, equal=""):
+    return "< 0.001" if value < 0.001 else f"{equal}{value:.3f}"
+
+
+# ----------------------------------------------------------------- the sections
+
+
 def _summary(groups, rows, tests):
     """What was found, in a sentence for each network, and where and when."""
-    verdicts = [
-        _verdict(corpus, network, rows)
-        for (corpus, network), _ in _by_network(groups)
-    ]
+    verdicts = [_verdict(*key, rows) for key, _ in _by_network(groups)]
     verdicts = list(filter(None, verdicts)) or [
         "No distilled student has a baseline to be compared with here "
         "(same network, corpus and epochs, one seed each or several each)."
@@ -240,12 +281,25 @@ def _summary(groups, rows, tests):
             "by Holm's method. "
         )
     text += f"A claim needs at least {SEEDS_FOR_A_CLAIM} seeds of each side."
-    results = [run for found in groups for run in found.results]
-    made = [
-        _distinct("Machine", results, "machine", _machine),
-        _distinct("Versions", results, "versions", _versions),
-    ]
-    return Section("Summary", (*verdicts, text, *made))
+    machines, versions = {}, {}
+    for results in (results for found in groups for results in found.results):
+        if made := results.get("machine"):
+            gpu = f", {made['gpu']}" if "gpu" in made else ""
+            machines[
+                f"{made['cpu']}, {made['cores']} cores, of which PyTorch used "
+                f"{made['threads']}{gpu}"
+            ] = None
+        if used := results.get("versions"):
+            versions[", ".join(map(" ".join, used.items()))] = None
+    return Section(
+        "Summary",
+        (
+            *verdicts,
+            text,
+            f"Machine of the runs: {'; '.join(machines) or 'not recorded'}.",
+            f"Versions of the runs: {'; '.join(versions) or 'not recorded'}.",
+        ),
+    )
 
 
 def _verdict(corpus, network, rows):
@@ -264,15 +318,11 @@ def _verdict(corpus, network, rows):
     if not compared:
         return None
     dev, test = _kinds_of(row["split"] for row in compared)
-    best = min(
-        (row for row in compared if row["split"] == (dev or test)[0]),
-        key=lambda row: row["wer"],
-    )
-    row = next(
-        row
-        for row in compared
-        if row["run"] == best["run"] and row["split"] == test[0]
-    )
+    on_dev = [row for row in compared if row["split"] == (dev or test)[0]]
+    best = min(on_dev, key=lambda row: row["wer"])["run"]
+    (row,) = [
+        row for row in compared if (row["run"], row["split"]) == (best, test[0])
+    ]
     saved, theirs = row["wer_reduction"], row["wer"] - row["wer_difference"]
     low, high = (row.get(f"wer_reduction_{end}") for end in ("low", "high"))
     seeds = row["seeds_compared"]
@@ -305,22 +355,6 @@ def _verdict(corpus, network, rows):
     return text
 
 
-def _distinct(title, results, key, written):
-    """What runs were made on or with, each once."""
-    found = dict.fromkeys(written(r[key]) for r in results if r.get(key))
-    return f"{title} of the runs: {'; '.join(found) or 'not recorded'}."
-
-
-def _machine(machine):
-    text = f"{machine['cpu']}, {machine['cores']} cores, of which PyTorch "
-    text += f"used {machine['threads']}"
-    return text + (f", {machine['gpu']}" if "gpu" in machine else "")
-
-
-def _versions(versions):
-    return ", ".join(f"{name} {version}" for name, version in versions.items())
-
-
 def _gains(rows):
     """Pictures of what runs gain over each kind of reference."""
     pictures = []
@@ -341,10 +375,8 @@ def _gains(rows):
                 "none. A point beyond 100 % more errors stands at the edge as "
                 "an arrow, with its value."
             )
-            figure = plots.gains(gains, corpus)
-            pictures.append(
-                _draw(f"{prefix}gains_{corpus}{number}", figure, text)
-            )
+            name = f"{prefix}gains_{corpus}{number}"
+            pictures.append(_draw(name, plots.gains(gains, corpus), text))
     return Section("At a glance", pictures=pictures)
 
 
@@ -356,31 +388,11 @@ def _parts(items, size):
 
 
 def _against(title, rows, kinds):
-    head = ["run", "against", "split", "fewer errors (%)"]
-    head += ["WER difference (points)", "p", "p, corrected"]
-    head += ["sufficient for a claim", "seeds better"]
-    head += ["epochs to its best dev WER"]
     tables = []
     for kind in kinds:
         prefix = REFERENCES[kind]
-
-        def cells(row, prefix=prefix):
-            if f"{prefix}reference" not in row:
-                return None
-            return [
-                row["label"],
-                row[f"{prefix}reference_label"],
-                row["split"],
-                _figure(row, f"{prefix}wer_reduction", 1, signed=True),
-                _figure(row, f"{prefix}wer_difference", 1, signed=True),
-                _p_value(row.get(f"{prefix}p_value")),
-                _p_value(row.get(f"{prefix}p_value_holm")),
-                "yes" if row[f"{prefix}is_sufficient"] else "no",
-                row.get(f"{prefix}seeds_better", "-"),
-                _number(row.get(f"{prefix}epochs_to_reach_it"), 1),
-            ]
-
-        tables += _tables(rows, head, cells, f", {CAPTIONS[kind]}")
+        compared = [row for row in rows if f"{prefix}reference" in row]
+        tables += _tables(compared, AGAINST, f", {CAPTIONS[kind]}", prefix)
     return Section(title, tables=tables)
 
 
@@ -392,46 +404,17 @@ def _error_rates(rows):
         for run in _by_run(own):
             first = next(iter(run.values()))
             seeds = str(len(first["seeds"].split()) or "-")
-            epochs = _number(first["epochs"], 0)
-            figures = [_figure(run.get(s, {}), rate, 1, True) for s in splits]
+            figures = [_cell(run.get(s, {}), f"{rate}:.1f") for s in splits]
+            epochs = _cell(first, "epochs:.0f")
             body.append([first["label"], epochs, seeds, *figures])
         head = ["run", "epochs", "seeds", *splits]
         tables.append((f"{corpus}, {rate.upper()} (%)", [head, *body]))
     return Section("Error rates", tables=tables)
 
 
-def _costs(rows):
-    head = ["run", "parameters (M)", "MB", "real-time factor", "steps"]
-    head += ["seconds", "teacher's", "in all"]
-
-    def cells(row):
-        return [
-            row["label"],
-            f"{row['parameters'] / 1e6:.2f}",
-            f"{row['mb']:.2f}",
-            _number(row["real_time_factor"], 4),
-            _number(row.get("steps"), 0),
-            _number(row["seconds"], 0),
-            _number((row["total_seconds"] or 0) - (row["seconds"] or 0), 0),
-            _number(row["total_seconds"], 0),
-        ]
-
-    tables = _tables(_first_rows(rows), head, cells)
-    return Section("Size, speed and cost", tables=tables)
-
-
-def _diagnostics(rows):
-    head = ["run", "on the teacher's frame (%)", "within one frame (%)"]
-    head += ["blank frames (%)", "RKD error, first epoch", "last epoch"]
-    digits = {"same_frame": 1, "within_one_frame": 1, "blank_rate": 1}
-    digits |= {"rkd_error_first": 3, "rkd_error_last": 3}
-
-    def cells(row):
-        if all(row.get(key) is None for key in digits):
-            return None
-        return [row["label"], *(_number(row.get(k), digits[k]) for k in digits)]
-
-    tables = _tables(_first_rows(rows), head, cells)
+def _spikes(rows):
+    keys = [column.partition(":")[0] for column in SPIKES.values()][1:]
+    rows = [row for row in _firsts(rows) if any(key in row for key in keys)]
     text = (
         "How many of the student's symbols the teacher writes too, at the same "
         "frame and at most one frame off; how many frames are blank. Some "
@@ -439,20 +422,11 @@ def _diagnostics(rows):
         "teacher of the others. The RKD error is that of the development set, "
         "per hidden unit and frame.",
     )
+    tables = _tables(rows, SPIKES)
     return Section("Student and teacher", text if tables else (), tables)
 
 
 def _curves(groups, rows):
-    head = ["run", "epochs", "best dev WER before the last quarter"]
-    head += ["in the last quarter", "gain (points)"]
-
-    def cells(row):
-        before, last = map(row.get, ("dev_wer_before", "dev_wer_last_quarter"))
-        if last is None:
-            return None
-        figures = [_number(n, 1) for n in (before, last, before - last)]
-        return [row["label"], str(row["epochs"]), *figures]
-
     pictures = []
     for (corpus, network), own in _by_network(groups):
         curves = []
@@ -463,15 +437,15 @@ def _curves(groups, rows):
                 curves.append((name, np.mean(seeds, axis=0).T))
         for number, some in _parts(curves, CURVES):
             title = f"{network} on {corpus}"
-            pictures.append(
-                _draw(
-                    f"learning_{corpus}_{network}{number}",
-                    plots.learning_curves(dict(some), title),
-                    f"Learning curves: {title}. Means over the seeds; stages "
-                    "without transcripts have no WER.",
-                )
+            text = (
+                f"Learning curves: {title}. Means over the seeds; stages "
+                "without transcripts have no WER."
             )
-    tables = _tables(_first_rows(rows), head, cells)
+            figure = plots.learning_curves(dict(some), title)
+            name = f"learning_{corpus}_{network}{number}"
+            pictures.append(_draw(name, figure, text))
+    rows = [row for row in _firsts(rows) if "dev_wer_gain" in row]
+    tables = _tables(rows, CURVE_ENDS)
     text = (
         "Dev WER after each epoch (percent, logarithmic). A baseline that "
         "still gains in the last quarter of its epochs has not converged, and "
@@ -513,21 +487,26 @@ def _transcripts(groups, missing):
     """Two utterances as the teacher, a baseline and its student write them."""
     tables = []
     for (corpus, network), own in _by_network(groups):
-        pairs = []
-        for one in own:
-            baseline = find_references(one, groups).get(EQUAL_EPOCHS)
-            if baseline is not None:
-                pairs.append((one, baseline))
+        pairs = [(one, find_references(one, groups)) for one in own]
+        pairs = [
+            (one, references[EQUAL_EPOCHS])
+            for one, references in pairs
+            if EQUAL_EPOCHS in references
+        ]
         if not pairs:
             continue
         _, (split, *_) = _kinds_of(pairs[0][0].splits)
         student, baseline = min(
             pairs, key=lambda pair: statistics.mean(pair[0].rates(split, "wer"))
         )
+        source = place_of(student.teacher["source"])
+        teachers = [
+            found.texts(split)
+            for found in groups
+            if found.corpus == corpus and source in found.places
+        ]
         written = {
-            f"teacher {student.teacher['name']}": _texts_of_teacher(
-                student, groups, split
-            ),
+            f"teacher {student.teacher['name']}": next(iter(teachers), None),
             BASELINE: baseline.texts(split),
             method_name(student.method): student.texts(split),
         }
@@ -554,30 +533,33 @@ def _transcripts(groups, missing):
     return Section("Transcripts", text if tables else (), tables)
 
 
-def _texts_of_teacher(student, groups, split):
-    """Transcripts by a teacher that is a run, if it kept them."""
-    source = place_of(student.teacher["source"])
-    for found in groups:
-        if found.corpus == student.corpus and source in found.places:
-            return found.texts(split)
-    folder = find_teacher(student.folders[0])
-    return folder and Group(*group([folder])).texts(split)
-
-
 def _posteriors(groups, probe, missing):
-    """Frame weights, and spikes of posteriors."""
+    """Frame weights and posteriors, of a student that has its weights."""
     # Students of one teacher share its frame weights.
     weights, spikes = {}, []
     for (corpus, network), own in _by_network(groups):
         students = [found for found in own if found.role == "student"]
-        students.sort(key=lambda found: found.method != "rkd+skd")
         if not students:
             continue
+        found = min(
+            students,
+            key=lambda found: (
+                not found.has_weights,
+                found.method != "rkd+skd",
+            ),
+        )
+        baseline = find_references(found, groups).get(EQUAL_EPOCHS)
+        shown = [baseline] if baseline and baseline.has_weights else []
+        shown.append(found)
+        folders = {
+            one.label.removeprefix(f"{network}: "): one.folders[0]
+            for one in shown
+        }
         try:
-            found, both, example = _example(students, groups, probe)
+            example = probe.example(folders, teacher_of(found, groups))
         except Unavailable as reason:
             what = f"pictures of its posteriors: {reason}"
-            miss(missing, what, students[0])
+            miss(missing, what, found, found.folders[0])
             continue
         teacher = found.teacher["name"]
         name = f"weights_{corpus}_{teacher}"
@@ -588,41 +570,17 @@ def _posteriors(groups, probe, missing):
                 "Weight of each frame, by the teacher: the frame weightings of "
                 f"'{example.text}'.",
             )
-        spikes.append(
-            _draw(
-                f"spikes_{corpus}_{network}",
-                plots.posterior_spikes(example, f"{network} on {corpus}"),
-                f"Posteriors of the teacher{', the baseline' * both} and the "
-                f"distilled student ({found.label}), first seed: "
-                f"'{example.text}'.",
-            )
+        both = ", the baseline" * (len(shown) > 1)
+        text = (
+            f"Posteriors of the teacher{both} and the distilled student "
+            f"({found.label}), first seed: '{example.text}'."
         )
+        figure = plots.posterior_spikes(example, f"{network} on {corpus}")
+        spikes.append(_draw(f"spikes_{corpus}_{network}", figure, text))
     return (
         Section("Frame weights", pictures=list(weights.values())),
         Section("Spikes", pictures=spikes),
     )
-
-
-def _example(students, groups, probe):
-    """Posteriors of the first student that has its weights.
-
-    Returns the student, whether its baseline is shown too, and the example.
-    """
-    first = None
-    for found in students:
-        baseline = find_references(found, groups).get(EQUAL_EPOCHS)
-        teacher = teacher_of(found, groups)
-        for shown in ([baseline, found], [found])[baseline is None :]:
-            folders = {
-                one.label.removeprefix(f"{one.network}: "): one.folders[0]
-                for one in shown
-            }
-            try:
-                example = probe.example(folders, teacher)
-                return found, len(shown) > 1, example
-            except Unavailable as reason:
-                first = first or anonymous(reason, shown[0].folders[0])
-    raise Unavailable(first)
 
 
 def _missing(missing):
@@ -647,9 +605,8 @@ def _commands(groups):
             where = where.parent / f"{{{names}}}"
         if where.is_relative_to(Path.cwd()):
             where = where.relative_to(Path.cwd())
-        body.append(
-            [found.corpus, found.label, str(where), shlex.join(command)]
-        )
+        line = shlex.join(command)
+        body.append([found.corpus, found.label, str(where), line])
     text = "Command lines are those of the first seed, in the recipe's folder."
     return Section("Runs", (text,), [("", [head, *body])])
 
@@ -662,46 +619,17 @@ def _draw(name, figure, text):
 # -------------------------------------------------------------------- the files
 
 
-def _write(to, title, rows, parts):
-    to.mkdir(parents=True, exist_ok=True)
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-
-    def write_csv(path):
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomically(to / "results.csv", write_csv)
+def _write(to, title, rows, sections):
     pictures = to / "pictures"
-    pictures.mkdir(exist_ok=True)
-    for part in parts:
-        for name, png, _ in part.pictures:
+    pictures.mkdir(parents=True, exist_ok=True)
+    for section in sections:
+        for name, png, _ in section.pictures:
             (pictures / name).write_bytes(png)
-    for name, text in (
-        ("report.md", _markdown(title, parts)),
-        ("report.html", _html(title, parts)),
-    ):
-        write_atomically(
-            to / name,
-            lambda path, text=text: path.write_text(text, encoding="utf-8"),
-        )
-
-
-def _markdown(title, parts):
-    text = [f"# {title}"]
-    for part in parts:
-        text.append(f"## {part.title}")
-        text += part.paragraphs
-        for caption, rows in part.tables:
-            text += [f"**{caption}**"] if caption else []
-            text.append(markdown_table(rows))
-        for name, _, caption in part.pictures:
-            text.append(f"![{caption}](pictures/{name})\n\n{caption}")
-    return "\n\n".join(text) + "\n"
-
-
-def _html(title, parts):
+    table = io.StringIO()
+    columns = dict.fromkeys(key for row in rows for key in row)
+    writer = csv.DictWriter(table, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tutornet_sb.experiments", ""),
         autoescape=True,
@@ -712,32 +640,24 @@ def _html(title, parts):
     environment.filters["data"] = lambda png: (
         f"data:image/png;base64,{base64.b64encode(png).decode()}"
     )
-    template = environment.get_template("report.html.jinja")
-    return template.render(title=title, sections=parts)
+    page = environment.get_template("report.html.jinja")
+    for name, text in (
+        ("results.csv", table.getvalue()),
+        ("report.md", _markdown(title, sections)),
+        ("report.html", page.render(title=title, sections=sections)),
+    ):
+        write_atomically(
+            to / name, lambda path, text=text: path.write_text(text, "utf-8")
+        )
 
 
-def _number(value, digits):
-    if value is None or isinstance(value, str):
-        return value or "-"
-    return f"{value:,.{digits}f}".replace(",", " ")
-
-
-def _figure(row, key, digits, spread=False, signed=False):
-    """A figure with its interval and its spread, as far as they are known."""
-    value = row.get(key)
-    if value is None:
-        return "-"
-    plus = "+" if signed else ""
-    text = f"{value:{plus}.{digits}f}"
-    if f"{key}_low" in row:
-        low, high = row[f"{key}_low"], row[f"{key}_high"]
-        text += f" [{low:.{digits}f}, {high:.{digits}f}]"
-    if spread and f"{key}_sd" in row:
-        text += f" ± {row[f'{key}_sd']:.{digits}f}"
-    return text
-
-
-def _p_value(value, equal=""):
-    if value is None:
-        return "-"
-    return "< 0.001" if value < 0.001 else f"{equal}{value:.3f}"
+def _markdown(title, sections):
+    text = [f"# {title}"]
+    for section in sections:
+        text += [f"## {section.title}", *section.paragraphs]
+        for caption, rows in section.tables:
+            text += [f"**{caption}**"] if caption else []
+            text.append(markdown_table(rows))
+        for name, _, caption in section.pictures:
+            text.append(f"![{caption}](pictures/{name})\n\n{caption}")
+    return "\n\n".join(text) + "\n"

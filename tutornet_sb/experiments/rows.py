@@ -41,18 +41,11 @@ def make_rows(groups, probe, missing):
     return rows, len(tests)
 
 
-def miss(missing, what, found):
-    """Note that a group lacks something."""
+def miss(missing, what, found, folder=None):
+    """Note that a group lacks something; its folder is left out."""
+    if folder is not None:
+        what = what.replace(str(folder), "the run")
     missing.setdefault(what, {})[f"{found.label} on {found.corpus}"] = None
-
-
-def anonymous(reason, folder):
-    """A reason that is the same for all runs."""
-    return (
-        str(reason)
-        .replace(f" {folder}", " the run")
-        .replace(str(folder), "the run")
-    )
 
 
 def teacher_of(found, groups):
@@ -81,14 +74,19 @@ def _rows(found, groups, probe, missing):
         "epochs": found.epochs,
         "seeds": " ".join(map(str, found.seeds)),
         "parameters": found.parameters,
+        "million_parameters": found.parameters / 1e6,
         "mb": 4 * found.parameters / 1e6,
         "real_time_factor": _mean(results, lambda r: r["real_time_factor"]),
         "steps": found.steps(),
         "seconds": _mean(results, lambda run: run["train_seconds"]),
+        "teacher_seconds": _mean(
+            results, lambda run: total_seconds(run) - run["train_seconds"]
+        ),
         "total_seconds": _mean(results, total_seconds),
     }
     if quarters := found.quarters():
         shared["dev_wer_before"], shared["dev_wer_last_quarter"] = quarters
+        shared["dev_wer_gain"] = quarters[0] - quarters[1]
     if errors := found.rkd_errors():
         shared["rkd_error_first"], shared["rkd_error_last"] = errors
     shared |= _compare_spikes(found, groups, probe, missing)
@@ -135,6 +133,7 @@ def _teacher_rows(groups):
             "role": "teacher",
             "network": teacher["name"],
             "seeds": str(teacher.get("seed", "")),
+            "million_parameters": teacher["parameters"] / 1e6,
             "mb": 4 * teacher["parameters"] / 1e6,
             "seconds": teacher.get("train_seconds"),
             "total_seconds": teacher.get("train_seconds"),
@@ -212,8 +211,7 @@ def _compare_spikes(found, groups, probe, missing):
         try:
             kept.append(probe.diagnose(folder, teacher))
         except Unavailable as reason:
-            what = f"spikes: {anonymous(reason, folder)}"
-            miss(missing, what, found)
+            miss(missing, f"spikes: {reason}", found, folder)
     for key in ("same_frame", "within_one_frame", "blank_rate"):
         values = [k[key] for k in kept if k[key] is not None]
         if values:

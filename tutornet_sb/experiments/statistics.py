@@ -26,29 +26,18 @@ _BATCH_ELEMENTS = 2_000_000
 
 
 class Difference(NamedTuple):
-    """How a model differs from another on the same utterances.
+    """How a model differs from another on the same utterances."""
 
-    Attributes
-    ----------
-    points : float
-        Error rate less that of the other (percent of the units).
-    low, high : float
-        95 % interval of that.
-    reduction : float
-        Errors saved, of those of the other (percent).
-    reduction_low, reduction_high : float
-        95 % interval of that.
-    p_value : float or None
-        Twice the share of resamples in which the difference has the other
-        sign or is none; None if a model has one seed.
-    """
-
+    # Error rate less that of the other (percent), and its 95 % interval
     points: float
     low: float
     high: float
+    # Errors saved, of those of the other (percent), and their 95 % interval
     reduction: float
     reduction_low: float
     reduction_high: float
+    # Twice the share of resamples in which the difference has the other sign or
+    # is none; None if a model has one seed
     p_value: float | None
 
 
@@ -68,23 +57,9 @@ def interval(errors, units, resamples=RESAMPLES):
 
 
 def difference(errors, reference, units, resamples=RESAMPLES):
-    """Compare two models that were scored on the same utterances.
+    """Compare errors of two models, each ``(its seeds, utterances)``.
 
-    Arguments
-    ---------
-    errors : array_like
-        Errors of each utterance, ``(seeds, utterances)``.
-    reference : array_like
-        Those of the other model, ``(its seeds, utterances)``.
-    units : array_like
-        Words (or characters) of each utterance, ``(utterances,)``.
-    resamples : int
-        Number of resamples.
-
-    Returns
-    -------
-    Difference
-        With its intervals and its p-value.
+    Both were scored on the same utterances, of so many ``units``.
 
     Example
     -------
