@@ -11,14 +11,8 @@ from tutornet_sb.util.files import write_atomically
 
 # Of results.json
 FORMAT = 2
-FIGURES = (
-    "seed",
-    "epochs",
-    "parameters",
-    "train_audio_seconds",
-    "train_seconds",
-    "real_time_factor",
-)
+FIGURES = "seed", "epochs", "parameters", "real_time_factor"
+FIGURES = *FIGURES, "train_seconds", "train_audio_seconds"
 # Of a summary; all else in it is a number
 KINDS = {"teacher": str | None, "splits": dict}
 KINDS |= dict.fromkeys(("folder", "name", "method", "corpus"), str)

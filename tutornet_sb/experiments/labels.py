@@ -10,21 +10,10 @@ BASELINE = "CTC baseline"
 # Options that say where the data lay
 DATA = "data_folder", "train_csv", "valid_csv", "test_csv"
 # In every name, without effect on what is learnt, or part of the network's name
-LEFT_OUT = {
-    *SET_BY_PLAN,
-    *DATA,
-    "baseline_folder",
-    "ckpt_interval_minutes",
-    "continue_anyway",
-    "corpus_overrides",
-    "epochs",
-    "noprogressbar",
-    "num_workers",
-    "rtf_utterances",
-    "store_folder",
-    "student_overrides",
-    "teacher_hparams",
-}
+LEFT_OUT = {*SET_BY_PLAN, *DATA, "epochs", "noprogressbar", "num_workers"}
+LEFT_OUT |= {"baseline_folder", "store_folder", "continue_anyway"}
+LEFT_OUT |= {"corpus_overrides", "student_overrides", "teacher_hparams"}
+LEFT_OUT |= {"ckpt_interval_minutes", "rtf_utterances"}
 
 
 def method_name(method):

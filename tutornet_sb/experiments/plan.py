@@ -25,13 +25,9 @@ from tutornet_sb.networks.streaming import check_streamable
 from tutornet_sb.training.names import name_run
 from tutornet_sb.training.settings import RULES, load_experiment
 from tutornet_sb.training.stages import list_methods
+from tutornet_sb.util import errors
 from tutornet_sb.util.composition import read_experiment
-from tutornet_sb.util.errors import (
-    InputError,
-    MissingFileError,
-    nearest,
-    yaml_problem,
-)
+from tutornet_sb.util.errors import InputError, nearest
 from tutornet_sb.util.options import write_value
 
 BASE = "hparams/base.yaml"
@@ -147,11 +143,11 @@ def read_plan(path, data=None, only=None):
     """
     path = Path(path)
     if not path.is_file():
-        raise MissingFileError(f"there is no plan {path}")
+        raise errors.MissingFileError(f"there is no plan {path}")
     try:
         content = YAML(typ="safe", pure=True).load(path)
     except YAMLError as error:
-        reason = yaml_problem(error)
+        reason = errors.yaml_problem(error)
         raise PlanError(f"{path} is no plain YAML: {reason}") from None
     try:
         return _Reader(path, content, data or {}, only).read()

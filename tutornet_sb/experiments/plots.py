@@ -16,16 +16,8 @@ LINES = "-", "--", "-.", ":"
 MARKERS = "o", "s", "^", "D", "v", "P", "X", "*"
 # Of Okabe and Ito's palette, told apart by the colour-blind, and brown for its
 # yellow, which is hard to see on white
-COLOURS = (
-    "#000000",
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#E69F00",
-    "#56B4E9",
-    "#7F4F24",
-)
+COLOURS = "#000000", "#0072B2", "#D55E00", "#009E73"
+COLOURS = *COLOURS, "#CC79A7", "#E69F00", "#56B4E9", "#7F4F24"
 # Inches: no wider, so that letters can be read on the screen of a phone
 WIDTH = 4.2
 DPI = 200
@@ -40,9 +32,7 @@ EDGE = 100
 def to_png(figure):
     """PNG file of a figure, as bytes; the same for figures of the same data."""
     file = BytesIO()
-    figure.savefig(
-        file, format="png", dpi=DPI, bbox_inches="tight", metadata={}
-    )
+    figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight")
     return file.getvalue()
 
 
@@ -90,11 +80,9 @@ def gains(gains, title):
     rows = sum(map(len, gains.values()))
     lines = 1 + (max(map(len, names)) > COLUMNS)
     figure = _figure(0.7 * len(gains) + (0.3 + 0.15 * lines) * rows)
+    heights = [len(own) + 0.8 for own in gains.values()]
     panels = figure.subplots(
-        len(gains),
-        1,
-        squeeze=False,
-        height_ratios=[len(own) + 0.8 for own in gains.values()],
+        len(gains), 1, squeeze=False, height_ratios=heights
     )[:, 0]
     for panel, (split, own) in zip(panels, gains.items(), strict=True):
         shown = [name for name in names if name in own]
@@ -110,40 +98,22 @@ def gains(gains, title):
     return figure
 
 
-def _draw_gain(panel, row, name, saved, low, high):
+def _draw_gain(panel, row, label, saved, low, high):
     """A name, and below it an interval and its point."""
     colour = COLOURS[1] if saved >= 0 else COLOURS[2]
     if row % 2:
         panel.axhspan(row - 0.55, row + 0.45, color="0.95", linewidth=0)
-    panel.text(
-        -EDGE - 3,
-        row - 0.48,
-        textwrap.fill(name, COLUMNS, max_lines=2, placeholder=" ..."),
-        fontsize="small",
-        va="top",
-    )
+    name = textwrap.fill(label, COLUMNS, max_lines=2, placeholder=" ...")
+    panel.text(-EDGE - 3, row - 0.48, name, fontsize="small", va="top")
     panel.plot((low, high), (row + 0.2,) * 2, color=colour, linewidth=1.4)
     is_clear, is_beyond = low > 0 or high < 0, saved < -EDGE
-    panel.plot(
-        max(saved, -EDGE),
-        row + 0.2,
-        label=name,
-        marker="<" if is_beyond else "o",
-        markersize=7 if is_beyond else 5,
-        color=colour,
-        markerfacecolor=colour if is_clear else "white",
-    )
+    style = {"color": colour, "marker": "<" if is_beyond else "o"}
+    style["markerfacecolor"] = colour if is_clear else "white"
+    panel.plot(max(saved, -EDGE), row + 0.2, label=label, **style)
     if is_beyond:
-        panel.annotate(
-            f"{saved:.0f} %".replace("-", "\N{MINUS SIGN}"),
-            (-EDGE, row + 0.2),
-            (7, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize="small",
-            color=colour,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-        )
+        value = f"{saved:.0f} %".replace("-", "\N{MINUS SIGN}")
+        style = {"va": "center", "fontsize": "small", "color": colour}
+        panel.text(-EDGE + 8, row + 0.2, value, backgroundcolor="w", **style)
 
 
 def pareto(points, title, rate="WER (%)"):
@@ -159,14 +129,8 @@ def pareto(points, title, rate="WER (%)"):
             style = _style(index) | {"linestyle": "none", "markersize": 7}
             panel.plot(point[column], point[2], label=name, **style)
         front = pareto_front([(p[column], p[2]) for p in points.values()])
-        panel.step(
-            *zip(*front, strict=True),
-            where="post",
-            color="0.5",
-            linewidth=1,
-            linestyle=":",
-            zorder=0,
-        )
+        style = {"color": "0.5", "linewidth": 1, "linestyle": ":"}
+        panel.step(*zip(*front, strict=True), where="post", zorder=0, **style)
         panel.grid(color="0.85", linewidth=0.6)
         panel.margins(0.12)
         # Few, so that none lies on another.
@@ -200,12 +164,12 @@ def frame_weights(example, title):
     panel, text = figure.subplots(2, 1, sharex=True, height_ratios=(12, 1))
     features = np.asarray(example.features)
     end = len(features) * example.feature_period
-    # Light, so that the lines are seen over the loudest sound too.
     panel.imshow(
         features.T,
         origin="lower",
         aspect="auto",
         cmap="Greys",
+        # Light, so that the lines are seen over the loudest sound too.
         vmin=np.percentile(features, 20),
         vmax=features.max() + 0.6 * np.ptp(features),
         extent=(0, end, 0, features.shape[1]),
@@ -215,14 +179,9 @@ def frame_weights(example, title):
     over = panel.twinx()
     for index, (name, weights) in enumerate(example.weights.items()):
         weights = np.asarray(weights)
-        over.plot(
-            np.arange(len(weights)) * example.period,
-            weights * len(weights),
-            label=name,
-            color=COLOURS[index],
-            linestyle=LINES[(index + 2) % 3],
-            linewidth=1.5,
-        )
+        times = np.arange(len(weights)) * example.period
+        style = {"color": COLOURS[index], "linestyle": LINES[index - 1]}
+        over.plot(times, weights * len(weights), label=name, **style)
     over.set(ylabel="weight, 1 on average", ylim=(0, None), xlim=(0, end))
     _write_transcript(text, example.symbols, end)
     _add_legend(figure, over)
@@ -243,14 +202,11 @@ def posterior_spikes(example, title):
         posteriors = np.asarray(found)
         times = np.arange(len(posteriors)) * period
         letters = np.delete(posteriors, blank, axis=1).max(1)
-        grey = {"color": "0.6", "linestyle": ":"}
-        panel.plot(
-            times, posteriors[:, blank], linewidth=1, label="blank", **grey
-        )
+        grey = {"color": "0.6", "linestyle": ":", "label": "blank"}
+        panel.plot(times, posteriors[:, blank], linewidth=1, **grey)
         panel.fill_between(times, letters, color="0.85", linewidth=0)
-        panel.plot(
-            times, letters, color="black", linewidth=1, label="likeliest symbol"
-        )
+        black = {"color": "black", "label": "likeliest symbol"}
+        panel.plot(times, letters, linewidth=1, **black)
         spikes = [
             (times[frame], example.pieces[symbol])
             for symbol, frame in find_spikes(found, blank)
@@ -311,6 +267,5 @@ def _style(index):
         "marker": MARKERS[index % len(MARKERS)],
         "color": COLOURS[index % len(COLOURS)],
         "markersize": 4.5,
-        "linewidth": 1.4,
         "markerfacecolor": "white" if index % 2 else None,
     }

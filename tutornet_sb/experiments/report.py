@@ -281,25 +281,24 @@ def _summary(groups, rows, tests):
             "by Holm's method. "
         )
     text += f"A claim needs at least {SEEDS_FOR_A_CLAIM} seeds of each side."
-    machines, versions = {}, {}
-    for results in (results for found in groups for results in found.results):
-        if made := results.get("machine"):
-            gpu = f", {made['gpu']}" if "gpu" in made else ""
-            machines[
-                f"{made['cpu']}, {made['cores']} cores, of which PyTorch used "
-                f"{made['threads']}{gpu}"
-            ] = None
-        if used := results.get("versions"):
-            versions[", ".join(map(" ".join, used.items()))] = None
-    return Section(
-        "Summary",
-        (
-            *verdicts,
-            text,
-            f"Machine of the runs: {'; '.join(machines) or 'not recorded'}.",
-            f"Versions of the runs: {'; '.join(versions) or 'not recorded'}.",
-        ),
-    )
+    made_on = []
+    for key, written in ("machine", _machine), ("versions", _versions):
+        found = [r.get(key) for one in groups for r in one.results]
+        each = "; ".join(dict.fromkeys(map(written, filter(None, found))))
+        made_on.append(
+            f"{key.capitalize()} of the runs: {each or 'not recorded'}."
+        )
+    return Section("Summary", (*verdicts, text, *made_on))
+
+
+def _machine(machine):
+    text = f"{machine['cpu']}, {machine['cores']} cores, of which PyTorch "
+    text += f"used {machine['threads']}"
+    return text + (f", {machine['gpu']}" if "gpu" in machine else "")
+
+
+def _versions(versions):
+    return ", ".join(map(" ".join, versions.items()))
 
 
 def _verdict(corpus, network, rows):
