@@ -26,7 +26,7 @@ from tutornet_sb.experiments.diagnostics import (
     find_spikes,
     find_teacher,
 )
-from tutornet_sb.experiments.groups import METRICS, read_metrics
+from tutornet_sb.experiments.groups import read_metrics
 from tutornet_sb.inference.speech import find_speech
 from tutornet_sb.networks import runs
 from tutornet_sb.teachers.teacher import Teacher
@@ -77,7 +77,7 @@ def test_the_metrics_of_a_stage_are_read_epoch_by_epoch(tmp_path):
     # Trained again after a stop
     assert (second["seconds"], second["valid"]["WER"]) == (113, 80)
     assert read_metrics(tmp_path / "none") == []
-    path = tmp_path / "stages" / "skd" / METRICS
+    path = tmp_path / "stages" / "skd" / runs.METRICS
     path.write_text('{"epoch": 1}\n{"epo')
     with pytest.raises(InputError, match="metrics.jsonl, line 2 is damaged"):
         read_metrics(path.parent)

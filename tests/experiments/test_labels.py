@@ -67,18 +67,16 @@ def test_options_that_differ_are_named_and_no_others(tmp_path):
     ]
 
 
-def test_options_are_told_by_their_names_and_places_left_out():
+def test_options_that_say_where_and_which_seed_are_left_out():
     options = {
         "seed": 2,
         "output_folder": "results/2",
         "train_csv": ["a.csv"],
         "lr": 0.1,
-        "head": {"size": 3},
         "pairs": [{"teacher": "encoder", "student": "encoder.conv"}],
     }
     assert options_of({"options": options}) == {
         "lr": "0.1",
-        "head.size": "3",
         "pairs": "encoder>encoder.conv",
     }
     hidden = hide_data(options)

@@ -227,7 +227,6 @@ def example():
         period=0.02,
         posteriors={"teacher": (teacher, 0.02), "student": (student, 0.04)},
         pieces=["<blank>", "▁", "A"],
-        blank_index=0,
     )
 
 

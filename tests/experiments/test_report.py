@@ -484,7 +484,6 @@ def example_of(students):
         0.02,
         {name: (found, 0.02) for name in ("teacher", *students)},
         ["<blank>", "A"],
-        0,
     )
 
 

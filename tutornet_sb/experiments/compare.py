@@ -5,12 +5,10 @@ import os
 import statistics
 from pathlib import Path
 
-from tutornet_sb.networks.runs import read_results
+from tutornet_sb.networks.runs import FORMAT, read_results
 from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.files import write_atomically
 
-# Of results.json
-FORMAT = 2
 FIGURES = "seed", "epochs", "parameters", "real_time_factor"
 FIGURES = *FIGURES, "train_seconds", "train_audio_seconds"
 # Of a summary; all else in it is a number

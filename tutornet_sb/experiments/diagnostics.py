@@ -49,7 +49,6 @@ class Example(NamedTuple):
     period: float  # of the teacher's frames
     posteriors: dict  # (frames, symbols) and their period, by name of the model
     pieces: list
-    blank_index: int
 
 
 def find_spikes(posteriors, blank_index=0):
@@ -122,11 +121,11 @@ class Probe:
         utterances = self._utterances(folder)
         if teacher is None:
             raise Unavailable(f"there is no teacher to compare {folder} with")
-        counts, blank = Spikes(), _blank(folder)
+        counts = Spikes()
         for utterance in utterances:
             logits, targets = self._both(folder, teacher, utterance)
             found = compare_spikes(
-                torch.softmax(logits, dim=-1), targets.posteriors[0], blank
+                torch.softmax(logits, dim=-1), targets.posteriors[0]
             )
             counts = Spikes(*map(sum, zip(counts, found, strict=True)))
         figures = {
@@ -154,7 +153,7 @@ class Probe:
         model, tokenizer = self._load(teacher)
         # Before the audio is read, which is long when they have no weights.
         loaded = {name: self._load(students[name])[0] for name in students}
-        symbols, blank = pieces(tokenizer), _blank(teacher)
+        symbols = pieces(tokenizer)
         rate, period = model.features.sample_rate, model.frame_period
         utterances = self._utterances(next(iter(students.values())))
         utterance = min(
@@ -175,7 +174,7 @@ class Probe:
             if index != tokenizer.unk_id()
         ]
         log_posteriors = targets.posteriors[0].log()
-        frames = align_symbols(log_posteriors, ids, blank) or []
+        frames = align_symbols(log_posteriors, ids) or []
         features = LogMelFeatures(sample_rate=rate)
         return Example(
             text=utterance.text,
@@ -186,13 +185,12 @@ class Probe:
                 for index, (first, _) in zip(ids, frames, strict=False)
             ],
             weights={
-                name: weighting(targets, blank)[0]
+                name: weighting(targets)[0]
                 for name, weighting in FRAME_WEIGHTINGS.items()
             },
             period=period,
             posteriors=posteriors,
             pieces=symbols,
-            blank_index=blank,
         )
 
     @torch.no_grad()
@@ -210,7 +208,6 @@ class Probe:
             self.targets[key],
             encoding.lengths,
             model.frame_period,
-            blank_index=_blank(folder),
             delay=float(runs.read_hyperparams(folder).get("delay") or 0),
         )
         return encoding.logits[0].float(), targets
@@ -253,10 +250,6 @@ def find_teacher(folder):
         if runs.is_finished(place):
             return place
     return None
-
-
-def _blank(folder):
-    return int(runs.read_hyperparams(folder).get("blank_index") or 0)
 
 
 def _percent(part, whole):

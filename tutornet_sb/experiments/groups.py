@@ -19,8 +19,6 @@ from tutornet_sb.training.stages import STAGES
 from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import read_json
 
-# Of each stage, one JSON object an epoch
-METRICS = "metrics.jsonl"
 # Columns of errors.json
 RATES = {"wer": 0, "cer": 2}
 # What runs are compared with
@@ -34,7 +32,7 @@ def read_metrics(folder):
 
     Empty if the folder of the stage holds none.
     """
-    path, epochs = Path(folder) / METRICS, {}
+    path, epochs = Path(folder) / runs.METRICS, {}
     if not path.is_file():
         return []
     for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):

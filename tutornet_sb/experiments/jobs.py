@@ -19,8 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from tutornet_sb.experiments.compare import FORMAT, differing
-from tutornet_sb.experiments.groups import METRICS
+from tutornet_sb.experiments.compare import differing
 from tutornet_sb.experiments.plan import MATCHED, RUN_OPTIONS
 from tutornet_sb.networks import runs
 from tutornet_sb.util import signals
@@ -208,7 +207,7 @@ def is_made(job, recipe):
     whether they are the same experiment.
     """
     results = runs.read_results(recipe / job.folder)
-    if results.get("format") != FORMAT:
+    if results.get("format") != runs.FORMAT:
         return False
     made = dict(results["options"])
     if MATCHED in job.options:
@@ -239,7 +238,7 @@ def count_epochs(folder):
     """Epochs that a run has finished, all stages together."""
     return sum(
         len(path.read_bytes().splitlines())
-        for path in (folder / runs.STAGES).glob(f"*/{METRICS}")
+        for path in (folder / runs.STAGES).glob(f"*/{runs.METRICS}")
     )
 
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from tutornet_sb.experiments.plan import SET_BY_PLAN
-from tutornet_sb.targets.store import flatten
 from tutornet_sb.training.stages import STAGES
 
 BASELINE = "CTC baseline"
@@ -32,8 +31,8 @@ def method_name(method):
 
 def options_of(results):
     """Options of a run as texts, without those that every name has."""
-    kept = {k: v for k, v in results["options"].items() if k not in LEFT_OUT}
-    return {key: _text(value) for key, value in flatten(kept).items()}
+    options = results["options"].items()
+    return {key: _text(value) for key, value in options if key not in LEFT_OUT}
 
 
 def _text(value):

@@ -22,8 +22,7 @@ from tutornet_sb.corpora.tables import KINDS, name_tables
 from tutornet_sb.experiments.compare import differing
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.streaming import check_streamable
-from tutornet_sb.training.names import name_run
-from tutornet_sb.training.settings import RULES, load_experiment
+from tutornet_sb.training.settings import load_experiment
 from tutornet_sb.training.stages import list_methods
 from tutornet_sb.util import errors
 from tutornet_sb.util.composition import read_experiment
@@ -39,11 +38,11 @@ SOURCES = "source", "revision", "kind"
 LISTS = "corpora", "teachers", "students", "methods", "seeds"
 EXPERIMENT = *LISTS, "options", "vary", MATCHED
 PLAN = "title", "recipe", "results_folder", *EXPERIMENT, "experiments"
-# SpeechBrain's own, which stand in no YAML file, and their defaults
+# SpeechBrain's own, which no YAML file has, and their defaults
 RUN_OPTIONS = {
     field.name: field.default
     for field in dataclasses.fields(RunOptions)
-    if field.name not in RULES
+    if field.name not in ("max_grad_norm", "ckpt_interval_minutes")
 }
 # Options that follow from a key of a plan, and that key
 SET_BY_PLAN = {
@@ -257,7 +256,8 @@ class _Reader:
             of_teacher, needs = self._teacher(corpus, teacher)
             options |= of_teacher
         # The name that train.py gives by itself
-        folder = f"{corpus}/{name_run(method, name, teacher)}{label}"
+        by = "" if method == "ctc" else f"_by_{teacher}"
+        folder = f"{corpus}/{method}_{name}{by}{label}"
         return self._add(folder, BASE, options, seed, hparams, needs)
 
     def _on_corpus(self, corpus, options):

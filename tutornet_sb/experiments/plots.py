@@ -102,7 +102,9 @@ def _draw_gain(panel, row, label, saved, low, high):
     """A name, and below it an interval and its point."""
     colour = COLOURS[1] if saved >= 0 else COLOURS[2]
     if row % 2:
-        panel.axhspan(row - 0.55, row + 0.45, color="0.95", linewidth=0)
+        panel.axhspan(
+            row - 0.55, row + 0.45, color="0.95", linewidth=0, zorder=-1
+        )
     name = textwrap.fill(label, COLUMNS, max_lines=2, placeholder=" ...")
     panel.text(-EDGE - 3, row - 0.48, name, fontsize="small", va="top")
     panel.plot((low, high), (row + 0.2,) * 2, color=colour, linewidth=1.4)
@@ -190,7 +192,7 @@ def frame_weights(example, title):
 
 def posterior_spikes(example, title):
     """Draw the posteriors of several models, and the transcript under them."""
-    models, blank = example.posteriors, example.blank_index
+    models = example.posteriors
     end = len(example.features) * example.feature_period
     figure = _figure(0.8 + 1.5 * len(models))
     *panels, text = figure.subplots(
@@ -201,15 +203,15 @@ def posterior_spikes(example, title):
     ):
         posteriors = np.asarray(found)
         times = np.arange(len(posteriors)) * period
-        letters = np.delete(posteriors, blank, axis=1).max(1)
+        letters = posteriors[:, 1:].max(1)
         grey = {"color": "0.6", "linestyle": ":", "label": "blank"}
-        panel.plot(times, posteriors[:, blank], linewidth=1, **grey)
+        panel.plot(times, posteriors[:, 0], linewidth=1, **grey)
         panel.fill_between(times, letters, color="0.85", linewidth=0)
         black = {"color": "black", "label": "likeliest symbol"}
         panel.plot(times, letters, linewidth=1, **black)
         spikes = [
             (times[frame], example.pieces[symbol])
-            for symbol, frame in find_spikes(found, blank)
+            for symbol, frame in find_spikes(found)
         ]
         _write_in_a_row(panel, 1.1, spikes, end)
         panel.set(

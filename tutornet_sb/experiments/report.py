@@ -22,7 +22,6 @@ from tutornet_sb.experiments.groups import (
     COMPUTE_MATCHED,
     EQUAL_EPOCHS,
     FIRST,
-    METRICS,
     RATES,
     find_references,
     read_groups,
@@ -45,7 +44,8 @@ from tutornet_sb.networks import runs
 from tutornet_sb.util.files import write_atomically, write_json
 
 # Small files of a run, of which a report can be made again
-SMALL = DIAGNOSTICS, *(f"{runs.STAGES}/*/{f}" for f in (runs.ERRORS, METRICS))
+SMALL = [f"{runs.STAGES}/*/{name}" for name in (runs.ERRORS, runs.METRICS)]
+SMALL.append(DIAGNOSTICS)
 # Curves that can be told apart in one picture, and rows that fit on a page
 CURVES, ROWS = 8, 10
 CAPTIONS = {
@@ -91,34 +91,6 @@ SPIKES = {
     "RKD error, first epoch": "rkd_error_first:.3f",
     "last epoch": "rkd_error_last:.3f",
 }
-HOW_TO_READ = (
-    "WER and CER are in percent, after greedy decoding, means over the seeds. "
-    "In brackets stands the 95 % interval of a bootstrap over seeds and "
-    "utterances (Bisani and Ney 2004, Owen 2007): trainings of each model, and "
-    "one test set for all, are drawn anew. After ± stands the standard "
-    "deviation over the seeds. With one seed the interval is over utterances "
-    "alone and holds for that training; such a row is marked (1 seed) and "
-    "never compared with a mean over several.",
-    "A distilled student is compared with its baseline, the same network "
-    "trained by CTC only and scored on the same utterances: at equal epochs, "
-    "and compute-matched where a plan asks for a baseline with as many epochs "
-    "as the student and its teacher took in seconds. Runs of one method and "
-    "one teacher that differ in other options are compared with the first of "
-    "them. Students of different teachers are not compared with each other, "
-    "and all students of a teacher of one name were distilled from the same "
-    "weights (teacher_sha256 in results.csv).",
-    "The p-value is two-sided, of the same bootstrap, paired by utterances. "
-    "Holm's correction (1979) is for the number of tests in this report: where "
-    "the corrected one is below 0.05, the chance of any false finding among "
-    f"all tests is. A comparison of fewer than {SEEDS_FOR_A_CLAIM} seeds on "
-    "either side is not sufficient for a claim. 'Seeds better' counts the "
-    "seeds with fewer errors than the same seed of the others.",
-    "Cost is that of one student: its optimizer steps and seconds of training, "
-    "and the seconds of its teacher's training. Size is that of the weights in "
-    "float32. The real-time factor is seconds of computation for a second of "
-    "audio, measured at the end of each run: other runs beside it made it "
-    "slower, so that only those of runs made one at a time can be compared.",
-)
 
 
 class Section(NamedTuple):
@@ -168,7 +140,7 @@ def write_report(folders, to, title, log=print):
         _transcripts(groups, missing),
         *_posteriors(groups, probe, missing),
         _spikes(rows),
-        Section("How to read this", HOW_TO_READ),
+        _how_to_read(),
         _missing(missing),
         _commands(groups),
     ]
@@ -582,6 +554,12 @@ def _posteriors(groups, probe, missing):
     )
 
 
+def _how_to_read():
+    text = _template("how_to_read.jinja").render(seeds=SEEDS_FOR_A_CLAIM)
+    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
+    return Section("How to read this", tuple(paragraphs))
+
+
 def _missing(missing):
     """What the report lacks."""
     text = []
@@ -629,17 +607,7 @@ def _write(to, title, rows, sections):
     writer = csv.DictWriter(table, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("tutornet_sb.experiments", ""),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["data"] = lambda png: (
-        f"data:image/png;base64,{base64.b64encode(png).decode()}"
-    )
-    page = environment.get_template("report.html.jinja")
+    page = _template("report.html.jinja")
     for name, text in (
         ("results.csv", table.getvalue()),
         ("report.md", _markdown(title, sections)),
@@ -648,6 +616,20 @@ def _write(to, title, rows, sections):
         write_atomically(
             to / name, lambda path, text=text: path.write_text(text, "utf-8")
         )
+
+
+def _template(name):
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tutornet_sb.experiments", ""),
+        autoescape=jinja2.select_autoescape(("html.jinja",)),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["data"] = lambda png: (
+        f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    )
+    return environment.get_template(name)
 
 
 def _markdown(title, sections):

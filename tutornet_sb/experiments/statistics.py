@@ -59,7 +59,7 @@ def interval(errors, units, resamples=RESAMPLES):
 def difference(errors, reference, units, resamples=RESAMPLES):
     """Compare errors of two models, each ``(its seeds, utterances)``.
 
-    Both were scored on the same utterances, of so many ``units``.
+    Both were scored on the same utterances, which have ``units`` words each.
 
     Example
     -------

@@ -31,6 +31,9 @@ HYPERPARAMS = "hyperparams.yaml"
 STAGES = "stages"
 ERRORS = "errors.json"
 TRAIN_LOG = "train_log.txt"
+METRICS = "metrics.jsonl"
+# Of results.json; no other is read
+FORMAT = 2
 # Tokenizers of hundreds of thousands of symbols take some megabytes, all other
 # files that are read at once far less.
 _MOST_BYTES = 2**26
