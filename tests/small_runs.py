@@ -102,24 +102,16 @@ def write_run(folder, name, values, sample_rate=RATE):
         ("train_audio_seconds", "train_seconds", "real_time_factor"), 1.5
     )
     splits = {"test-clean": {"wer": 50.0, "cer": 25.0}}
-    results = figures | {
-        "format": runs.FORMAT,
-        "role": "student",
-        "main_file": "skd.yaml",
-        "options": {},
-        "compute_matched_to": None,
-        "baseline": None,
-        "method": "skd",
-        "corpus": "mini",
-        "corpus_license": "apache-2.0",
-        "language": "en",
-        "synthetic": True,
-        "student": name,
-        "seed": 3,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "epochs": 2,
-        "stages": {"rkd": {"splits": {}}, "skd": {"splits": splits}},
-        "teacher": {
+    write_results(
+        folder,
+        **figures,
+        method="skd",
+        student=name,
+        seed=3,
+        parameters=sum(p.numel() for p in model.parameters()),
+        epochs=2,
+        stages={"rkd": {"splits": {}}, "skd": {"splits": splits}},
+        teacher={
             "name": "jasper_dr",
             "source": str(folder.parent / "teacher"),
             "kind": "run",
@@ -128,9 +120,50 @@ def write_run(folder, name, values, sample_rate=RATE):
             "parameters": 1_070_429,
             "splits": splits,
         },
-    }
-    files.write_json(folder / runs.RESULTS, results)
+    )
     return model
+
+
+def write_results(folder, splits=None, method="ctc", **changes):
+    """The results.json of a run, by default a baseline's, as train.py's."""
+    *before, last = method.split("+")
+    stages = {name: {"splits": {}} for name in before}
+    results = {
+        "format": 2,
+        "role": "baseline" if method == "ctc" else "student",
+        "main_file": "base.yaml",
+        "options": {},
+        "compute_matched_to": None,
+        "baseline": None,
+        "corpus_license": "apache-2.0",
+        "language": "en",
+        "synthetic": True,
+        "method": method,
+        "corpus": "mini",
+        "student": "lstm",
+        "seed": 1,
+        "parameters": 1_234_567,
+        "weights_sha256": "0a" * 32,
+        "epochs": 8,
+        "train_audio_seconds": 60.0,
+        "train_seconds": 100.0,
+        "real_time_factor": 0.02,
+        "stages": stages | {last: {"splits": splits or {}}},
+        "teacher": None,
+        "versions": {"torch": "2.15.0", "python": "3.11.7"},
+        "machine": {"cpu": "Abacus 3000", "cores": 4, "threads": 1},
+    }
+    files.write_json(folder / runs.RESULTS, results | changes)
+    return folder
+
+
+def write_metrics(run, stage, epochs):
+    """The metrics.jsonl of a stage, of a mapping of figures for each epoch."""
+    path = run / runs.STAGES / stage / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shared = {"step": 100, "lr": 0.001, "train": {"loss": 2.0}}
+    lines = [json.dumps(shared | epoch) + "\n" for epoch in epochs]
+    path.write_text("".join(lines), encoding="utf-8")
 
 
 def tidy(texts):

@@ -1,11 +1,17 @@
 """The table of runs."""
 
-import json
 import statistics
 
 import pytest
+from small_runs import write_results
 
-from tutornet_sb.experiments.compare import short_table, summarize, table
+from tutornet_sb.experiments.compare import (
+    read_finished,
+    short_table,
+    summarize,
+    table,
+)
+from tutornet_sb.util.errors import InputError
 
 
 def scores(wer, cer=None):
@@ -14,23 +20,9 @@ def scores(wer, cer=None):
 
 
 def save(folder, splits, **changes):
-    results = {
-        "method": "ctc",
-        "corpus": "small",
-        "student": "lstm",
-        "seed": 1,
-        "parameters": 1_234_567,
-        "epochs": 40,
-        "train_audio_seconds": 60.0,
-        "train_seconds": 100.0,
-        "real_time_factor": 0.02,
-        "teacher": None,
-        "versions": {},
-        "stages": {"ctc": {"splits": splits}},
-    }
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(results | changes))
-    return folder
+    return write_results(
+        folder, splits, **{"corpus": "small", "epochs": 40} | changes
+    )
 
 
 def cells(text):
@@ -48,7 +40,8 @@ def test_a_summary_quotes_the_last_stage(tmp_path):
         "rkd": {"splits": {"test": scores(99.0)}},
         "skd": {"splits": {"test": scores(12.0)}},
     }
-    folder = save(tmp_path / "run", {}, stages=stages, method="rkd+skd", seed=7)
+    changes = {"stages": stages, "method": "rkd+skd", "seed": 7}
+    folder = save(tmp_path / "run", {}, **changes)
     summary = summarize(folder)
     assert summary["splits"] == {"test": scores(12.0)}
     assert summary["name"] == "lstm"
@@ -96,6 +89,16 @@ def test_results_that_are_none(tmp_path, text):
     folder = save(tmp_path / "run", {})
     (folder / "results.json").write_text(text, encoding="latin-1")
     with pytest.raises(ValueError, match="run.*is damaged"):
+        table([folder])
+
+
+@pytest.mark.parametrize("found", [1, None, "2"])
+def test_results_of_another_format_are_refused(tmp_path, found):
+    folder = save(tmp_path / "run", {}, format=found)
+    expected = f"run: format of results.json must be 2, got {found}: .*repeat"
+    with pytest.raises(InputError, match=expected):
+        read_finished(folder)
+    with pytest.raises(InputError, match=expected):
         table([folder])
 
 

@@ -6,24 +6,32 @@ import shutil
 
 import pytest
 import torch
-from small_runs import RECURRENT, add_dev_clean, write_corpus, write_run
+from small_runs import (
+    RECURRENT,
+    add_dev_clean,
+    write_corpus,
+    write_metrics,
+    write_run,
+)
 
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.distillation.alignment import align
 from tutornet_sb.distillation.frame_weighting import nonblank
 from tutornet_sb.experiments.diagnostics import (
     DIAGNOSTICS,
-    Ears,
-    NotThere,
+    Probe,
     Spikes,
+    Unavailable,
     compare_spikes,
     find_spikes,
     find_teacher,
-    read_log,
 )
+from tutornet_sb.experiments.groups import read_metrics
+from tutornet_sb.inference.speech import find_speech
 from tutornet_sb.networks import runs
 from tutornet_sb.teachers.teacher import Teacher
 from tutornet_sb.util import files
+from tutornet_sb.util.errors import InputError
 
 
 def path(*labels, symbols=4):
@@ -53,42 +61,37 @@ def test_an_utterance_without_spikes_counts_its_frames():
     assert compare_spikes(path(0, 0), path(0, 1)) == Spikes(0, 0, 0, 2, 2, 1)
 
 
-LOG = """\
-epoch: 1, lr: 3.00e-03, seconds: 25.71 - train loss: 2.27e+02 - \
-valid loss: 1.83e+02, valid WER: 1.00e+02, valid CER: 99.12
-epoch: 2, lr: 2.66e-03, seconds: 1.02e+02 - train loss: 1.57e+02 - \
-valid loss: 1.15e+02, valid WER: 85.93, valid CER: 65.05
-epoch: 2, lr: 2.66e-03, seconds: 1.13e+02 - train loss: 1.57e+02 - \
-valid loss: 1.15e+02, valid WER: 80.00, valid CER: 65.05
-"""
-
-
-def test_the_log_of_a_stage_is_read_epoch_by_epoch(tmp_path):
-    (tmp_path / "train_log.txt").write_text(LOG)
-    first, second = read_log(tmp_path)
-    assert first == {
-        "epoch": 1,
-        "lr": 0.003,
-        "seconds": 25.71,
-        "train loss": 227,
-        "valid loss": 183,
-        "valid WER": 100,
-        "valid CER": 99.12,
-    }
+def test_the_metrics_of_a_stage_are_read_epoch_by_epoch(tmp_path):
+    write_metrics(
+        tmp_path,
+        "skd",
+        [
+            {"epoch": 1, "seconds": 25.7, "valid": {"loss": 183, "WER": 100}},
+            {"epoch": 2, "seconds": 102.0, "valid": {"loss": 115, "WER": 86}},
+            {"epoch": 2, "seconds": 113.0, "valid": {"loss": 115, "WER": 80}},
+        ],
+    )
+    first, second = read_metrics(tmp_path / "stages" / "skd")
+    assert (first["epoch"], first["seconds"]) == (1, 25.7)
+    assert first["valid"] == {"loss": 183, "WER": 100}
     # Trained again after a stop
-    assert (second["seconds"], second["valid WER"]) == (113, 80)
-    assert read_log(tmp_path / "none") == []
+    assert (second["seconds"], second["valid"]["WER"]) == (113, 80)
+    assert read_metrics(tmp_path / "none") == []
+    path = tmp_path / "stages" / "skd" / runs.METRICS
+    path.write_text('{"epoch": 1}\n{"epo')
+    with pytest.raises(InputError, match="metrics.jsonl, line 2 is damaged"):
+        read_metrics(path.parent)
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """Two students and a teacher with random weights, and what they hear."""
+    """Two students and a teacher with random weights, and a corpus."""
     root = tmp_path_factory.mktemp("runs")
     write_corpus(root / "LibriSpeech")
     for name, values in (
         ("teacher", {"channels": 8}),
-        ("taught", {}),
-        ("alone", {"hidden_size": 9}),
+        ("student", {}),
+        ("baseline", {"hidden_size": 9}),
     ):
         folder = root / "mini" / name / "1"
         write_run(folder, "lstm", RECURRENT | values)
@@ -96,19 +99,19 @@ def world(tmp_path_factory):
         (folder / runs.HYPERPARAMS).write_text(
             f"data_folder: {root / 'LibriSpeech'}\nblank_index: 0\ndelay: 0.0\n"
         )
-    results = files.read_json(root / "mini" / "taught" / "1" / runs.RESULTS)
-    results["teacher"]["folder"] = "results/mini/teacher/1"
-    files.write_json(root / "mini" / "taught" / "1" / runs.RESULTS, results)
+    results = files.read_json(root / "mini" / "student" / "1" / runs.RESULTS)
+    results["teacher"]["source"] = "results/mini/teacher/1"
+    files.write_json(root / "mini" / "student" / "1" / runs.RESULTS, results)
     return root / "mini"
 
 
 def test_a_student_is_compared_with_its_teacher_on_dev(world):
-    folder, teacher = world / "taught" / "1", world / "teacher" / "1"
-    found = Ears().diagnose(folder, teacher)
+    folder, teacher = world / "student" / "1", world / "teacher" / "1"
+    found = Probe().diagnose(folder, teacher)
     model, _ = runs.load_run(folder)
     other, _ = runs.load_run(teacher)
     model.eval()
-    speech = runs.find_speech(
+    speech = find_speech(
         folder, None, {"splits": {"dev-clean": 0, "test-clean": 0}}, model, True
     )
     spikes = same = near = frames = blanks = 0
@@ -134,49 +137,52 @@ def test_a_student_is_compared_with_its_teacher_on_dev(world):
 
 
 def test_a_model_agrees_with_itself(world):
-    folder = world / "alone" / "1"
-    found = Ears().diagnose(folder, folder)
+    folder = world / "baseline" / "1"
+    found = Probe().diagnose(folder, folder)
     assert found["same_frame"] == found["within_one_frame"] == 100
     assert found["blank_rate"] == found["teacher_blank_rate"]
     (folder / DIAGNOSTICS).unlink()
 
 
 def test_diagnostics_are_kept_until_the_weights_change(world):
-    folder, teacher = world / "taught" / "1", world / "teacher" / "1"
-    found = Ears().diagnose(folder, teacher)
+    folder, teacher = world / "student" / "1", world / "teacher" / "1"
+    found = Probe().diagnose(folder, teacher)
     (folder / DIAGNOSTICS).write_text(json.dumps(found | {"same_frame": -1}))
-    assert Ears().diagnose(folder, teacher)["same_frame"] == -1
+    assert Probe().diagnose(folder, teacher)["same_frame"] == -1
     later = (folder / DIAGNOSTICS).stat().st_mtime + 10
     os.utime(folder / runs.WEIGHTS, (later, later))
-    assert Ears().diagnose(folder, teacher) == found
+    assert Probe().diagnose(folder, teacher) == found
 
 
-def test_each_run_hears_the_corpus_that_it_was_scored_on(world, tmp_path):
+def test_each_run_is_run_on_the_corpus_that_it_was_scored_on(world, tmp_path):
     places = {"small": tmp_path / "gone", "large": world.parent / "LibriSpeech"}
     for name, folder in places.items():
-        run = shutil.copytree(world / "taught" / "1", tmp_path / name)
+        run = shutil.copytree(world / "student" / "1", tmp_path / name)
         (run / DIAGNOSTICS).unlink(missing_ok=True)
         (run / runs.HYPERPARAMS).write_text(
             f"data_folder:\ncorpus: {{minilibri: {{folder: {folder}}}}}\n"
             "blank_index: 0\ndelay: 0.0\n"
         )
-    ears = Ears()
-    with pytest.raises(NotThere, match="the corpus of .*small is not there"):
-        ears.diagnose(tmp_path / "small", world / "teacher" / "1")
-    found = ears.diagnose(tmp_path / "large", world / "teacher" / "1")
+    probe = Probe()
+    with pytest.raises(Unavailable, match="the corpus of .*small is missing"):
+        probe.diagnose(tmp_path / "small", world / "teacher" / "1")
+    found = probe.diagnose(tmp_path / "large", world / "teacher" / "1")
     assert found["utterances"] == 11
 
 
-def test_an_example_holds_what_everyone_says(world):
-    folders = {"alone": world / "alone" / "1", "ours": world / "taught" / "1"}
-    example = Ears().example(folders, world / "teacher" / "1", seconds=0.8)
+def test_an_example_holds_the_posteriors_of_all_models(world):
+    folders = {
+        "baseline": world / "baseline" / "1",
+        "ours": world / "student" / "1",
+    }
+    example = Probe().example(folders, world / "teacher" / "1", seconds=0.8)
     other, tokenizer = runs.load_run(world / "teacher" / "1")
     # The one of 0.8 s: see write_corpus.
     assert example.text == "ONE TWO"
     assert len(example.features) * example.feature_period == pytest.approx(
         0.8, abs=0.02
     )
-    assert list(example.posteriors) == ["teacher", "alone", "ours"]
+    assert list(example.posteriors) == ["teacher", "baseline", "ours"]
     for posteriors, period in example.posteriors.values():
         assert period == 0.02
         assert len(posteriors) == pytest.approx(40, abs=1)
@@ -189,7 +195,7 @@ def test_an_example_holds_what_everyone_says(world):
     assert times == sorted(times) and 0 <= times[0] <= times[-1] <= 0.8
     wav = next(
         u.read().unsqueeze(0)
-        for u in Ears()._utterances(folders["ours"])
+        for u in Probe()._utterances(folders["ours"])
         if u.text == "ONE TWO" and abs(len(u.read()) - 12800) < 2
     )
     targets = Teacher(other.eval())(wav, torch.ones(1))
@@ -200,24 +206,24 @@ def test_an_example_holds_what_everyone_says(world):
 
 
 def test_the_teacher_is_found_beside_the_run(world):
-    assert find_teacher(world / "taught" / "1") == world / "teacher" / "1"
+    assert find_teacher(world / "student" / "1") == world / "teacher" / "1"
     # write_run says that it lay there.
-    assert find_teacher(world / "alone" / "1") is None
+    assert find_teacher(world / "baseline" / "1") is None
 
 
-def test_what_is_not_there_is_said(world, tmp_path):
-    student, teacher = world / "alone" / "1", world / "teacher" / "1"
-    with pytest.raises(NotThere, match="no teacher is there"):
-        Ears().diagnose(student, None)
+def test_what_is_missing_is_named(world, tmp_path):
+    student, teacher = world / "baseline" / "1", world / "teacher" / "1"
+    with pytest.raises(Unavailable, match="there is no teacher to compare"):
+        Probe().diagnose(student, None)
     copy = tmp_path / "copy"
     copy.mkdir()
     for name in (runs.RESULTS, runs.MODEL_YAML, runs.TOKENIZER):
         (copy / name).write_bytes((student / name).read_bytes())
-    with pytest.raises(NotThere, match="copy holds no weights"):
-        Ears().diagnose(copy, teacher)
+    with pytest.raises(Unavailable, match="copy holds no weights"):
+        Probe().diagnose(copy, teacher)
     (copy / runs.WEIGHTS).write_bytes((student / runs.WEIGHTS).read_bytes())
     (copy / runs.HYPERPARAMS).write_text("data_folder: nowhere\n")
-    with pytest.raises(NotThere, match="the corpus of .*copy is not there"):
-        Ears().diagnose(copy, teacher)
-    with pytest.raises(NotThere, match="no teacher"):
-        Ears().example({"x": student}, None)
+    with pytest.raises(Unavailable, match="the corpus of .*copy is missing"):
+        Probe().diagnose(copy, teacher)
+    with pytest.raises(Unavailable, match="no teacher"):
+        Probe().example({"x": student}, None)

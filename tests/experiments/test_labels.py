@@ -1,84 +1,62 @@
 """Names of runs: method, network, teacher and the options that differ."""
 
-import json
-
 import pytest
+from small_runs import write_results
 
-from tutornet_sb.experiments.compare import group
-from tutornet_sb.experiments.labels import options_of, set_labels
-from tutornet_sb.experiments.report import Group
-from tutornet_sb.util import files
+from tutornet_sb.experiments.groups import read_groups
+from tutornet_sb.experiments.labels import hide_data, options_of
 
 TEACHER = {
     "name": "lstm",
-    "folder": "results/mini/teacher_lstm/1234",
+    "source": "results/mini/teacher_lstm/1234",
+    "kind": "run",
     "method": "ctc",
 }
 
 
-def save(folder, method, command=None, hyperparams=None, **changes):
-    """A run that says what it was told."""
-    last = method.split("+")[-1]
+def save(folder, method, options=None, **changes):
     splits = {"test-clean": {"wer": 20.0, "cer": 5.0}}
-    results = {
-        "method": method,
-        "corpus": "mini",
-        "student": "lstm",
-        "seed": 1,
-        "parameters": 1000,
-        "epochs": 8,
-        "train_audio_seconds": 60.0,
-        "train_seconds": 100.0,
-        "real_time_factor": 0.01,
-        "stages": {last: {"splits": splits}},
-        "teacher": None if method == "ctc" else TEACHER,
-    }
-    files.write_json(folder / "results.json", results | changes)
-    if command is not None:
-        (folder / "command.txt").write_text(f"train.py base.yaml {command}\n")
-    if hyperparams is not None:
-        (folder / "hyperparams.yaml").write_text(hyperparams)
-    return folder
+    changes = {"teacher": None if method == "ctc" else TEACHER} | changes
+    return write_results(
+        folder, splits, method, options=options or {}, **changes
+    )
 
 
 def labels(folders):
-    groups = [Group(summaries) for summaries in group(folders)]
-    set_labels(groups)
-    return [found.label for found in groups]
+    return [found.label for found in read_groups(folders)]
 
 
 def test_runs_are_named_by_network_method_and_teacher(tmp_path):
+    hub = {"name": "wav2vec2-base", "source": "a/wav2vec2@1", "kind": "ctc"}
     made = [
-        save(tmp_path / "ctc_lstm" / "1", "ctc", "--seed 1 --method ctc"),
-        save(tmp_path / "rkd_ctc" / "1", "rkd+ctc", "--seed 1 --method x"),
-        save(tmp_path / "pseudo_gru" / "1", "pseudo", "", student="gru"),
-        save(tmp_path / "teacher_lstm" / "1", "ctc", "--epochs 9", epochs=9),
+        save(tmp_path / "a" / "1", "ctc", {"seed": 1, "stages": ["ctc"]}),
+        save(tmp_path / "b" / "1", "rkd+ctc", {"seed": 1, "stages": "x"}),
+        save(tmp_path / "c" / "1", "pseudo", student="gru"),
+        save(tmp_path / "d" / "1", "ctc", epochs=9, role="teacher"),
+        save(tmp_path / "e" / "1", "skd", student="wide", teacher=hub),
     ]
     assert labels(made) == [
         "lstm: CTC baseline",
         "lstm: RKD then CTC from lstm",
         "gru: pseudo-labels from lstm",
         "teacher lstm",
+        "wide: SKD from wav2vec2-base",
     ]
 
 
 def test_options_that_differ_are_named_and_no_others(tmp_path):
-    pairs = json.dumps(
-        [{"teacher": "encoder.blocks.3", "student": "encoder", "weight": 0.5}]
-    )
-    shared = "--targets store --noprogressbar --data_folder DATA"
+    pairs = [
+        {"teacher": "encoder.blocks.3", "student": "encoder", "weight": 0.5}
+    ]
+    shared = {"targets": "store", "data_folder": "/data"}
+    overrides = {"student_overrides": {"name": "wide"}}
     made = [
-        save(tmp_path / "a" / "1", "skd", f"{shared} --epochs 8"),
-        save(tmp_path / "b" / "1", "skd", f"{shared} --skd_loss kl"),
-        save(tmp_path / "c" / "1", "skd", f"{shared} --pairs '{pairs}'"),
-        save(tmp_path / "d" / "1", "skd", f"{shared} --lr 0.01", epochs=32),
-        # Told by its own name, as options of its network are
-        save(
-            tmp_path / "e" / "1",
-            "skd",
-            f"""{shared} --student_overrides '{{"name": "wide"}}'""",
-            student="wide",
-        ),
+        save(tmp_path / "a" / "1", "skd", shared | {"epochs": 8}),
+        save(tmp_path / "b" / "1", "skd", shared | {"skd_loss": "kl"}),
+        save(tmp_path / "c" / "1", "skd", shared | {"pairs": pairs}),
+        save(tmp_path / "d" / "1", "skd", shared | {"lr": 0.01}, epochs=32),
+        # Named by its own name, as options of its network are
+        save(tmp_path / "e" / "1", "skd", shared | overrides, student="wide"),
     ]
     assert labels(made) == [
         "lstm: SKD from lstm, 8 epochs",
@@ -89,43 +67,30 @@ def test_options_that_differ_are_named_and_no_others(tmp_path):
     ]
 
 
-def test_runs_of_no_plan_are_known_by_their_values(tmp_path):
-    text = """
-seed: {seed}
-lr: {lr}
-output_folder: results/{seed}
-data_folder:
-corpus:
-  name: mini
-opt_class: !name:torch.optim.AdamW
-  lr: {lr}
-pairs:
-- teacher: encoder
-  student: encoder
-"""
-    made = [
-        save(
-            tmp_path / f"skd_{lr}" / "1",
-            "skd",
-            hyperparams=text.format(seed=seed, lr=lr),
-        )
-        for seed, lr in ((1, 0.1), (2, 0.2))
-    ]
-    assert options_of(made[0]) == {"lr": "0.1", "pairs": "encoder>encoder"}
-    assert labels(made) == [
-        "lstm: SKD from lstm, lr 0.1",
-        "lstm: SKD from lstm, lr 0.2",
-    ]
+def test_options_that_say_where_and_which_seed_are_left_out():
+    options = {
+        "seed": 2,
+        "output_folder": "results/2",
+        "train_csv": ["a.csv"],
+        "lr": 0.1,
+        "pairs": [{"teacher": "encoder", "student": "encoder.conv"}],
+    }
+    assert options_of({"options": options}) == {
+        "lr": "0.1",
+        "pairs": "encoder>encoder.conv",
+    }
+    hidden = hide_data(options)
+    assert hidden == options | {"train_csv": "DATA"}
 
 
 def test_a_compute_matched_baseline_names_its_student(tmp_path):
     made = [
-        save(tmp_path / "skd_lstm" / "1", "skd", "--epochs 8"),
+        save(tmp_path / "skd_lstm" / "1", "skd"),
         save(
-            tmp_path / "ctc_lstm_at_cost_of_skd_lstm" / "1",
+            tmp_path / "matched" / "1",
             "ctc",
-            "--epochs 20",
             epochs=20,
+            compute_matched_to=["elsewhere/skd_lstm/1"],
         ),
     ]
     assert labels(made)[1] == (
@@ -134,12 +99,12 @@ def test_a_compute_matched_baseline_names_its_student(tmp_path):
     )
 
 
-@pytest.mark.parametrize("command", [None, "--lr 0.1"])
+@pytest.mark.parametrize("options", [None, {"lr": 0.1}])
 def test_runs_that_nothing_tells_apart_are_named_by_their_place(
-    tmp_path, command
+    tmp_path, options
 ):
     made = [
-        save(tmp_path / name / "1", "skd", command) for name in ("one", "two")
+        save(tmp_path / name / "1", "skd", options) for name in ("one", "two")
     ]
     assert labels(made) == [
         "lstm: SKD from lstm (one)",

@@ -1,6 +1,5 @@
 """Reports of runs whose errors are written by hand."""
 
-import base64
 import csv
 import datetime
 import re
@@ -10,30 +9,31 @@ import statistics
 import numpy as np
 import pytest
 import torch
+from small_runs import write_metrics, write_results
 from typer.testing import CliRunner
 
 from tutornet_sb.cli import app
 from tutornet_sb.experiments.compare import group
 from tutornet_sb.experiments.diagnostics import (
     DIAGNOSTICS,
-    Ears,
     Example,
-    NotThere,
+    Probe,
+    Unavailable,
 )
-from tutornet_sb.experiments.report import (
+from tutornet_sb.experiments.groups import (
     Group,
     check_teachers,
-    copy_small_files,
     find_references,
-    write_report,
 )
+from tutornet_sb.experiments.report import copy_small_files, write_report
 from tutornet_sb.experiments.statistics import difference, holm, interval
 from tutornet_sb.inference.scores import write_alignments
 from tutornet_sb.util import files
 
 TEACHER = {
     "name": "jasper_dr",
-    "folder": "results/mini/teacher_jasper_dr/1234",
+    "source": "results/mini/teacher_jasper_dr/1234",
+    "kind": "run",
     "method": "ctc",
     "seed": 1234,
     "epochs": 9,
@@ -47,6 +47,7 @@ TEACHER = {
     "weights_sha256": "5e" * 32,
 }
 KEYS = [f"1-2-{number:04d}" for number in range(30)]
+SPIKES = "same_frame", "within_one_frame", "blank_rate"
 PARTS = [
     "Summary",
     "At a glance",
@@ -56,7 +57,7 @@ PARTS = [
     "Learning curves",
     "Speed and size",
     "Transcripts",
-    "What the student took over",
+    "Student and teacher",
     "How to read this",
     "What is missing",
     "Runs",
@@ -97,47 +98,46 @@ def save(folder, rate, method="ctc", epochs=4, **changes):
     *_, last = stages
     stages[last]["splits"] = {split: rates(e) for split, e in errors.items()}
     results = {
-        "method": method,
-        "corpus": "mini",
-        "student": "lstm",
         "seed": seed,
         "parameters": 250_000,
         "epochs": epochs,
-        "train_audio_seconds": 60.0,
         "train_seconds": 100.0 + seed,
         "real_time_factor": 0.01,
         "stages": stages,
         "teacher": None if method == "ctc" else TEACHER,
-        "machine": {"cpu": "Abacus 3000", "cores": 4, "threads": 1},
-        "versions": {"torch": "2.15.0", "python": "3.11.7"},
     }
-    files.write_json(folder / "results.json", results | changes)
+    write_results(folder, method=method, **(results | changes))
     files.write_json(folder / "stages" / last / "errors.json", errors)
-    said = {key: "ONE TWO THREE" for key in KEYS}
-    heard = {key: f"ONE {method.upper()}" for key in KEYS}
-    write_alignments(
-        folder / "stages" / last / "wer_test-clean.txt", said, heard
-    )
+    references = {key: "ONE TWO THREE" for key in KEYS}
+    hypotheses = {key: f"ONE {method.upper()}" for key in KEYS}
+    path = folder / "stages" / last / "wer_test-clean.txt"
+    write_alignments(path, references, hypotheses)
     wer = results["stages"][last]["splits"]["dev-clean"]["wer"]
     for stage in stages:
-        lines = []
-        for epoch in (1, 2):
-            line = f"epoch: {epoch}, lr: 1.00e-03, seconds: {10 * epoch}.00"
-            line += f" - train loss: 2.00 - valid loss: {5 - epoch}.00"
-            if stage != "rkd":
-                line += f", valid WER: {wer + 20 - 10 * epoch}"
-            lines.append(line + "\n")
-        log = folder / "stages" / stage / "train_log.txt"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text("".join(lines))
+        scores = [{"loss": 5.0 - epoch} for epoch in (1, 2)]
+        if stage != "rkd":
+            for epoch, valid in enumerate(scores, 1):
+                valid["WER"] = wer + 20 - 10 * epoch
+        epochs = [
+            {"epoch": epoch, "seconds": 10.0 * epoch, "valid": valid}
+            for epoch, valid in enumerate(scores, 1)
+        ]
+        write_metrics(folder, stage, epochs)
     return folder
 
 
 @pytest.fixture(scope="module")
 def runs_made(tmp_path_factory):
-    """A student alone and taught, two seeds, and a teacher."""
+    """A baseline and a student, two seeds each, and their teacher."""
     root = tmp_path_factory.mktemp("made") / "mini"
-    made = [save(root / "ctc_lstm" / str(s), 0.4) for s in (1, 2)]
+    options = {
+        "data_folder": "/home/me/my data",
+        "seed": 1,
+        "train_csv": ["/home/me/my data/train.csv"],
+    }
+    made = [
+        save(root / "ctc_lstm" / str(s), 0.4, options=options) for s in (1, 2)
+    ]
     made += [
         save(root / "rkd+skd_lstm" / str(s), 0.2, "rkd+skd") for s in (1, 2)
     ]
@@ -145,6 +145,7 @@ def runs_made(tmp_path_factory):
         save(
             root / "teacher_jasper_dr" / "1234",
             0.1,
+            role="teacher",
             student="jasper_dr",
             parameters=1_000_000,
             epochs=9,
@@ -160,17 +161,13 @@ def runs_made(tmp_path_factory):
                 "teacher_blank_rate": 71.0,
             },
         )
-    (made[0] / "command.txt").write_text(
-        "train.py hparams/base.yaml --data_folder '/home/me/my data' --seed 1 "
-        "--train_csv '/home/me/my data/train.csv'\n"
-    )
     return made
 
 
 @pytest.fixture(scope="module")
 def report(runs_made, tmp_path_factory):
     to = tmp_path_factory.mktemp("report") / "deep" / "report"
-    write_report(runs_made, to, "Does <it> teach?", told=lambda line: None)
+    write_report(runs_made, to, "Does <it> work?", log=str)
     return to
 
 
@@ -217,7 +214,7 @@ def test_a_single_seed_has_no_spread(rows):
     assert row["wer_sd"] == "" and row["wer_low"] != ""
 
 
-def test_students_are_compared_with_ctc_alone(rows):
+def test_students_are_compared_with_their_baseline(rows):
     row = rows["rkd+skd_lstm", "test-clean"]
     ours, words = errors_by_seed(1, 0.2, 0)
     theirs, _ = errors_by_seed(1, 0.4, 0)
@@ -252,9 +249,9 @@ def test_cost_counts_steps_seconds_and_the_teacher(rows):
     assert float(row["seconds"]) == 101.5
     assert float(row["total_seconds"]) == 601.5
     assert float(row["mb"]) == 1
-    alone = rows["ctc_lstm", "dev-clean"]
-    assert alone["total_seconds"] == alone["seconds"] == "101.5"
-    assert float(alone["steps"]) == 50
+    baseline = rows["ctc_lstm", "dev-clean"]
+    assert baseline["total_seconds"] == baseline["seconds"] == "101.5"
+    assert float(baseline["steps"]) == 50
 
 
 def test_diagnostics_are_means_over_the_seeds(rows):
@@ -267,8 +264,8 @@ def test_diagnostics_are_means_over_the_seeds(rows):
     assert rows["ctc_lstm", "dev-clean"]["same_frame"] == ""
 
 
-def test_epochs_until_ctc_alone_is_reached(rows, runs_made):
-    # The taught student is below what CTC alone ends with at its first figure,
+def test_epochs_until_the_baseline_is_reached(rows, runs_made):
+    # The student is below what the baseline ends with at its first figure,
     # which follows two epochs of RKD.
     row = rows["rkd+skd_lstm", "dev-clean"]
     assert float(row["epochs_to_reach_it"]) == 3
@@ -297,8 +294,8 @@ def test_the_report_has_all_parts_and_figures(report, rows):
     page = (report / "report.html").read_text()
     assert re.findall("^## (.+)$", text, re.MULTILINE) == PARTS
     assert re.findall("<h2>(.+?)</h2>", page) == PARTS
-    assert text.startswith("# Does <it> teach?\n")
-    assert "<h1>Does &lt;it&gt; teach?</h1>" in page
+    assert text.startswith("# Does <it> work?\n")
+    assert "<h1>Does &lt;it&gt; work?</h1>" in page
     row = rows["rkd+skd_lstm", "test-clean"]
     figure = "{:.1f} [{:.1f}, {:.1f}]".format(
         *(float(row[f"wer{part}"]) for part in ("", "_low", "_high"))
@@ -338,11 +335,11 @@ def test_pictures_lie_beside_the_markdown(report):
         assert (report / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_is_missing_is_said(report):
+def test_what_is_missing_is_named(report):
     text = (report / "report.md").read_text().partition("## What is missing")[2]
     reason = "No spikes: the run holds no weights: lstm: CTC baseline on mini."
     assert reason in text
-    assert "No pictures of its posteriors: no teacher is there" in text
+    assert "No pictures of its posteriors: there is no teacher" in text
     # None of these lacks them.
     assert "errors.json" not in text and "steps" not in text
 
@@ -387,7 +384,7 @@ def test_a_verdict_goes_by_its_interval_and_its_seeds(
         made.append(save(folder, 0.4))
         folder = tmp_path / "mini" / "skd_lstm" / str(seed + 50)
         made.append(save(folder, rate, "skd"))
-    write_report(made, tmp_path / "to", "Verdict", told=str)
+    write_report(made, tmp_path / "to", "Verdict", log=str)
     text = (tmp_path / "to" / "report.md").read_text()
     verdict = text.partition("## Summary\n\n")[2].partition("\n")[0]
     assert re.search(expected, verdict), verdict
@@ -404,7 +401,7 @@ def test_rows_are_named_for_people(report):
 
 
 def test_a_teacher_that_is_not_compared_has_its_row(runs_made, tmp_path):
-    write_report(runs_made[:4], tmp_path / "to", "No teacher", told=str)
+    write_report(runs_made[:4], tmp_path / "to", "No teacher", log=str)
     with open(tmp_path / "to" / "results.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if "teacher" in row["run"]]
     assert [row["split"] for row in rows] == ["dev-clean", "test-clean"]
@@ -417,13 +414,14 @@ def test_a_teacher_that_is_not_compared_has_its_row(runs_made, tmp_path):
 
 
 def test_a_teacher_from_elsewhere_has_its_row(tmp_path):
-    teacher = {"folder": "they/wav2vec2@abc", "name": "ctc"}
+    teacher = {"name": "wav2vec2", "source": "they/wav2vec2@abc"}
+    teacher |= {"kind": "ctc"}
     teacher |= {"parameters": 94_400_000, "weights_sha256": "1f" * 32}
     made = [
         save(tmp_path / "mini" / "ctc_lstm" / "1", 0.4),
         save(tmp_path / "mini" / "skd_lstm" / "1", 0.2, "skd", teacher=teacher),
     ]
-    write_report(made, tmp_path / "to", "Elsewhere", told=str)
+    write_report(made, tmp_path / "to", "Elsewhere", log=str)
     text = (tmp_path / "to" / "report.md").read_text()
     assert re.search(r"teacher wav2vec2 +\| 94.40 +\| 377.60 +\| - ", text)
     assert "lstm: SKD from wav2vec2 (1 seed)" in text
@@ -450,7 +448,7 @@ def test_transcripts_of_all_three_are_shown(report):
 
 def test_a_single_seed_is_marked_and_compared_with_no_mean(runs_made, tmp_path):
     one = save(tmp_path / "mini" / "skd_lstm" / "1", 0.2, "skd")
-    write_report([*runs_made, one], tmp_path / "to", "One", told=str)
+    write_report([*runs_made, one], tmp_path / "to", "One", log=str)
     with open(tmp_path / "to" / "results.csv", newline="") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert rows["skd_lstm"]["label"].endswith(" (1 seed)")
@@ -462,8 +460,8 @@ def test_a_single_seed_is_marked_and_compared_with_no_mean(runs_made, tmp_path):
         "lstm: SKD from jasper_dr on mini."
     ) in text
     # With one seed each there is an interval, and no test.
-    alone = save(tmp_path / "other" / "ctc_lstm" / "1", 0.4)
-    write_report([alone, one], tmp_path / "to", "One each", told=str)
+    baseline = save(tmp_path / "other" / "ctc_lstm" / "1", 0.4)
+    write_report([baseline, one], tmp_path / "to", "One each", log=str)
     with open(tmp_path / "to" / "results.csv", newline="") as file:
         (row,) = [
             row
@@ -474,63 +472,68 @@ def test_a_single_seed_is_marked_and_compared_with_no_mean(runs_made, tmp_path):
     assert row["p_value"] == "" and row["is_sufficient"] == "False"
 
 
-def heard_by(students):
-    """An utterance in which everyone hears an A."""
-    said = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
+def example_of(students):
+    """An utterance for which all models write an A."""
+    found = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
     return Example(
         "A",
         torch.zeros(6, 3),
         0.01,
         [(0.02, "A")],
-        {"nonblank": 1 - said[:, 0]},
+        {"nonblank": 1 - found[:, 0]},
         0.02,
-        {name: (said, 0.02) for name in ("teacher", *students)},
+        {name: (found, 0.02) for name in ("teacher", *students)},
         ["<blank>", "A"],
-        0,
     )
 
 
 @pytest.mark.parametrize(
-    "there, heard, told",
+    "available, expected, caption",
     [
         (
-            {"CTC baseline", "RKD then SKD from jasper_dr"},
+            {"ctc_lstm", "rkd+skd_lstm"},
             ["CTC baseline", "RKD then SKD from jasper_dr"],
             "the baseline and the distilled student (lstm: RKD then SKD from ",
         ),
         # The pictures are of what is left.
         (
-            {"RKD then SKD from jasper_dr"},
+            {"rkd+skd_lstm"},
             ["RKD then SKD from jasper_dr"],
             "Posteriors of the teacher and the distilled student (lstm: RKD",
         ),
         (
-            {"CTC baseline", "SKD from jasper_dr"},
+            {"ctc_lstm", "skd_lstm"},
             ["CTC baseline", "SKD from jasper_dr"],
             "the baseline and the distilled student (lstm: SKD from jasper_dr)",
         ),
     ],
 )
 def test_pictures_are_of_students_that_have_their_weights(
-    runs_made, tmp_path, monkeypatch, there, heard, told
+    runs_made, tmp_path, monkeypatch, available, expected, caption
 ):
+    made = [tmp_path / "mini" / run.parent.name / run.name for run in runs_made]
+    for run, copy in zip(runs_made, made, strict=True):
+        shutil.copytree(run, copy)
     other = [
         save(tmp_path / "mini" / "skd_lstm" / str(seed), 0.3, "skd")
         for seed in (1, 2)
     ]
     shown = []
+    for run in made + other:
+        if run.parent.name in available:
+            for name in ("model.yaml", "model.ckpt", "tokenizer.model"):
+                (run / name).touch()
 
     def example(self, students, teacher, seconds=1.5):
-        if not there >= students.keys():
-            raise NotThere("the run holds no weights")
         shown.append(list(students))
-        return heard_by(students)
+        return example_of(students)
 
-    monkeypatch.setattr(Ears, "example", example)
-    write_report([*runs_made, *other], tmp_path / "to", "Seen", told=str)
-    assert shown == [heard]
+    monkeypatch.setattr(Probe, "example", example)
+    monkeypatch.setattr(Probe, "diagnose", lambda *_: {}.fromkeys(SPIKES))
+    write_report(made + other, tmp_path / "to", "Seen", log=str)
+    assert shown == [expected]
     text = (tmp_path / "to" / "report.md").read_text()
-    assert told in text
+    assert caption in text
     assert "No pictures of its posteriors" not in text
     assert (tmp_path / "to" / "pictures" / "spikes_mini_lstm.png").is_file()
 
@@ -539,71 +542,24 @@ def test_without_weights_no_run_is_named_by_its_place(
     runs_made, tmp_path, monkeypatch
 ):
     def example(self, students, teacher, seconds=1.5):
-        raise NotThere(f"{next(iter(students.values()))} holds no weights")
+        raise Unavailable(f"{next(iter(students.values()))} holds no weights")
 
-    monkeypatch.setattr(Ears, "example", example)
-    write_report(runs_made, tmp_path / "to", "Seen", told=str)
+    monkeypatch.setattr(Probe, "example", example)
+    write_report(runs_made, tmp_path / "to", "Seen", log=str)
     text = (tmp_path / "to" / "report.md").read_text()
     assert "No pictures of its posteriors: the run holds no weights: " in text
 
 
-def test_pictures_outlive_the_weights_they_were_drawn_of(
-    runs_made, tmp_path, monkeypatch
-):
-    to = tmp_path / "to"
-
-    def example(self, students, teacher, seconds=1.5):
-        return heard_by(students)
-
-    def gone(self, students, teacher, seconds=3.0):
-        raise NotThere("the run holds no weights")
-
-    monkeypatch.setattr(Ears, "example", example)
-    write_report(runs_made, to, "Seen", told=str)
-    of_models = [*(to / "pictures").glob("spikes_*.png")]
-    of_models += (to / "pictures").glob("weights_*.png")
-    assert len(of_models) == 2
-    for path in of_models:
-        # Not what a new picture would be, nor like another
-        path.write_bytes(b"drawn before " + path.name.encode())
-    before = (to / "report.md").read_text()
-    monkeypatch.setattr(Ears, "example", gone)
-    write_report(runs_made, to, "Seen", told=str)
-    after = (to / "report.md").read_text()
-    page = (to / "report.html").read_text()
-    for path in of_models:
-        told = [
-            line
-            for line in before.splitlines()
-            if line.startswith("![") and path.name in line
-        ]
-        assert len(told) == 1 and told[0] in after.splitlines()
-        assert path.read_bytes() == b"drawn before " + path.name.encode()
-        assert base64.b64encode(path.read_bytes()).decode() in page
-    assert "No pictures of its posteriors" not in after
-    told = "No new pictures of its posteriors, those of the report before are"
-    told += " shown"
-    assert told not in before
-    assert (
-        f"{told}: the run holds no weights: lstm: RKD then SKD from " in after
-    )
-    # A report elsewhere has none, and says so.
-    write_report(runs_made, tmp_path / "other", "Seen", told=str)
-    text = (tmp_path / "other" / "report.md").read_text()
-    assert "No pictures of its posteriors: the run holds no weights: " in text
-    assert "pictures/spikes_" not in text
-
-
-def test_old_runs_are_compared_by_what_they_have(runs_made, tmp_path):
-    old = []
+def test_runs_are_compared_by_what_they_have_kept(runs_made, tmp_path):
+    some = []
     for folder in runs_made:
         copy = tmp_path / folder.parent.name / folder.name
         results = files.read_json(folder / "results.json")
         for stage in results["stages"].values():
             del stage["steps"]
         files.write_json(copy / "results.json", results)
-        old.append(copy)
-    write_report(old, tmp_path / "report", "Old runs", told=lambda line: None)
+        some.append(copy)
+    write_report(some, tmp_path / "report", "Some files", log=str)
     with open(tmp_path / "report" / "results.csv", newline="") as file:
         row = list(csv.DictReader(file))[2]
     assert row["run"] == "rkd+skd_lstm"
@@ -625,16 +581,16 @@ def test_a_report_can_be_made_again_of_the_small_files(
         copy_small_files(folder, copies[-1])
         (folder / "model.ckpt").unlink()
         assert not (copies[-1] / "model.ckpt").exists()
-    write_report(copies, tmp_path / "again", "Does <it> teach?", lambda _: None)
+    write_report(copies, tmp_path / "again", "Does <it> work?", str)
     for name in ("results.csv",):
         assert (tmp_path / "again" / name).read_text() == (
             report / name
         ).read_text()
     # Where data lay is nobody's business.
-    for path in (copies[0] / "command.txt", report / "report.md"):
-        text = path.read_text()
-        assert "base.yaml --data_folder DATA --seed 1 --train_csv DATA" in text
-        assert "my data" not in text
+    text = (report / "report.md").read_text()
+    assert "base.yaml --data_folder DATA --seed 1 --train_csv DATA" in text
+    for path in (copies[0] / "results.json", report / "report.md"):
+        assert "my data" not in path.read_text()
 
 
 # -------------------------------------------------------------------- teachers
@@ -653,7 +609,10 @@ def test_teachers_of_one_name_must_be_the_same(tmp_path):
     )
     assert done.exit_code == 2
     (line,) = done.stderr.strip().splitlines()[-1:]
-    assert f"{made[0]} and {made[1]} were taught by different teachers" in line
+    assert (
+        f"{made[0]} and {made[1]} were distilled from different teachers"
+        in line
+    )
     assert "jasper_dr (SHA-256 of the weights 5e5e5e5e5e5e and 0a0a0a0a" in line
     assert not (tmp_path / "to").exists()
     # The seeds of one row as well
@@ -675,17 +634,19 @@ def test_teachers_of_one_name_must_be_the_same(tmp_path):
 
 def test_students_of_other_teachers_are_not_compared(tmp_path):
     other = TEACHER | {"name": "lstm", "weights_sha256": "0a" * 32}
-    other["folder"] = "results/mini/teacher_lstm/1234"
-    hub = {"name": "ctc", "parameters": 9, "weights_sha256": "0b" * 32}
+    other["source"] = "results/mini/teacher_lstm/1234"
+    wav2vec2 = {"name": "wav2vec2", "source": "they/wav2vec2@1", "kind": "ctc"}
+    wav2vec2 |= {"parameters": 9, "weights_sha256": "0b" * 32}
+    hubert = wav2vec2 | {"name": "hubert", "source": "they/hubert@1"}
     found = groups_of(
         [
             save(tmp_path / name / "1", 0.2, "skd", teacher=teacher)
             for name, teacher in (
                 ("skd_by_jasper_dr", TEACHER),
                 ("skd_by_lstm", other),
-                ("skd_by_wav2vec2", hub | {"folder": "they/wav2vec2@1"}),
-                ("skd_by_hubert", hub | {"folder": "they/hubert@1"}),
-                ("skd_by_hubert_kl", hub | {"folder": "they/hubert@1"}),
+                ("skd_by_wav2vec2", wav2vec2),
+                ("skd_by_hubert", hubert),
+                ("skd_by_hubert_kl", hubert),
             )
         ]
     )
@@ -718,10 +679,10 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
             add("ctc_wide", parameters=300_000),
             add("ctc_gru", student="gru"),
             add("ctc_digits", corpus="digits"),
-            add("teacher_lstm"),
+            add("teacher_lstm", role="teacher"),
             add("skd_lstm", "skd"),
             add("rkd+skd_lstm_epochs_8", "rkd+skd", epochs=8),
-            add("ctc_lstm_at_cost_of_skd_lstm", epochs=8),
+            add("matched", epochs=8, compute_matched_to=["x/skd_lstm/1"]),
             add("skd_crdnn", "skd", student="crdnn"),
             add("skd_lstm_kl", "skd"),
             add("ctc_lstm_lr_0.1"),
@@ -734,7 +695,7 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
 
     assert references("skd_lstm") == {
         "at equal epochs": "ctc_lstm",
-        "at equal cost": "ctc_lstm_at_cost_of_skd_lstm",
+        "compute-matched": "matched",
     }
     assert references("rkd+skd_lstm_epochs_8") == {
         "at equal epochs": "ctc_lstm_epochs_8"
@@ -749,53 +710,58 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
     assert references("ctc_wide") == references("teacher_lstm") == {}
 
 
-@pytest.mark.parametrize("first", ["ctc_lstm", "ctc_lstm_at_cost_of_skd_lstm"])
-def test_runs_at_the_cost_of_others_are_no_choice(tmp_path, first):
-    names = {"ctc_lstm", "ctc_lstm_at_cost_of_skd_lstm"}
+@pytest.mark.parametrize("is_first", [False, True])
+def test_compute_matched_baselines_are_no_choice(tmp_path, is_first):
     # As many epochs by chance, in either order
-    made = [save(tmp_path / first / "1", 0.4)]
-    made += [save(tmp_path / name / "1", 0.4) for name in names - {first}]
-    found = groups_of(made)
-    for name in names:
+    matched = {"compute_matched_to": ["results/mini/skd_lstm/1"]}
+    made = [
+        save(tmp_path / "matched" / "1", 0.4, **matched),
+        save(tmp_path / "ctc_lstm" / "1", 0.4),
+    ]
+    found = groups_of(made if is_first else made[::-1])
+    for name in ("ctc_lstm", "matched"):
         assert find_references(found[name], list(found.values())) == {}
 
 
 @pytest.mark.parametrize(
     "options, expected",
     [
-        ("_lr_0.2", "ctc_lstm_lr_0.2"),
-        # An option that CTC has none of comes before those it shares.
-        ("_one_pair_lr_0.2", "ctc_lstm_lr_0.2"),
-        ("_lr_0.2_epochs_32", "ctc_lstm_lr_0.2_epochs_32"),
-        # No other: the first, and not one whose name ends alike
-        ("_kl_0.2", "ctc_lstm_lr_0.1"),
-        ("", "ctc_lstm_lr_0.1"),
+        ({"lr": 0.2}, "b"),
+        # An option that the baseline has none of
+        ({"pairs": 1, "lr": 0.2}, "b"),
+        ({"lr": 0.2, "weight_decay": 32}, "c"),
+        # No other: the first, and not one with the value of another option
+        ({"kl": 0.2}, "a"),
+        ({}, "a"),
     ],
 )
 def test_of_several_references_the_one_with_the_same_options_counts(
     options, expected, tmp_path
 ):
-    names = ["ctc_lstm_lr_0.1", "ctc_lstm_lr_0.2", "ctc_lstm_lr_0.2_epochs_32"]
-    made = [save(tmp_path / name / "1", 0.3) for name in names]
-    taught = f"skd_lstm_by_jasper_dr{options}"
-    made.append(save(tmp_path / taught / "1", 0.3, "skd"))
+    lr = {"lr": 0.2}
+    baselines = {"a": {"lr": 0.1}, "b": lr, "c": lr | {"weight_decay": 32}}
+    made = [
+        save(tmp_path / name / "1", 0.3, options=own)
+        for name, own in baselines.items()
+    ]
+    made.append(save(tmp_path / "skd" / "1", 0.3, "skd", options=options))
     found = groups_of(made)
-    (reference,) = find_references(found[taught], list(found.values())).values()
+    (reference,) = find_references(found["skd"], list(found.values())).values()
     assert reference.name == expected
 
 
 def test_two_corpora_have_runs_of_the_same_names(tmp_path):
-    made = []
+    made, matched = [], ["results/x/skd_lstm/1"]
     for corpus, rate in (("a", 0.4), ("b", 0.3)):
         for name, method, changes in (
-            ("teacher_lstm", "ctc", {}),
+            ("teacher_lstm", "ctc", {"role": "teacher"}),
             ("ctc_lstm", "ctc", {}),
             ("skd_lstm", "skd", {}),
-            ("ctc_lstm_at_cost_of_skd_lstm", "ctc", {"epochs": 9}),
+            ("matched", "ctc", {"epochs": 9, "compute_matched_to": matched}),
         ):
             folder = tmp_path / corpus / name / "1"
             made.append(save(folder, rate, method, corpus=corpus, **changes))
-    write_report(made, tmp_path / "report", "Two", told=lambda line: None)
+    write_report(made, tmp_path / "report", "Two", log=str)
     with open(tmp_path / "report" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     # Two splits of the four and of their teacher
@@ -808,7 +774,7 @@ def test_two_corpora_have_runs_of_the_same_names(tmp_path):
             if (row["run"], row["split"]) == ("skd_lstm", "test-clean")
         ]
         assert row["reference"] == "ctc_lstm"
-        assert row["at_cost_reference"] == "ctc_lstm_at_cost_of_skd_lstm"
+        assert row["matched_reference"] == "matched"
     text = (tmp_path / "report" / "report.md").read_text()
     (names,) = re.findall(r"No spikes: the run holds no weights: (.+)\.", text)
     assert names.split("; ") == [
@@ -821,14 +787,14 @@ def test_two_corpora_have_runs_of_the_same_names(tmp_path):
     ]
 
 
-def test_runs_of_the_same_name_are_told_apart(tmp_path):
+def test_runs_of_the_same_name_are_distinguished(tmp_path):
     for corpus, rate in (("a", 0.3), ("b", 0.2)):
         save(tmp_path / corpus / "ctc_lstm" / "1", rate)
     write_report(
         [tmp_path / "a/ctc_lstm/1", tmp_path / "b/ctc_lstm/1"],
         tmp_path / "report",
         "Two",
-        told=lambda line: None,
+        log=str,
     )
     with open(tmp_path / "report" / "results.csv", newline="") as file:
         names = {row["run"] for row in csv.DictReader(file)}

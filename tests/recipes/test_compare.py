@@ -38,7 +38,7 @@ def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
         "methods": ["ctc", "rkd+skd"],
         "seeds": [1, 2],
         "options": {"epochs": 2, "rkd_share": 0.5, "targets": "store"},
-        "ctc_at_cost_of": "rkd+skd",
+        "compute_matched_to": "rkd+skd",
     }
     path = tmp_path / "plan.yaml"
     path.write_text(json.dumps(plan))
@@ -47,30 +47,34 @@ def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
     done = compare(*words)
     assert done.exit_code == 0, done.stderr
 
-    taught = [
+    students = [
         results / "tiny" / "rkd+skd_small_lstm_by_jasper_dr" / str(seed)
         for seed in (1, 2)
     ]
-    alone = [results / "tiny" / "ctc_small_lstm" / str(seed) for seed in (1, 2)]
-    name = "ctc_small_lstm_at_cost_of_rkd+skd_small_lstm_by_jasper_dr"
-    bought = [results / "tiny" / name / str(seed) for seed in (1, 2)]
-    assert all(map(runs.is_finished, taught + alone + bought))
-    cost = sum(total_seconds(runs.read_results(run)) for run in taught)
-    epoch = sum(runs.read_results(run)["train_seconds"] for run in alone) / 2
-    epochs = {runs.read_results(run)["epochs"] for run in bought}
+    baselines = [
+        results / "tiny" / "ctc_small_lstm" / str(seed) for seed in (1, 2)
+    ]
+    name = "ctc_small_lstm_compute_matched_to_rkd+skd_small_lstm_by_jasper_dr"
+    matched = [results / "tiny" / name / str(seed) for seed in (1, 2)]
+    assert all(map(runs.is_finished, students + baselines + matched))
+    cost = sum(total_seconds(runs.read_results(run)) for run in students)
+    epoch = (
+        sum(runs.read_results(run)["train_seconds"] for run in baselines) / 2
+    )
+    epochs = {runs.read_results(run)["epochs"] for run in matched}
     assert epochs == {round(cost / epoch)}
-    # One teacher, and one store of what it said
+    # One teacher, and one store of its targets
     (teacher,) = (results / "tiny").glob("teacher_*/*/results.json")
     (store,) = (results / "tiny").glob("targets_*")
-    for run in taught:
-        told = runs.read_results(run)["teacher"]["folder"]
-        assert told == str(teacher.parent)
+    for run in students:
+        source = runs.read_results(run)["teacher"]["source"]
+        assert source == str(teacher.parent)
 
     report = tmp_path / "report"
     pictures = {p.stem for p in (report / "pictures").iterdir()}
     assert pictures == {
         "gains_tiny",
-        "at_cost_gains_tiny",
+        "matched_gains_tiny",
         "learning_tiny_small_lstm",
         "pareto_tiny",
         "weights_tiny_jasper_dr",
@@ -80,16 +84,16 @@ def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
     assert "What is missing" not in text
     with open(report / "results.csv", newline="") as file:
         rows = {(row["run"], row["split"]): row for row in csv.DictReader(file)}
-    row = rows[taught[0].parent.name, "test-clean"]
+    row = rows[students[0].parent.name, "test-clean"]
     assert row["reference"] == "ctc_small_lstm"
-    assert row["at_cost_reference"] == name
+    assert row["matched_reference"] == name
     for key in ("wer_low", "cer_high", "wer_sd", "p_value", "steps"):
         assert row[key] != "", key
     for key in ("same_frame", "blank_rate", "rkd_error_first"):
         assert 0 <= float(row[key]) <= 100, key
     wers = [
         runs.read_results(run)["stages"]["skd"]["splits"]["test-clean"]["wer"]
-        for run in taught
+        for run in students
     ]
     assert float(row["wer"]) == pytest.approx(sum(wers) / 2)
 

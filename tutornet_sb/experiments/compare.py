@@ -1,109 +1,97 @@
-"""Tables made from the result files of runs."""
+"""Summaries of finished runs, and tables of them; needs no extra."""
 
 import contextlib
 import os
 import statistics
 from pathlib import Path
 
-from tutornet_sb.networks.runs import read_results
+from tutornet_sb.networks.runs import FORMAT, read_results
 from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.files import write_atomically
 
+FIGURES = "seed", "epochs", "parameters", "real_time_factor"
+FIGURES = *FIGURES, "train_seconds", "train_audio_seconds"
+# Of a summary; all else in it is a number
+KINDS = {"teacher": str | None, "splits": dict}
+KINDS |= dict.fromkeys(("folder", "name", "method", "corpus"), str)
 # Runs that agree in these are one row of a table.
 ALIKE = ("corpus", "name", "method", "teacher", "epochs", "parameters")
 # Of a column of scores
 SCORES = " WER / CER (%)"
-# Columns that a terminal has always room for, and those it misses least
+# Columns that a narrow table always keeps, and those that it drops first
 NAMES = "network", "method", "teacher"
 LEAST = "real-time factor", "size (M)"
 
 
-def summarize(folder):
-    """Give the figures of a run that other runs and tables quote.
+def read_finished(folder):
+    """Read ``results.json`` of a finished run, in the format of this version.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Output folder of ``train.py``, or a folder with its ``results.json``.
-
-    Returns
-    -------
-    dict
-        ``folder``, ``name`` of the network, ``teacher`` (the name of its
-        network, or None), ``method``, ``corpus``, ``seed``, ``epochs``,
-        ``parameters``, ``train_audio_seconds``, ``train_seconds``,
-        ``real_time_factor`` and ``splits``: the scores after the last stage.
-
-    Raises
-    ------
-    FileNotFoundError
-        If the folder holds no result file.
-    ValueError
-        If the file lacks a figure, or has something else in its place.
+    Raises :class:`InputError` if the folder has none, or one that is damaged or
+    of another format.
     """
     results = read_results(folder)
     if not results:
         raise MissingFileError(
             f"{folder} holds no results.json: the run is not finished, the "
-            "same command of train.py goes on with it"
+            "same command of train.py resumes it"
         )
-    same = (
-        "method",
-        "corpus",
-        "seed",
-        "epochs",
-        "parameters",
-        "train_audio_seconds",
-        "train_seconds",
-        "real_time_factor",
-    )
+    if not isinstance(results, dict):
+        raise _damaged(folder)
+    if results.get("format") != FORMAT:
+        raise InputError(
+            f"{folder}: format of results.json must be {FORMAT}, got "
+            f"{results.get('format')}: another version of TutorNet wrote it, "
+            "repeat the run in a new folder"
+        )
+    return results
+
+
+def summarize(folder):
+    """Return the figures of a finished run that tables and exports quote.
+
+    These are ``folder``, ``name`` of the network, that of the ``teacher`` (or
+    None), ``method``, ``corpus``, ``FIGURES``, and ``splits``: the scores after
+    the last stage. Raises :class:`InputError` if one is missing or damaged.
+    """
+    results = read_finished(folder)
     try:
         *_, last = results["stages"].values()
         summary = {
             "folder": str(folder),
             "name": results["student"],
             "teacher": results["teacher"] and results["teacher"]["name"],
-            **{key: results[key] for key in same},
+            "method": results["method"],
+            "corpus": results["corpus"],
+            **{key: results[key] for key in FIGURES},
             "splits": last["splits"],
         }
+        is_sound = all(
+            isinstance(value, KINDS[key]) if key in KINDS else _is_number(value)
+            for key, value in summary.items()
+        ) and all(map(_is_scored, summary["splits"].values()))
     except KeyError as error:
         raise InputError(
             f"results.json in {folder} lacks {error}: was it written by "
             "train.py?"
         ) from None
     except (TypeError, AttributeError, ValueError):
-        summary = {}
-    if not _is_sound(summary):
-        raise InputError(
-            f"results.json in {folder} is damaged: it has a text for a figure, "
-            "or the reverse. Was it written by train.py?"
-        )
+        is_sound = False
+    if not is_sound:
+        raise _damaged(folder)
     return summary
 
 
-def _is_sound(summary):
-    """Tell whether the figures of a run are figures, and its names texts."""
-    kinds = {"teacher": str | None, "splits": dict}
-    kinds |= dict.fromkeys(("name", "method", "corpus", "folder"), str)
-    splits = summary.get("splits")
-    return (
-        isinstance(splits, dict)
-        and all(map(_is_scored, splits.values()))
-        and all(
-            isinstance(value, kinds[key]) if key in kinds else _is_number(value)
-            for key, value in summary.items()
-        )
+def _damaged(folder):
+    return InputError(
+        f"results.json in {folder} is damaged: it has a text in place of a "
+        "figure, or the reverse. Was it written by train.py?"
     )
 
 
 def _is_scored(scores):
-    latency = scores.get("latency", {}) if isinstance(scores, dict) else None
-    if not isinstance(latency, dict):
-        return False
-    # None is that of a split in which no word counts.
-    median = latency.get("median")
-    figures = [scores.get("wer"), scores.get("cer"), median or 0]
-    return all(map(_is_number, figures))
+    # The median is None for a split in which no word counts.
+    median = scores.get("latency", {}).get("median") or 0
+    return all(map(_is_number, (scores.get("wer"), scores.get("cer"), median)))
 
 
 def _is_number(value):
@@ -111,24 +99,9 @@ def _is_number(value):
 
 
 def group(folders):
-    """Put runs together that differ in their seed alone.
+    """Summaries of runs, in lists of those that differ in their seed alone.
 
-    These lie side by side in one folder.
-
-    Arguments
-    ---------
-    folders : list of (str or pathlib.Path)
-        Output folders of ``train.py``.
-
-    Returns
-    -------
-    list of list of dict
-        From :func:`summarize`; each run once.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder holds no result file.
+    Such runs lie side by side in one folder. Each run counts once.
     """
     groups = {}
     for folder in dict.fromkeys(map(str, folders)):
@@ -138,78 +111,53 @@ def group(folders):
     return list(groups.values())
 
 
-def table(folders):
-    """Lay runs out in a Markdown table, one row for each network and method.
+def differing(ours, theirs):
+    """Names of the options in which two runs differ.
 
-    Runs that differ in their seed alone share a row, which gives the mean and
-    the standard deviation of the sample.
-
-    Arguments
-    ---------
-    folders : list of (str or pathlib.Path)
-        Output folders of ``train.py``.
-
-    Returns
+    Example
     -------
-    str
-        The table. Below several rows stands the folder that all runs are in,
-        which their column leaves out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder holds no result file.
+    >>> differing({"lr": 1, "seed": 2}, {"lr": 1.0, "seed": 3, "delay": None})
+    ['seed', 'delay']
     """
-    rows, shared = _lay_out(group(folders))
-    text = markdown_table(rows)
+    ours, theirs = ({k: (v,) for k, v in o.items()} for o in (ours, theirs))
+    return [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
+
+
+def table(folders):
+    """Markdown table of runs, with one row for each network and method.
+
+    Runs that differ in their seed alone share a row, which has the mean and
+    the standard deviation of the sample. Where all runs are in one folder, it
+    is named below the table and left out of their column.
+    """
+    columns, shared = _columns(group(folders))
+    text = _markdown(columns)
     return text if shared is None else f"{text}\n\nRuns are in `{shared}`."
 
 
 def short_table(folders, width=100):
-    """Lay runs out as :func:`table` does, for a terminal.
+    """Lay runs out as :func:`table` does, for a terminal of ``width`` columns.
 
-    Columns that are alike in all rows, and if need be further ones, are left
-    out, and the folders of the runs stand below.
-
-    Arguments
-    ---------
-    folders : list of (str or pathlib.Path)
-        Output folders of ``train.py``.
-    width : int
-        Of the table (characters).
-
-    Returns
-    -------
-    str
-        The table, and in the order of its rows the folders.
-
-    Raises
-    ------
-    FileNotFoundError
-        If a folder holds no result file.
+    Columns that are alike in all rows, and if need be others, are left out;
+    the folders are listed below, in the order of the rows.
     """
-    groups = group(folders)
-    (head, *rows), shared = _lay_out(groups)
-    columns = dict(zip(head, zip(*rows, strict=True), strict=True))
-    runs = columns.pop("run")
-    alike = {
-        name: columns.pop(name)[0]
+    columns, shared = _columns(group(folders))
+    splits = [
+        name.removesuffix(SCORES) for name in columns if name.endswith(SCORES)
+    ]
+    places = columns.pop("run")
+    alike = ", ".join(
+        f"{name} {columns.pop(name)[0]}"
         for name in ("corpus", "epochs", "seeds")
         if len(set(columns[name])) == 1
-    }
+    )
     columns = {
         name.removesuffix(SCORES).replace("parameters", "size"): cells
         for name, cells in columns.items()
     }
-    splits = [name.removesuffix(SCORES) for name in head if SCORES in name]
-
-    def lay_out():
-        lines = zip(*columns.values(), strict=True)
-        return markdown_table([list(columns), *map(list, lines)])
-
     shown = "WER / CER (%)"
-    for name in (*LEAST, "WER", *head):
-        if len(lay_out().partition("\n")[0]) <= width:
+    for name in (*LEAST, "WER", *columns):
+        if len(_markdown(columns).partition("\n")[0]) <= width:
             break
         if name == "WER":
             shown = "WER (%)"
@@ -219,128 +167,100 @@ def short_table(folders, width=100):
                 ]
         elif name not in NAMES and name not in splits:
             columns.pop(name, None)
-    same = ", ".join(f"{name} {value}" for name, value in alike.items())
     where = f" in `{shared}`" if shared is not None else ""
     return "\n".join(
         [
-            lay_out(),
+            _markdown(columns),
             "",
-            f"{shown} by split" + (f"; all: {same}" if same else ""),
+            f"{shown} by split" + (f"; all: {alike}" if alike else ""),
             f"Runs{where}, row by row:",
-            *(f"    {run}" for run in runs),
+            *(f"    {place}" for place in places),
         ]
     )
 
 
-def _lay_out(groups):
-    """Rows of all columns below their head, and the folder they are in."""
-    splits = list(
-        dict.fromkeys(
-            split for runs in groups for run in runs for split in run["splits"]
-        )
-    )
-    head = ["corpus", "network", "method", "teacher", "epochs", "seeds"]
-    head += ["parameters (M)", "real-time factor"]
-    head += [split + SCORES for split in splits]
-    timed = [
-        split
-        for split in splits
-        if any(_latency(run, split) for runs in groups for run in runs)
+def _columns(groups):
+    """Cells of all rows by column, and the folder that holds all runs."""
+    firsts = [alike[0] for alike in groups]
+    columns = {
+        "corpus": [run["corpus"] for run in firsts],
+        "network": [run["name"] for run in firsts],
+        "method": [run["method"] for run in firsts],
+        "teacher": [run["teacher"] or "-" for run in firsts],
+        "epochs": [str(run["epochs"]) for run in firsts],
+        "seeds": [str(len(alike)) for alike in groups],
+        "parameters (M)": [f"{run['parameters'] / 1e6:.2f}" for run in firsts],
+        "real-time factor": [
+            f"{statistics.mean(run['real_time_factor'] for run in alike):.3f}"
+            for alike in groups
+        ],
+    }
+    latencies = {}
+    splits = [s for alike in groups for run in alike for s in run["splits"]]
+    for split in dict.fromkeys(splits):
+        rows = [[run["splits"].get(split) for run in a] for a in groups]
+        columns[split + SCORES] = [
+            "-"
+            if None in scores
+            else " / ".join(_spread(scores, rate) for rate in ("wer", "cer"))
+            for scores in rows
+        ]
+        # Of streaming students, where a word was recognised
+        times = [
+            [(s or {}).get("latency", {}).get("median") for s in scores]
+            for scores in rows
+        ]
+        if any(map(any, times)):
+            latencies[f"{split} latency (ms)"] = [
+                "-" if None in some else f"{statistics.mean(some):.0f}"
+                for some in times
+            ]
+    places = [
+        str(Path(alike[0]["folder"]).parent)
+        if len(alike) > 1
+        else alike[0]["folder"]
+        for alike in groups
     ]
-    head += [f"{split} latency (ms)" for split in timed]
-    rows = [head + ["run"]]
-    for alike in groups:
-        *names, parameters = (alike[0][name] for name in ALIKE)
-        speed = statistics.mean(run["real_time_factor"] for run in alike)
-        row = [str(name or "-") for name in names] + [str(len(alike))]
-        row += [f"{parameters / 1e6:.2f}", f"{speed:.3f}"]
-        for split in splits:
-            scores = [run["splits"].get(split) for run in alike]
-            if None in scores:
-                row.append("-")
-                continue
-            rates = (
-                _spread([score[rate] for score in scores])
-                for rate in ("wer", "cer")
-            )
-            row.append(" / ".join(rates))
-        for split in timed:
-            times = [_latency(run, split) for run in alike]
-            row.append(
-                "-" if None in times else f"{statistics.mean(times):.0f}"
-            )
-        where = alike[0]["folder"]
-        if len(alike) > 1:
-            where = str(Path(where).parent)
-        rows.append([*row, where])
-    places = [where for *_, where in rows[1:]]
-    # None where some are relative and others are not.
+    shared = None
+    # Some may be relative and others not.
     with contextlib.suppress(ValueError):
-        shared = os.path.commonpath(places)
-        if len(places) > 1 and shared not in ("", os.sep, *places):
-            for row in rows[1:]:
-                row[-1] = os.path.relpath(row[-1], shared)
-            return rows, shared
-    return rows, None
+        common = os.path.commonpath(places)
+        if len(places) > 1 and common not in ("", os.sep, *places):
+            shared = common
+            places = [os.path.relpath(place, shared) for place in places]
+    return columns | latencies | {"run": places}, shared
 
 
-def insert(path, name, text):
-    """Put a text between two marks of a file, instead of what is there.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file; the marks are the lines ``<!-- NAME -->`` and
-        ``<!-- end NAME -->``.
-    name : str
-        Name of the marks.
-    text : str
-        What shall stand between them.
-
-    Raises
-    ------
-    ValueError
-        If the file has no such marks.
-    """
-    content = path.read_text(encoding="utf-8")
-    first, last = f"<!-- {name} -->\n", f"<!-- end {name} -->"
-    if first not in content or last not in content.partition(first)[2]:
-        raise InputError(
-            f"{path} has no lines '{first.strip()}' and '{last}' to write "
-            "between"
-        )
-    before, _, rest = content.partition(first)
-    after = rest[rest.index(last) :]
-    content = f"{before}{first}{text}\n{after}"
-    write_atomically(
-        path, lambda file: file.write_text(content, encoding="utf-8")
-    )
-
-
-def _latency(run, split):
-    """Median latency of a streaming student (ms), None where not measured."""
-    return run["splits"].get(split, {}).get("latency", {}).get("median")
-
-
-def _spread(values):
+def _spread(scores, rate):
+    values = [score[rate] for score in scores]
     text = f"{statistics.mean(values):.1f}"
     if len(values) > 1:
         text += f" ± {statistics.stdev(values):.1f}"
     return text
 
 
+def insert(path, name, text):
+    """Replace what stands between two marks of a file by a text.
+
+    The marks are the lines ``<!-- NAME -->`` and ``<!-- end NAME -->``; raises
+    :class:`InputError` if the file lacks them.
+    """
+    content = path.read_text(encoding="utf-8")
+    first, last = f"<!-- {name} -->\n", f"<!-- end {name} -->"
+    before, _, rest = content.partition(first)
+    if last not in rest:
+        raise InputError(
+            f"{path} has no lines '{first.strip()}' and '{last}' to write "
+            "between"
+        )
+    content = f"{before}{first}{text}\n{rest[rest.index(last) :]}"
+    write_atomically(
+        path, lambda file: file.write_text(content, encoding="utf-8")
+    )
+
+
 def markdown_table(rows):
-    """Lay rows out as a Markdown table.
-
-    Arguments
-    ---------
-    rows : list of list of str
-        The first is the head.
-
-    Returns
-    -------
-    str
-        The table.
+    """Lay rows of texts out as a Markdown table; the first is the head.
 
     Example
     -------
@@ -349,11 +269,14 @@ def markdown_table(rows):
     |---|----|
     | 1 | 23 |
     """
-    widths = [
-        max(len(row[column]) for row in rows) for column in range(len(rows[0]))
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows
     ]
     lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
     return "\n".join(lines)
+
+
+def _markdown(columns):
+    rows = zip(*columns.values(), strict=True)
+    return markdown_table([list(columns), *map(list, rows)])

@@ -1,4 +1,4 @@
-"""What a student has taken over from its teacher, seen frame by frame."""
+"""How a student's posteriors compare with its teacher's, frame by frame."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -12,35 +12,27 @@ from tutornet_sb.distillation.frame_weighting import (
     frame_weights,
 )
 from tutornet_sb.inference.latency import align_symbols, symbol_runs
+from tutornet_sb.inference.speech import find_speech, known_data
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import LogMelFeatures
 from tutornet_sb.teachers.teacher import Teacher
 from tutornet_sb.util.files import read_json, write_json
 
 DIAGNOSTICS = "diagnostics.json"
-# Models kept in memory: a teacher, a student alone and a taught one
+# Models kept in memory: a teacher, a baseline and a distilled student
 KEPT = 3
 
 
-class NotThere(Exception):
-    """Why something cannot be seen: it is left out of a report, and said."""
+class Unavailable(Exception):
+    """Why something is left out of a report."""
 
 
 class Spikes(NamedTuple):
-    """Counts over utterances.
+    """Counts over utterances."""
 
-    Attributes
-    ----------
-    spikes : int
-        Symbols that the student writes.
-    same : int
-        Those that its teacher writes at the same frame.
-    near : int
-        Those that its teacher writes there or at a neighbouring frame.
-    frames, blanks, teacher_blanks : int
-        Frames, and those at which the blank is the likeliest.
-    """
-
+    # Symbols that the student writes, and those of them that its teacher writes
+    # at the same frame, and at most a frame off; frames, and those at which the
+    # blank is the likeliest
     spikes: int = 0
     same: int = 0
     near: int = 0
@@ -50,83 +42,22 @@ class Spikes(NamedTuple):
 
 
 class Example(NamedTuple):
-    """An utterance as a model and its teacher's hear it.
+    """Posteriors of several models on one utterance; periods in seconds."""
 
-    Attributes
-    ----------
-    text : str
-        What is said.
-    features : torch.Tensor
-        Log-mel energies, ``(frames, bands)``.
-    feature_period : float
-        Distance between two of these frames (seconds).
-    symbols : list of (float, str)
-        Time (seconds) and symbol of the transcript, as the teacher aligns it.
-    weights : dict
-        By name of the frame weighting, ``(teacher's frames,)``.
-    period : float
-        Distance between two of the teacher's frames (seconds).
-    posteriors : dict
-        By name of the model, ``(frames, symbols)`` and the frame period
-        (seconds).
-    pieces : list of str
-        The symbols.
-    blank_index : int
-        Index of the blank.
-    """
-
-    text: str
-    features: torch.Tensor
+    text: str  # its transcript
+    features: torch.Tensor  # log-mel energies (frames, bands)
     feature_period: float
-    symbols: list
-    weights: dict
-    period: float
-    posteriors: dict
+    symbols: list  # (time, symbol) of the transcript, as the teacher aligns it
+    weights: dict  # (teacher's frames,) by name of the frame weighting
+    period: float  # of the teacher's frames
+    posteriors: dict  # (frames, symbols) and their period, by name of the model
     pieces: list
-    blank_index: int
-
-
-def read_log(folder):
-    """Read what a stage has logged of its epochs.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Folder of the stage.
-
-    Returns
-    -------
-    list of dict
-        One for each epoch, in order: ``epoch``, ``seconds`` (of training so
-        far) and figures such as ``valid WER``; empty if there is no log. Of an
-        epoch that was trained again after a stop, the last line counts.
-    """
-    path = Path(folder) / runs.TRAIN_LOG
-    epochs = {}
-    if not path.is_file():
-        return []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        items = line.replace(" - ", ", ").split(", ")
-        pairs = [item.rpartition(": ")[::2] for item in items]
-        figures = {name: float(value) for name, value in pairs if name}
-        epochs[int(figures["epoch"])] = figures
-    return [epochs[number] for number in sorted(epochs)]
 
 
 def find_spikes(posteriors, blank_index=0):
-    """Find the frames at which a CTC model writes its symbols.
+    """Symbols that a CTC model writes, each with its likeliest frame.
 
-    Arguments
-    ---------
-    posteriors : torch.Tensor
-        ``(frames, symbols)``.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    list of (int, int)
-        Symbol, and the frame of its run at which it is the likeliest.
+    ``posteriors`` are of shape ``(frames, symbols)``.
 
     Example
     -------
@@ -141,19 +72,9 @@ def find_spikes(posteriors, blank_index=0):
 
 
 def compare_spikes(student, teacher, blank_index=0):
-    """Compare where a student and its teacher write their symbols.
+    """Count the symbols that a student writes where its teacher does.
 
-    Arguments
-    ---------
-    student, teacher : torch.Tensor
-        Posteriors on the same frames, ``(frames, symbols)``.
-    blank_index : int
-        Index of the CTC blank.
-
-    Returns
-    -------
-    Spikes
-        Counts of one utterance.
+    Both posteriors are of shape ``(frames, symbols)``.
 
     Example
     -------
@@ -178,39 +99,21 @@ def compare_spikes(student, teacher, blank_index=0):
     )
 
 
-class Ears:
-    """Loads runs, and lets them hear utterances of their development set.
+class Probe:
+    """Runs models on utterances of their development set.
 
-    The posteriors of a teacher are kept for its students.
+    Posteriors of a teacher are kept for all its students.
     """
 
     def __init__(self):
-        self.models, self.said, self.speech = {}, {}, {}
+        self.models, self.targets, self.speech = {}, {}, {}
 
     def diagnose(self, folder, teacher):
-        """Compare a student with a teacher on its development set.
+        """Compare the spikes of a student's run with those of a teacher's.
 
-        The result is kept in the student's folder until its weights change.
-
-        Arguments
-        ---------
-        folder : str or pathlib.Path
-            Run of the student.
-        teacher : str or pathlib.Path or None
-            That of the teacher; None if there is none to compare with.
-
-        Returns
-        -------
-        dict
-            ``utterances`` (some of the first development split), ``teacher``
-            (the end of its folder's path), and of the spikes in percent
-            ``same_frame`` and ``within_one_frame``; ``blank_rate`` and
-            ``teacher_blank_rate`` are percent of the frames.
-
-        Raises
-        ------
-        NotThere
-            If weights, audio or the teacher are missing.
+        Figures are in percent of the spikes, blank rates of the frames. They
+        are kept in the student's folder until its weights change. Raises
+        :class:`Unavailable` if weights, audio or the teacher are missing.
         """
         folder = Path(folder)
         kept, weights = folder / DIAGNOSTICS, folder / runs.WEIGHTS
@@ -220,12 +123,12 @@ class Ears:
             return read_json(kept)
         utterances = self._utterances(folder)
         if teacher is None:
-            raise NotThere(f"no teacher is there to compare {folder} with")
-        counts, blank = Spikes(), _blank(folder)
+            raise Unavailable(f"there is no teacher to compare {folder} with")
+        counts = Spikes()
         for utterance in utterances:
             logits, targets = self._both(folder, teacher, utterance)
             found = compare_spikes(
-                torch.softmax(logits, dim=-1), targets.posteriors[0], blank
+                torch.softmax(logits, dim=-1), targets.posteriors[0]
             )
             counts = Spikes(*map(sum, zip(counts, found, strict=True)))
         figures = {
@@ -242,41 +145,26 @@ class Ears:
         return figures
 
     def example(self, students, teacher, seconds=1.5):
-        """Let models and their teacher hear one utterance.
+        """Posteriors of a teacher and of runs, given by name, on one utterance.
 
-        Arguments
-        ---------
-        students : dict
-            Folders of runs by the names that they shall have.
-        teacher : str or pathlib.Path or None
-            Run of the teacher.
-        seconds : float
-            About how long the utterance shall be.
-
-        Returns
-        -------
-        Example
-            The utterance of the development set that is nearest to that.
-
-        Raises
-        ------
-        NotThere
-            If weights, audio or the teacher are missing.
+        The :class:`Example` is of the utterance of the development set whose
+        length is nearest to ``seconds``. Raises :class:`Unavailable` if
+        weights, audio or the teacher are missing.
         """
         if teacher is None:
-            raise NotThere("no teacher is there")
+            raise Unavailable("there is no teacher")
         model, tokenizer = self._load(teacher)
         # Before the audio is read, which is long when they have no weights.
         loaded = {name: self._load(students[name])[0] for name in students}
-        symbols, blank = pieces(tokenizer), _blank(teacher)
+        symbols = pieces(tokenizer)
         rate, period = model.features.sample_rate, model.frame_period
         utterances = self._utterances(next(iter(students.values())))
         utterance = min(
             utterances, key=lambda u: abs(len(u.read()) / rate - seconds)
         )
         wav = utterance.read().unsqueeze(0)
-        said = Teacher(model)(wav, torch.ones(1))
-        posteriors = {"teacher": (said.posteriors[0], period)}
+        targets = Teacher(model)(wav, torch.ones(1))
+        posteriors = {"teacher": (targets.posteriors[0], period)}
         for name, folder in students.items():
             logits, _ = self._both(folder, teacher, utterance)
             posteriors[name] = (
@@ -288,38 +176,39 @@ class Ears:
             for index in tokenizer.encode(utterance.text)
             if index != tokenizer.unk_id()
         ]
-        frames = align_symbols(said.posteriors[0].log(), ids, blank) or []
+        log_posteriors = targets.posteriors[0].log()
+        frames = align_symbols(log_posteriors, ids) or []
         features = LogMelFeatures(sample_rate=rate)
         return Example(
-            utterance.text,
-            features.spectrum(wav)[0],
-            features.frame_period,
-            [
+            text=utterance.text,
+            features=features.spectrum(wav)[0],
+            feature_period=features.frame_period,
+            symbols=[
                 (first * period, symbols[index])
                 for index, (first, _) in zip(ids, frames, strict=False)
             ],
-            {name: frame_weights(said, name)[0] for name in FRAME_WEIGHTINGS},
-            period,
-            posteriors,
-            symbols,
-            blank,
+            weights={
+                name: frame_weights(targets, name)[0]
+                for name in FRAME_WEIGHTINGS
+            },
+            period=period,
+            posteriors=posteriors,
+            pieces=symbols,
         )
 
     @torch.no_grad()
     def _both(self, folder, teacher, utterance):
         """A student's logits, and its teacher's targets on its frames."""
         model, tokenizer = self._load(folder)
-        key = str(teacher), utterance.path
-        if key not in self.said:
+        wav, key = utterance.read().unsqueeze(0), (str(teacher), utterance.path)
+        if key not in self.targets:
             other, theirs = self._load(teacher)
             if pieces(theirs) != pieces(tokenizer):
-                raise NotThere(f"{teacher} has other symbols than {folder}")
-            self.said[key] = Teacher(other, taps=())(
-                utterance.read().unsqueeze(0), torch.ones(1)
-            )
-        encoding = model(utterance.read().unsqueeze(0), torch.ones(1))
+                raise Unavailable(f"{teacher} has other symbols than {folder}")
+            self.targets[key] = Teacher(other, taps=())(wav, torch.ones(1))
+        encoding = model(wav, torch.ones(1))
         targets = align(
-            self.said[key],
+            self.targets[key],
             encoding.lengths,
             model.frame_period,
             delay=float(runs.read_hyperparams(folder).get("delay") or 0),
@@ -330,58 +219,40 @@ class Ears:
         folder = Path(folder)
         if folder not in self.models:
             if not runs.is_finished(folder):
-                raise NotThere(f"{folder} holds no weights")
-            model, tokenizer = runs.load_run(folder)
+                raise Unavailable(f"{folder} holds no weights")
+            loaded = runs.load_run(folder)
             while len(self.models) >= KEPT:
                 del self.models[next(iter(self.models))]
-            self.models[folder] = model, tokenizer
+            self.models[folder] = loaded
         return self.models[folder]
 
     def _utterances(self, folder):
         """Some of the development set that a run was scored on."""
         model, _ = self._load(folder)
-        results = runs.read_results(folder)
-        *_, last = results["stages"].values()
-        key = *runs.known_data(folder), *last["splits"]
+        *_, last = runs.read_results(folder)["stages"].values()
+        key = *known_data(folder), *last["splits"]
         if key not in self.speech:
-            self.speech[key] = runs.find_speech(
+            self.speech[key] = find_speech(
                 Path(folder), None, last, model, needed=False
             )
         if self.speech[key] is None:
-            raise NotThere(f"the corpus of {folder} is not there")
+            raise Unavailable(f"the corpus of {folder} is missing")
         return self.speech[key].valid
 
 
 def find_teacher(folder):
-    """Find the teacher of a run, where it was or beside the run.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Output folder of ``train.py``.
-
-    Returns
-    -------
-    pathlib.Path or None
-        Run of the teacher, None if there is none or it is not there.
-    """
+    """Run of a run's teacher, where it was or beside the run, or None."""
     folder = Path(folder)
-    teacher = runs.read_results(folder).get("teacher") or {}
-    if "folder" not in teacher:
+    teacher = runs.read_results(folder).get("teacher")
+    if teacher is None or teacher["kind"] != "run":
         return None
-    named = Path(teacher["folder"])
-    recipe = Path(
-        str(runs.read_hyperparams(folder).get("recipe_folder") or ".")
-    )
+    named = Path(teacher["source"])
+    recipe = runs.read_hyperparams(folder).get("recipe_folder") or "."
     beside = folder.parent.parent / named.parent.name / named.name
     for place in (named, recipe / named, beside):
         if runs.is_finished(place):
             return place
     return None
-
-
-def _blank(folder):
-    return int(runs.read_hyperparams(folder).get("blank_index") or 0)
 
 
 def _percent(part, whole):

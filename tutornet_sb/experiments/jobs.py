@@ -19,14 +19,13 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from tutornet_sb.experiments.compare import differing
+from tutornet_sb.experiments.plan import MATCHED, RUN_OPTIONS
 from tutornet_sb.networks import runs
 from tutornet_sb.util import signals
-from tutornet_sb.util.files import write_atomically
 
-# The command line that makes a run
-COMMAND = "command.txt"
 POLL = 0.5  # seconds
-PATIENCE = 60.0  # seconds that a run has to end when it is told to
+PATIENCE = 60.0  # seconds that a run has to end after SIGTERM
 
 
 class Outcome(NamedTuple):
@@ -38,7 +37,7 @@ class Outcome(NamedTuple):
         The job.
     state : str
         ``made``, ``reused`` (it was finished), ``failed``, or ``left out``
-        (for want of a run that failed).
+        (a run that it needs has failed).
     reason : str
         What is wrong, empty if nothing is.
     """
@@ -49,27 +48,14 @@ class Outcome(NamedTuple):
 
 
 def run_jobs(jobs, recipe, at_once=1):
-    """Run what is not finished, and go on when one fails.
+    """Run what is not finished, each with one thread; a failure stops no other.
 
-    A run that was stopped is continued by ``train.py``. What a run prints is
-    added to ``SEED.log`` beside its folder, after its command line. The log is
-    locked while the run lives, so that a run which has outlived its
-    ``tutornet compare`` is waited for instead of being trained twice. A signal
-    that stops this process (see :mod:`tutornet_sb.util.signals`) ends the runs.
-
-    Arguments
-    ---------
-    jobs : list of Job
-        In the order in which they start, if what they need is there.
-    recipe : pathlib.Path
-        Folder in which ``train.py`` is run.
-    at_once : int
-        How many run at the same time, each with one thread.
-
-    Returns
-    -------
-    list of Outcome
-        One for each job, in the order in which they ended.
+    ``train.py`` resumes a run that was stopped. What a run prints is added to
+    ``SEED.log`` beside its folder, after its command line. The log is locked
+    while the run lives, so that a run which has outlived its ``tutornet
+    compare`` is waited for instead of being trained twice. A signal that stops
+    this process ends the runs. Returns an :class:`Outcome` for each job, in the
+    order in which they ended.
     """
     display = Progress(
         TextColumn("{task.description}"),
@@ -120,22 +106,16 @@ class _Runner:
     def start_some(self):
         """Start jobs that are ready, as many as there is room for."""
         for job in list(self.waiting):
-            missing = [
-                self.outcomes[folder]
-                for folder in job.needs
-                if folder in self.outcomes and self.outcomes[folder].reason
-            ]
-            if missing:
-                self.finish(
-                    job, "left out", f"it needs {missing[0].job.folder}"
-                )
-            elif all(folder in self.outcomes for folder in job.needs):
-                if len(self.started) < self.at_once:
-                    self.start(job)
+            ended = [self.outcomes.get(folder) for folder in job.needs]
+            failed = [o.job.folder for o in ended if o and o.reason]
+            if failed:
+                self.finish(job, "left out", f"it needs {failed[0]}")
+            elif None not in ended and len(self.started) < self.at_once:
+                self.start(job)
 
     def start(self, job):
         if is_made(job, self.recipe):
-            reason = _taught_by_other(job, self.recipe)
+            reason = _other_teacher(job, self.recipe)
             self.finish(job, "failed" if reason else "reused", reason)
             return
         filled = job.with_epochs(self.recipe)
@@ -143,18 +123,15 @@ class _Runner:
         folder.mkdir(parents=True, exist_ok=True)
         with open(log_of(folder), "a", encoding="utf-8") as log:
             try:
-                # Held by the run too, for it prints there, until it ends. Not
-                # by files.locked, which waits, empties the file and does not
-                # hand it on.
+                # Held by the run too, which prints there, until it ends. Not by
+                # files.locked, which waits, empties the file and does not hand
+                # it on.
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # Another process still makes this run: see again later.
+                # Another process still makes this run: look again later.
                 return
             command = filled.command()
             print(f"$ {shlex.join(command)}", file=log, flush=True)
-            if not runs.read_results(folder):
-                # Now, for the run may outlive this process and end well.
-                _write_command(filled, folder)
             process = subprocess.Popen(
                 command,
                 cwd=self.recipe,
@@ -167,7 +144,10 @@ class _Runner:
             )
         self.waiting.remove(job)
         task = self.display.add_task(
-            _short(job), total=filled.epochs, unit="epochs"
+            # Corpus, run and seed
+            "/".join(Path(job.folder).parts[-3:]),
+            total=filled.epochs,
+            unit="epochs",
         )
         self.started[job.folder] = _Started(
             filled, process, task, time.monotonic()
@@ -184,36 +164,29 @@ class _Runner:
         self.display.remove_task(task)
         log = log_of(folder)
         if code:
-            # Results that it may have left are not to be reused.
-            (folder / COMMAND).unlink(missing_ok=True)
-            self.finish(
-                job,
-                "failed",
-                f"{_last_line(log)} (exit code {code}, see {log})",
-            )
-            return
-        if not runs.read_results(folder):
+            reason = f"{_last_line(log)} (exit code {code}, see {log})"
+            self.finish(job, "failed", reason)
+        elif not runs.read_results(folder):
             reason = f"it left no {runs.RESULTS}, see {log}"
             self.finish(job, "failed", reason)
-            return
-        _write_command(job, folder)
-        self.finish(job, "made", seconds=time.monotonic() - since)
+        else:
+            self.finish(job, "made", seconds=time.monotonic() - since)
 
     def finish(self, job, state, reason="", seconds=None):
         self.waiting = [
             other for other in self.waiting if other.folder != job.folder
         ]
         self.outcomes[job.folder] = Outcome(job, state, reason)
-        told = f"{state}: {job.folder}"
+        line = f"{state}: {job.folder}"
         if seconds is not None:
-            told += f" ({seconds:.0f} s)"
+            line += f" ({seconds:.0f} s)"
         if reason:
-            told += f": {reason}"
-        self.display.console.print(told, markup=False, highlight=False)
+            line += f": {reason}"
+        self.display.console.print(line, markup=False, highlight=False)
         self.display.advance(self.total)
 
     def end_all(self):
-        """Let no run outlive this process, if it can be helped."""
+        """Let no run outlive this process, if possible."""
         processes = [started.process for started in self.started.values()]
         for process in processes:
             _signal(process, signal.SIGTERM)
@@ -227,65 +200,31 @@ class _Runner:
 
 
 def is_made(job, recipe):
-    """Tell whether a run is finished and was told the same, in any order.
+    """Whether a run is finished and had the same options.
 
-    The epochs of one at the cost of others are those that it was made with:
-    the same runs, timed again, would say others.
-
-    Arguments
-    ---------
-    job : Job
-        The run.
-    recipe : pathlib.Path
-        The recipe's folder.
-
-    Returns
-    -------
-    bool
-        False too where the command is not known: ``train.py`` then says
-        whether it is the same experiment.
+    A compute-matched baseline keeps the epochs that it was made with: the same
+    runs, timed again, would give others. Of other runs ``train.py`` decides
+    whether they are the same experiment.
     """
-    folder = recipe / job.folder
-    path = folder / COMMAND
-    if not (path.is_file() and runs.read_results(folder)):
+    results = runs.read_results(recipe / job.folder)
+    if results.get("format") != runs.FORMAT:
         return False
-    made = _told(shlex.split(path.read_text("utf-8")))
-    wanted = _told(job.command()[1:])
-    if job.cost is not None:
-        made.pop("--epochs", None)
-    return made == wanted
+    made = dict(results["options"])
+    if MATCHED in job.options:
+        made.pop("epochs", None)
+    # SpeechBrain's own options make no other experiment.
+    other = set(differing(made, job.options)) - RUN_OPTIONS.keys()
+    same_file = results["main_file"] == Path(job.main_file).name
+    return same_file and not other
 
 
 def find_finished(jobs, recipe):
-    """Find the runs that are finished, and start none.
-
-    Arguments
-    ---------
-    jobs : list of Job
-        Any.
-    recipe : pathlib.Path
-        The recipe's folder.
-
-    Returns
-    -------
-    list of Outcome
-        One for each that is finished.
-    """
+    """Outcomes of the runs that are finished; none is started."""
     return [Outcome(job, "reused") for job in jobs if is_made(job, recipe)]
 
 
 def log_of(folder):
-    """Name the file that holds what a run has printed.
-
-    Arguments
-    ---------
-    folder : pathlib.Path
-        Output folder of the run.
-
-    Returns
-    -------
-    pathlib.Path
-        Beside it.
+    """Name the file beside a run's folder that holds what it has printed.
 
     Example
     -------
@@ -296,26 +235,15 @@ def log_of(folder):
 
 
 def count_epochs(folder):
-    """Count the epochs that a run has behind it, all stages together.
-
-    Arguments
-    ---------
-    folder : pathlib.Path
-        Output folder of the run.
-
-    Returns
-    -------
-    int
-        Epochs.
-    """
+    """Epochs that a run has finished, all stages together."""
     return sum(
         len(path.read_bytes().splitlines())
-        for path in (folder / runs.STAGES).glob(f"*/{runs.TRAIN_LOG}")
+        for path in (folder / runs.STAGES).glob(f"*/{runs.METRICS}")
     )
 
 
-def _taught_by_other(job, recipe):
-    """Say what is wrong if a finished run's teacher is no longer that of now.
+def _other_teacher(job, recipe):
+    """Say what is wrong if a finished run's teacher has other weights now.
 
     Runs of a plan share their teacher, so that they differ by what the plan
     says and by nothing else.
@@ -328,31 +256,10 @@ def _taught_by_other(job, recipe):
     if teacher.get("weights_sha256") == now:
         return ""
     return (
-        f"it was taught by other weights than those of {folder} now: delete "
-        "that run to make it again, or give the plan another results_folder"
+        f"it was distilled from other weights than those of {folder} now: "
+        "delete that run to make it again, or give the plan another "
+        "results_folder"
     )
-
-
-def _write_command(job, folder):
-    line = shlex.join(job.command()[1:]) + "\n"
-    write_atomically(
-        folder / COMMAND, lambda path: path.write_text(line, "utf-8")
-    )
-
-
-def _told(words):
-    """What a command line says, by option, for their order does not matter."""
-    told, option = {}, ""
-    for word in words:
-        if word.startswith("--"):
-            option = word
-        told.setdefault(option, []).append(word)
-    return told
-
-
-def _short(job):
-    """Corpus, run and seed."""
-    return "/".join(Path(job.folder).parts[-3:])
 
 
 def _last_line(log):

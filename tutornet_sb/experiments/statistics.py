@@ -1,18 +1,15 @@
-"""How sure an error rate is, and whether two models differ.
+"""Bootstrap intervals of error rates, and tests whether two models differ.
 
-Intervals and p-values are of a bootstrap over seeds and over utterances: each
-resample draws trainings (seeds) of each model and one set of utterances, with
-their errors and their lengths, for all of them (Owen, "The pigeonhole
+Each resample draws trainings (seeds) of each model and one set of utterances,
+with their errors and their lengths, for all of them (Owen, "The pigeonhole
 bootstrap", Annals of Applied Statistics 2007; for utterances alone, Bisani and
 Ney, "Bootstrap estimates for confidence intervals in ASR performance
-evaluation", ICASSP 2004). So they hold for other seeds and other utterances of
-this kind. Of n seeds n - 1 are drawn, which makes the variance of their mean
-unbiased (Rao and Wu, "Resampling inference with complex survey data", JASA
-1988). With few seeds the intervals are somewhat too narrow all the same: hence
-``SEEDS_FOR_A_CLAIM``. With one seed they hold for that training alone.
-
-Utterances of one speaker are taken to be independent of each other, which makes
-intervals somewhat too narrow too (arXiv 1912.09508).
+evaluation", ICASSP 2004). So the figures hold for other seeds and utterances of
+this kind; with one seed, for that training alone. Of n seeds n - 1 are drawn,
+which makes the variance of their mean unbiased (Rao and Wu, "Resampling
+inference with complex survey data", JASA 1988). With few seeds intervals are
+somewhat too narrow all the same: hence ``SEEDS_FOR_A_CLAIM``. So they are
+because utterances of one speaker count as independent (arXiv 1912.09508).
 """
 
 from typing import NamedTuple
@@ -29,49 +26,26 @@ _BATCH_ELEMENTS = 2_000_000
 
 
 class Difference(NamedTuple):
-    """How a model differs from another on the same utterances.
+    """How a model differs from another on the same utterances."""
 
-    Attributes
-    ----------
-    points : float
-        Error rate less that of the other (percent of the units).
-    low, high : float
-        95 % interval of that.
-    reduction : float
-        Errors saved, of those of the other (percent).
-    reduction_low, reduction_high : float
-        95 % interval of that.
-    p_value : float or None
-        Twice the share of resamples in which the difference has the other
-        sign or is none; None if a model has one seed, since nothing is known
-        of other seeds then.
-    """
-
+    # Error rate less that of the other (percent), and its 95 % interval
     points: float
     low: float
     high: float
+    # Errors saved, of those of the other (percent), and their 95 % interval
     reduction: float
     reduction_low: float
     reduction_high: float
+    # Twice the share of resamples in which the difference has the other sign or
+    # is none; None if a model has one seed
     p_value: float | None
 
 
 def interval(errors, units, resamples=RESAMPLES):
-    """95 % interval of an error rate, over seeds and utterances.
+    """95 % interval of an error rate (percent), over seeds and utterances.
 
-    Arguments
-    ---------
-    errors : array_like
-        Errors of each utterance, ``(seeds, utterances)``.
-    units : array_like
-        Words (or characters) of each, ``(utterances,)``.
-    resamples : int
-        How often seeds and utterances are drawn.
-
-    Returns
-    -------
-    tuple of float
-        Lower and upper bound (percent).
+    ``errors`` are of shape ``(seeds, utterances)``, ``units``, the words or
+    characters of each utterance, ``(utterances,)``.
 
     Example
     -------
@@ -83,28 +57,9 @@ def interval(errors, units, resamples=RESAMPLES):
 
 
 def difference(errors, reference, units, resamples=RESAMPLES):
-    """Compare two models that were scored on the same utterances.
+    """Compare errors of two models, each ``(its seeds, utterances)``.
 
-    Arguments
-    ---------
-    errors : array_like
-        Errors of each utterance, ``(seeds, utterances)``.
-    reference : array_like
-        Those of the other model, ``(its seeds, utterances)``.
-    units : array_like
-        Words (or characters) of each utterance, ``(utterances,)``.
-    resamples : int
-        How often seeds and utterances are drawn.
-
-    Returns
-    -------
-    Difference
-        With its intervals and its p-value.
-
-    Raises
-    ------
-    ValueError
-        If the utterances differ in number, or the other model has no error.
+    Both were scored on the same utterances, which have ``units`` words each.
 
     Example
     -------
@@ -140,18 +95,9 @@ def difference(errors, reference, units, resamples=RESAMPLES):
 
 
 def holm(p_values):
-    """Correct p-values for their number (Holm 1979).
+    """P-values corrected for their number (Holm 1979), in the same order.
 
-    Arguments
-    ---------
-    p_values : list of float
-        Of all tests that were made.
-
-    Returns
-    -------
-    list of float
-        The corrected ones, in the same order: each is the least level of all
-        tests together at which this one rejects.
+    Each is the least level of all tests together at which this one rejects.
 
     Example
     -------

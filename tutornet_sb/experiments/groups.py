@@ -1,0 +1,297 @@
+"""Runs that differ in their seed alone, and which of them are compared."""
+
+import functools
+import json
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from tutornet_sb.experiments.compare import group, read_finished
+from tutornet_sb.experiments.labels import (
+    options_of,
+    place_of,
+    set_labels,
+)
+from tutornet_sb.inference.scores import read_alignments
+from tutornet_sb.networks import runs
+from tutornet_sb.training.stages import STAGES
+from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.files import read_json
+
+# Columns of errors.json
+RATES = {"wer": 0, "cer": 2}
+# What runs are compared with
+EQUAL_EPOCHS = "at equal epochs"
+COMPUTE_MATCHED = "compute-matched"
+FIRST = "first"
+
+
+def read_metrics(folder):
+    """Figures of each epoch of a stage, in order; of a repeated one the last.
+
+    Empty if the folder of the stage holds none.
+    """
+    path, epochs = Path(folder) / runs.METRICS, {}
+    if not path.is_file():
+        return []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        try:
+            epoch = json.loads(line)
+            epochs[epoch["epoch"]] = epoch
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{path}, line {number} is damaged ({error}): delete the line"
+            ) from None
+    return [epochs[number] for number in sorted(epochs)]
+
+
+class Group:
+    """What runs that differ in their seed alone have left.
+
+    Attributes that are lists have an item for each seed; the teacher is the
+    one that ``results.json`` describes, or an empty dict.
+    """
+
+    def __init__(self, summaries):
+        first = summaries[0]
+        self.summaries = summaries
+        self.folders = [Path(run["folder"]) for run in summaries]
+        self.results = [read_finished(folder) for folder in self.folders]
+        self.seeds = [run["seed"] for run in summaries]
+        # May be made longer to tell it apart
+        self.name = self.label = self.folders[0].parent.name
+        self.corpus, self.network = first["corpus"], first["name"]
+        self.method, self.epochs = first["method"], first["epochs"]
+        self.parameters, self.splits = first["parameters"], first["splits"]
+        results = self.results[0]
+        self.teacher = results["teacher"] or {}
+        try:
+            self.role, self.options = results["role"], options_of(results)
+            self.compute_matched_to = results["compute_matched_to"] or []
+        except KeyError as error:
+            raise InputError(
+                f"results.json in {self.folders[0]} lacks {error}: was it "
+                "written by train.py?"
+            ) from None
+
+    @property
+    def is_baseline(self):
+        """Whether it is compared with others at equal epochs."""
+        return self.role == "baseline" and not self.compute_matched_to
+
+    @property
+    def has_weights(self):
+        """Whether the first seed can be run."""
+        return runs.is_finished(self.folders[0])
+
+    @property
+    def places(self):
+        """By which other runs refer to these."""
+        return {place_of(folder) for folder in self.folders}
+
+    def last_stages(self):
+        """Folder of the last stage."""
+        return [
+            folder / runs.STAGES / list(results["stages"])[-1]
+            for folder, results in zip(self.folders, self.results, strict=True)
+        ]
+
+    def rates(self, split, rate):
+        """Error rates (percent); None if a seed was not scored."""
+        scores = [run["splits"].get(split) for run in self.summaries]
+        return None if None in scores else [score[rate] for score in scores]
+
+    @functools.cached_property
+    def _errors(self):
+        paths = [stage / runs.ERRORS for stage in self.last_stages()]
+        return [read_json(path) if path.is_file() else {} for path in paths]
+
+    def errors(self, split, rate):
+        """Errors ``(seeds, utterances)``, units and ids of the utterances.
+
+        None if a seed has not kept them, or was scored on others.
+        """
+        found = [kept.get(split) for kept in self._errors]
+        if None in found or any(f.keys() != found[0].keys() for f in found):
+            return None
+        ids, column = sorted(found[0]), RATES[rate]
+        errors = [[seed[key][column] for key in ids] for seed in found]
+        units = [found[0][key][column + 1] for key in ids]
+        return np.array(errors), np.array(units), ids
+
+    def texts(self, split):
+        """Reference and hypothesis of each utterance, of the first seed.
+
+        None if they were not kept.
+        """
+        path = self.last_stages()[0] / f"wer_{split}.txt"
+        return read_alignments(path) if path.is_file() else None
+
+    def steps(self):
+        """Steps of the optimizer, all stages; None where not kept."""
+        counts = [
+            stage.get("steps") for stage in self.results[0]["stages"].values()
+        ]
+        return None if None in counts else sum(counts)
+
+    @functools.cached_property
+    def metrics(self):
+        """Figures of the epochs, by stage."""
+        return [
+            {
+                name: read_metrics(folder / runs.STAGES / name)
+                for name in results["stages"]
+            }
+            for folder, results in zip(self.folders, self.results, strict=True)
+        ]
+
+    def curves(self):
+        """Epochs, seconds and dev WER, counted from the first stage on."""
+        found = []
+        for stages in self.metrics:
+            before, elapsed, curve = 0, 0.0, []
+            for epochs in stages.values():
+                curve += [
+                    (
+                        before + epoch["epoch"],
+                        elapsed + epoch["seconds"],
+                        epoch["valid"]["WER"],
+                    )
+                    for epoch in epochs
+                    if "WER" in epoch["valid"]
+                ]
+                if epochs:
+                    before += epochs[-1]["epoch"]
+                    elapsed += epochs[-1]["seconds"]
+            found.append(curve)
+        return [curve for curve in found if curve]
+
+    def quarters(self):
+        """Best dev WER before the last quarter of the epochs, and in it.
+
+        Means over the seeds; None if not known.
+        """
+        found = []
+        for curve in self.curves():
+            early = [wer for n, _, wer in curve if n <= 0.75 * self.epochs]
+            late = [wer for n, _, wer in curve if n > 0.75 * self.epochs]
+            if early and late:
+                found.append((min(early), min(late)))
+        return tuple(np.mean(found, axis=0).tolist()) if found else None
+
+    def epochs_to_reach(self, other):
+        """Mean epochs until the dev WER is that which others end with.
+
+        ``never`` if a seed does not reach it, None if not known.
+        """
+        ends = [min(wer for *_, wer in curve) for curve in other.curves()]
+        curves = self.curves()
+        if not ends or not curves:
+            return None
+        wanted = statistics.mean(ends)
+        first = [
+            next((epoch for epoch, _, wer in curve if wer <= wanted), None)
+            for curve in curves
+        ]
+        return "never" if None in first else statistics.mean(first)
+
+    def rkd_errors(self):
+        """Mean dev loss after the first and last epoch of fitting states.
+
+        None if no stage does that.
+        """
+        found = [
+            (epochs[0]["valid"]["loss"], epochs[-1]["valid"]["loss"])
+            for stages in self.metrics
+            for name, epochs in stages.items()
+            if epochs and name in STAGES and STAGES[name].teacher == "hidden"
+        ]
+        return tuple(np.mean(found, axis=0).tolist()) if found else None
+
+
+def read_groups(folders):
+    """Groups of finished runs, of which all can be told apart by name."""
+    groups = [Group(summaries) for summaries in group(folders)]
+    check_teachers(groups)
+    for depth in (2, 3, 4):
+        names = [(found.corpus, found.name) for found in groups]
+        for found in groups:
+            if names.count((found.corpus, found.name)) > 1:
+                parts = found.folders[0].parts[-1 - depth : -1]
+                found.name = "/".join(parts)
+    set_labels(groups)
+    return groups
+
+
+def check_teachers(groups):
+    """Refuse runs whose teachers have the same name and other weights.
+
+    Students of one corpus and teacher are compared with each other, so what
+    differs must not be the teacher.
+    """
+    seen = {}
+    for found in groups:
+        for folder, results in zip(found.folders, found.results, strict=True):
+            teacher = results["teacher"] or {}
+            digest = teacher.get("weights_sha256")
+            if digest is None:
+                continue
+            key = found.corpus, teacher["name"]
+            other, theirs = seen.setdefault(key, (folder, digest))
+            if theirs != digest:
+                raise InputError(
+                    f"{other} and {folder} were distilled from different "
+                    f"teachers of the same name, {teacher['name']} (SHA-256 of "
+                    f"the weights {theirs[:12]} and {digest[:12]}): train both "
+                    "from one teacher, give one of the teachers another name, "
+                    "or report on them apart"
+                )
+
+
+def find_references(found, groups):
+    """Find what a student's runs are compared with, by kind of reference.
+
+    ``EQUAL_EPOCHS`` and ``COMPUTE_MATCHED`` are baselines of the same network
+    on the same corpus. Of several with as many epochs, the one with most of the
+    student's options and no others counts, else the first. ``FIRST`` is the
+    first run with the same method, teacher and epochs, which differs in other
+    options. A run of one seed is compared with such runs alone, and a mean over
+    seeds with means; compute-matched baselines and teachers with none.
+    """
+    if found.role == "teacher" or found.compute_matched_to:
+        return {}
+    alike = [
+        other
+        for other in groups
+        if other.role != "teacher"
+        and (other.corpus, other.network, other.parameters)
+        == (found.corpus, found.network, found.parameters)
+        and (len(other.seeds) > 1) == (len(found.seeds) > 1)
+    ]
+    first = next(
+        other
+        for other in alike
+        if not other.compute_matched_to
+        and (other.method, other.teacher.get("name"), other.epochs)
+        == (found.method, found.teacher.get("name"), found.epochs)
+    )
+    references = {} if first is found else {FIRST: first}
+    if found.is_baseline:
+        return references
+    equal = [o for o in alike if o.is_baseline and o.epochs == found.epochs]
+    if equal:
+        references[EQUAL_EPOCHS] = max(
+            equal, key=lambda other: _shared_options(found, other)
+        )
+    for other in alike:
+        if found.places & set(map(place_of, other.compute_matched_to)):
+            references[COMPUTE_MATCHED] = other
+            break
+    return references
+
+
+def _shared_options(student, baseline):
+    """How many options they share, 0 if the baseline has another."""
+    ours, theirs = student.options.items(), baseline.options.items()
+    return len(theirs) if theirs <= ours else 0
