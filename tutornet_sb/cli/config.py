@@ -1,0 +1,129 @@
+"""``tutornet config``: the settings of experiments, without running them."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tutornet_sb.cli.common import RECIPE_OPTIONS, running
+from tutornet_sb.util.errors import BAD_INPUT, InputError, SettingError
+
+app = typer.Typer(
+    help="List, show and check the YAML files of a recipe.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+MainFile = Annotated[
+    Path,
+    typer.Argument(
+        metavar="MAIN_YAML",
+        help="Main file of a recipe, followed by options as for its train.py: "
+        "--KEY VALUE. Both can run code: give only what you trust.",
+    ),
+]
+
+
+@app.command("ls")
+def list_files(
+    where: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER|MAIN_YAML",
+            help="A recipe folder, or a main file in one; by default the "
+            "working folder.",
+        ),
+    ] = Path(),
+):
+    """List a recipe's networks, with the parameters of sizes, and corpora."""
+    with running("config ls"):
+        hparams = _find_hparams(where) / "hparams"
+        for kind, describe in (
+            ("models", _describe_network),
+            ("corpora", _describe_corpus),
+        ):
+            typer.echo(f"{hparams / kind}:")
+            rows = [
+                (path.stem, describe(path))
+                for path in sorted((hparams / kind).glob("*.yaml"))
+            ]
+            width = max((len(name) for name, _ in rows), default=0)
+            for name, text in rows:
+                typer.echo(f"  {name:{width}}  {text}".rstrip())
+
+
+def _find_hparams(where):
+    """Recipe folder of a folder or a main file."""
+    from tutornet_sb.training.experiment import find_recipe
+
+    if not where.is_dir():
+        return find_recipe(where)
+    if not (where / "hparams" / "base.yaml").is_file():
+        raise InputError(f"{where} is no recipe folder: no hparams/base.yaml")
+    return where
+
+
+def _describe_network(path):
+    """Parameters by size, as comments state them."""
+    from tutornet_sb.util.composition import read_comments
+
+    counts = {}
+    for key, text in read_comments(path).items():
+        # The first comment is that of the file, and may state all sizes.
+        found = re.findall(
+            r"(?:`(\w+)`|(mini) corpus:?)? ?([\d,]+) param", text
+        )
+        for size, small, count in found:
+            size = size or ("small" if small else key if counts else "full")
+            counts.setdefault(size, count)
+    return ", ".join(f"{size} {count}" for size, count in counts.items())
+
+
+def _describe_corpus(path):
+    """First sentence of its comment."""
+    from tutornet_sb.util.composition import read_comments
+
+    return next(iter(read_comments(path).values()), "").partition(". ")[0]
+
+
+@app.command("show", context_settings=RECIPE_OPTIONS)
+def show(context: typer.Context, main: MainFile):
+    """Print the YAML of an experiment with all references resolved."""
+    with running("config show"):
+        from tutornet_sb.training.experiment import find_recipe
+        from tutornet_sb.training.settings import (
+            expand_home,
+            resolve_experiment,
+        )
+        from tutornet_sb.util.options import parse_command_line
+
+        file, _, options = parse_command_line([str(main), *context.args])
+        recipe = find_recipe(file)
+        options = expand_home(options) | {"recipe_folder": str(recipe)}
+        base = recipe / "hparams" / "base.yaml"
+        _, resolved = resolve_experiment(file, options, base)
+    typer.echo(resolved.rstrip())
+
+
+@app.command("validate", context_settings=RECIPE_OPTIONS)
+def validate(context: typer.Context, main: MainFile):
+    """Check an experiment without starting it: all faults, one line each.
+
+    The exit code is 0 if there is none, otherwise 2.
+    """
+    faults = []
+    with running("config validate"):
+        from tutornet_sb.training.experiment import Experiment
+        from tutornet_sb.util.options import parse_command_line
+
+        try:
+            words = [str(main), *context.args]
+            file, _, options = parse_command_line(words)
+            Experiment.load(file, options)
+        except SettingError as error:
+            faults = error.faults
+    for fault in faults:
+        typer.echo(f"tutornet config validate: {fault}", err=True)
+    if faults:
+        raise typer.Exit(BAD_INPUT)
+    typer.echo(f"{main}: no fault found")
