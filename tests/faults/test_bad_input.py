@@ -5,6 +5,7 @@ stage is finished, a filled target store), gives a command, and looks at the
 exit code, at standard error and at what was there before.
 """
 
+import importlib.util
 import io
 import json
 import logging
@@ -81,7 +82,10 @@ STORED = {"targets": "store", "store_folder": "store", "code_bytes": 2}
 
 @pytest.fixture(scope="module")
 def recipe():
-    return cli._load_recipe(HPARAMS / "rkd_lstm.yaml")
+    spec = importlib.util.spec_from_file_location("recipe", RECIPE / "train.py")
+    recipe = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(recipe)
+    return recipe
 
 
 def hasten(patch):
@@ -444,14 +448,38 @@ CASES = {
         yaml(
             "not offered", ["--debug_batches", "not offered"], debug_batches=3
         ),
-        yaml("a word", ["epochs: .*from 1 up", "'three'"], epochs="three"),
-        yaml("no number", ["lr: .*above 0", "'fast'"], lr="fast"),
-        yaml("negative", ["batch_seconds: .*-1"], batch_seconds=-1),
-        yaml("no whole number", ["num_workers: .*1.5"], num_workers=1.5),
-        yaml("not true", ["trust_remote_code: .*yes"], trust_remote_code="yes"),
-        yaml("no list", ["stages: must be a list", "'skd'"], stages="skd"),
-        yaml("a mapping", ["--lr", "is a mapping"], lr="{a: 1}"),
-        yaml("unknown stage", ["stages: .*ctc, skd, rkd"], stages="[rkd, sdk]"),
+        yaml(
+            "a word",
+            ["epochs must be a whole number, got 'three'"],
+            epochs="three",
+        ),
+        yaml("no number", ["lr must be a number, got 'fast'"], lr="fast"),
+        yaml(
+            "negative",
+            ["batch_seconds must be a positive number, got -1"],
+            batch_seconds=-1,
+        ),
+        yaml(
+            "no whole number",
+            ["num_workers must be a whole number, got 1.5"],
+            num_workers=1.5,
+        ),
+        yaml(
+            "not true",
+            ["trust_remote_code must be True or False, got 'yes'"],
+            trust_remote_code="yes",
+        ),
+        yaml("no list", ["stages must be a list, got 'skd'"], stages="skd"),
+        yaml(
+            "a mapping",
+            ["--lr must be a single value .*got the mapping"],
+            lr="{a: 1}",
+        ),
+        yaml(
+            "unknown stage",
+            ["stages: .*among ctc, rkd, skd, pseudo"],
+            stages="[rkd, sdk]",
+        ),
         yaml(
             "another method",
             [r"say --method rkd\+ctc"],
@@ -463,19 +491,29 @@ CASES = {
             ["rkd_share 0.25 of 2 .*: give --epochs 3 or more, or --rkd_share"],
             rkd_share=0.25,
         ),
-        yaml("unknown loss", ["skd_loss: .*'l3'", "l2, kl"], skd_loss="l3"),
+        yaml(
+            "unknown loss",
+            ["skd_loss must be 'l2', 'kl' or 'guided', got 'l3'"],
+            skd_loss="l3",
+        ),
         yaml(
             "unknown weighting",
-            ["frame_weighting: .*did you mean nonblank"],
+            ["frame_weighting must be .*did you mean nonblank"],
             frame_weighting="non_blank",
         ),
         yaml(
             "unknown encoding",
-            ["posterior_encoding: .*did you mean topk"],
+            ["posterior_encoding must be .*did you mean topk"],
             posterior_encoding="top_k",
         ),
-        yaml("unknown source", ["targets: .*mean store"], targets="stored"),
-        yaml("unknown kind", ["teacher_kind: .*mean ctc"], teacher_kind="CTC"),
+        yaml(
+            "unknown source", ["targets must be .*mean store"], targets="stored"
+        ),
+        yaml(
+            "unknown kind",
+            ["teacher_kind must be .*mean ctc"],
+            teacher_kind="CTC",
+        ),
         yaml(
             "learns nothing",
             ["ctc_weight .* both 0", "--skd_weight_final 1"],
@@ -571,7 +609,7 @@ CASES = {
         ),
         yaml(
             "overrides that are none",
-            ["student_overrides: must be a mapping|must be a mapping such as"],
+            ["overrides of .*lstm.yaml must be a mapping such as .*'channels'"],
             student_overrides="channels",
         ),
         yaml(
@@ -882,7 +920,9 @@ CASES = {
             data_folder=None,
             corpus_yaml="hparams/corpora/own.yaml",
         ),
-        yaml("number", ["train_csv: must be a file"], train_csv=3),
+        yaml(
+            "number", ["train_csv must be a file, a list .*got 3"], train_csv=3
+        ),
     ],
     "checkpoints": [
         Case(
@@ -1040,8 +1080,8 @@ CASES = {
             command=["targets", "--to", "store", "--check"],
         ),
         Case(
-            "no recipe",
-            ["no train.py beside nowhere.yaml"],
+            "main file in no recipe",
+            ["nowhere.yaml lies in no recipe"],
             command=["targets", "nowhere.yaml", "--to", "x"],
         ),
         Case(
@@ -1467,8 +1507,8 @@ def test_debug_shows_the_traceback_too(
     words = words_for_train(lr="fast", words=["--debug"])
     assert stop_code(recipe, monkeypatch, words) == 2
     said = capsys.readouterr().err
-    assert "Traceback" in said and "check_values" in said
-    assert said.strip().splitlines()[-1].startswith("train.py: lr: must be")
+    assert "Traceback" in said and "resolve_experiment" in said
+    assert said.strip().splitlines()[-1].startswith("train.py: lr must be")
     with pytest.raises(SystemExit) as stop:
         cli.app(["--debug", "compare", "nowhere"])
     assert stop.value.code == 2

@@ -4,9 +4,8 @@ They import what they need when they run: torch takes seconds, which help and
 tab completion must not.
 """
 
-from typing import Annotated
-
 import typer
+from typer import Option
 
 from tutornet_sb import __version__
 from tutornet_sb.cli import (
@@ -40,21 +39,18 @@ def _show_version(wanted):
 
 @app.callback()
 def tutornet(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            callback=_show_version,
-            is_eager=True,
-            help="Show the version and exit.",
-        ),
-    ] = False,
-    debug: Annotated[
-        bool,
-        typer.Option(
-            "--debug", help="Show the traceback of an error, before its line."
-        ),
-    ] = False,
+    version: bool = Option(
+        False,
+        "--version",
+        callback=_show_version,
+        is_eager=True,
+        help="Show the version and exit.",
+    ),
+    debug: bool = Option(
+        False,
+        "--debug",
+        help="Show the traceback of an error, before its line.",
+    ),
 ):
     """Tools around TutorNet runs."""
     DEBUG.set(debug)

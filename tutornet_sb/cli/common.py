@@ -2,9 +2,8 @@
 
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Annotated
 
-import typer
+from typer import Option
 
 from tutornet_sb.util import signals
 from tutornet_sb.util.environment import check_torchaudio, require
@@ -15,29 +14,18 @@ DEBUG = ContextVar("debug", default=False)
 # Of commands that take options of the recipe after their own
 RECIPE_OPTIONS = {"allow_extra_args": True, "ignore_unknown_options": True}
 
-License = Annotated[
-    str | None,
-    typer.Option(
-        help="Licence of the model as the hub calls it, such as cc-by-4.0; by "
-        "default that of the corpus, if known."
-    ),
-]
-Language = Annotated[
-    str | None,
-    typer.Option(
-        help="Language of the speech, such as en; by default that of the "
-        "corpus, if known."
-    ),
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code",
-        help="Load a model that is described by a hyperparams.yaml, or a run "
-        "of other parts than the recipe's networks have; either can run any "
-        "code.",
-    ),
-]
+LICENSE = Option(
+    None, help="Licence as the hub calls it; by default from the corpus."
+)
+LANGUAGE = Option(
+    None, help="Language, such as en; by default that of the corpus."
+)
+TRUST_REMOTE_CODE = Option(
+    False,
+    "--trust-remote-code",
+    help="Load a model that is described by a hyperparams.yaml, or a run "
+    "with other parts than the recipe's networks: both can run any code.",
+)
 
 
 @contextmanager

@@ -2,9 +2,9 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from tutornet_sb.cli.common import running
 from tutornet_sb.util import signals
@@ -12,64 +12,39 @@ from tutornet_sb.util.errors import InputError
 
 
 def compare(
-    what: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="PLAN|RUNS...",
-            help="A plan (YAML) of runs, which are made first, or output "
-            "folders of train.py. A plan's recipe can run code: give only what "
-            "you trust.",
-        ),
-    ],
-    to: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Write results.csv, report.md and report.html there, and of a "
-            "plan the small files of its runs. Of a plan, by default, "
-            "the folder report beside its runs.",
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Runs of a plan at a time, one thread each; by default as "
-            "many as there are processors, and one on a GPU.",
-        ),
-    ] = None,
-    corpus: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CORPUS",
-            help="Only this corpus of a plan. Can be given several times.",
-        ),
-    ] = None,
-    data: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="CORPUS=FOLDER",
-            help="Folder of a corpus of a plan. Can be given several times.",
-        ),
-    ] = None,
-    finished: Annotated[
-        bool,
-        typer.Option(
-            "--finished",
-            help="Make no run of a plan: report on those that are finished, "
-            "while others may be running.",
-        ),
-    ] = False,
-    into: Annotated[
-        Path | None,
-        typer.Option(
-            help="Write the table into this Markdown file too, between the "
-            "lines '<!-- NAME -->' and '<!-- end NAME -->'."
-        ),
-    ] = None,
-    name: Annotated[
-        str, typer.Option(help="NAME of the place in that file.")
-    ] = "results",
+    what: list[Path] = Argument(
+        metavar="PLAN|RUNS...",
+        help="A plan (YAML) of runs, which are made first, or runs of "
+        "train.py. A plan's recipe can run code: give only what you trust.",
+    ),
+    to: Path | None = Option(
+        None,
+        metavar="FOLDER",
+        help="Write a report there (by default of a plan: report beside "
+        "its runs), and of a plan the small files of its runs.",
+    ),
+    jobs: int | None = Option(
+        None,
+        min=1,
+        help="Runs of a plan at a time; by default one a CPU, or 1 on GPU.",
+    ),
+    corpus: list[str] | None = Option(
+        None, metavar="CORPUS", help="Only this corpus of a plan; repeatable."
+    ),
+    data: list[str] | None = Option(
+        None, metavar="CORPUS=FOLDER", help="Where it is; repeatable."
+    ),
+    finished: bool = Option(
+        False,
+        "--finished",
+        help="Report on the finished runs of a plan, and make none.",
+    ),
+    into: Path | None = Option(
+        None,
+        help="Markdown file to write the table into too, between the lines "
+        "'<!-- NAME -->' and '<!-- end NAME -->'.",
+    ),
+    name: str = Option("results", help="NAME of the place in that file."),
 ):
     """Lay runs out in a table, and report on them; or make them by a plan.
 

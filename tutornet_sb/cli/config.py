@@ -2,9 +2,9 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument
 
 from tutornet_sb.cli.common import RECIPE_OPTIONS, running
 from tutornet_sb.util.errors import BAD_INPUT, InputError, SettingError
@@ -14,26 +14,20 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-MainFile = Annotated[
-    Path,
-    typer.Argument(
-        metavar="MAIN_YAML",
-        help="Main file of a recipe, followed by options as for its train.py: "
-        "--KEY VALUE. Both can run code: give only what you trust.",
-    ),
-]
+MAIN_FILE = Argument(
+    metavar="MAIN_YAML",
+    help="Main file of a recipe, followed by options as for train.py. Both can "
+    "run code: give only what you trust.",
+)
 
 
 @app.command("ls")
 def list_files(
-    where: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER|MAIN_YAML",
-            help="A recipe folder, or a main file in one; by default the "
-            "working folder.",
-        ),
-    ] = Path(),
+    where: Path = Argument(
+        Path(),
+        metavar="FOLDER|MAIN_YAML",
+        help="A recipe folder, or a main file in one.",
+    ),
 ):
     """List a recipe's networks, with the parameters of sizes, and corpora."""
     with running("config ls"):
@@ -87,7 +81,7 @@ def _describe_corpus(path):
 
 
 @app.command("show", context_settings=RECIPE_OPTIONS)
-def show(context: typer.Context, main: MainFile):
+def show(context: typer.Context, main: Path = MAIN_FILE):
     """Print the YAML of an experiment with all references resolved."""
     with running("config show"):
         from tutornet_sb.training.experiment import find_recipe
@@ -106,7 +100,7 @@ def show(context: typer.Context, main: MainFile):
 
 
 @app.command("validate", context_settings=RECIPE_OPTIONS)
-def validate(context: typer.Context, main: MainFile):
+def validate(context: typer.Context, main: Path = MAIN_FILE):
     """Check an experiment without starting it: all faults, one line each.
 
     The exit code is 0 if there is none, otherwise 2.

@@ -1,62 +1,45 @@
 """``tutornet export``: a run as a model that needs no part of this package."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from tutornet_sb.cli.common import Language, License, running
+from tutornet_sb.cli.common import LANGUAGE, LICENSE, running
 
 
 def export(
-    run: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN",
-            help="An output folder of train.py. It can run code: give only "
-            "what you trust.",
-        ),
-    ],
-    folder: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR",
-            help="Folder to write; an earlier export there is replaced, with "
-            "all that it holds.",
-        ),
-    ],
-    foreign: Annotated[
-        bool,
-        typer.Option(
-            "--foreign",
-            help="Write a network of stock parts as the others are, with its "
-            "source: exact in padded batches too.",
-        ),
-    ] = False,
-    onnx: Annotated[
-        bool,
-        typer.Option(
-            "--onnx",
-            help="Also an ONNX graph, from waveform to log-probabilities, and "
-            "a script that transcribes by it without torch.",
-        ),
-    ] = False,
-    int8: Annotated[
-        bool, typer.Option("--int8", help="That, and the graph in int8.")
-    ] = False,
-    sherpa: Annotated[
-        bool,
-        typer.Option("--sherpa", help="Also the files that sherpa-onnx loads."),
-    ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="LibriSpeech folder whose test set these are compared on; "
-            "by default that of the run."
-        ),
-    ] = None,
-    license: License = None,
-    language: Language = None,
+    run: Path = Argument(
+        metavar="RUN",
+        help="A run, which can run code: give only what you trust.",
+    ),
+    folder: Path = Argument(
+        metavar="DIR",
+        help="Folder to write; one that is there is replaced completely.",
+    ),
+    foreign: bool = Option(
+        False,
+        "--foreign",
+        help="Export stock parts with their source too, as other networks "
+        "are: exact in padded batches.",
+    ),
+    onnx: bool = Option(
+        False,
+        "--onnx",
+        help="Also write an ONNX graph, waveform to log-probabilities, and "
+        "a script that transcribes by it without torch.",
+    ),
+    int8: bool = Option(
+        False, "--int8", help="As --onnx, and the graph in int8."
+    ),
+    sherpa: bool = Option(
+        False, "--sherpa", help="Also write the files of sherpa-onnx."
+    ),
+    data: Path | None = Option(
+        None, help="LibriSpeech folder to compare these on; else the run's."
+    ),
+    license: str | None = LICENSE,
+    language: str | None = LANGUAGE,
 ):
     """Write a run as a model that SpeechBrain loads without this package.
 

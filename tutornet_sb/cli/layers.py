@@ -1,28 +1,24 @@
 """``tutornet layers``: the layers of a network, and which can be paired."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from tutornet_sb.cli.common import TrustRemoteCode, running
+from tutornet_sb.cli.common import TRUST_REMOTE_CODE, running
 from tutornet_sb.util.errors import InputError, one_line
 
 
 def layers(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL_YAML|RUN",
-            help="A network's YAML file, which can run code: give only what "
-            "you trust. Or an output folder of train.py.",
-        ),
-    ],
-    size: Annotated[
-        str,
-        typer.Option(help="Size of the network, of those in its YAML file."),
-    ] = "full",
-    trust_remote_code: TrustRemoteCode = False,
+    model: Path = Argument(
+        metavar="MODEL_YAML|RUN",
+        help="A run of train.py, or a network's YAML file, which can run "
+        "code: give only what you trust.",
+    ),
+    size: str = Option(
+        "full", help="Size of the network, of those in its YAML file."
+    ),
+    trust_remote_code: bool = TRUST_REMOTE_CODE,
 ):
     """List the layers of a model, and which of them can be paired.
 

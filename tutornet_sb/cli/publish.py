@@ -1,47 +1,28 @@
 """``tutornet publish``: an exported model on the Hugging Face hub."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from tutornet_sb.cli.common import Language, License, running
+from tutornet_sb.cli.common import LANGUAGE, LICENSE, running
 
 
 def publish(
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="DIR", help="Written by tutornet export."),
-    ],
-    name: Annotated[
-        str,
-        typer.Argument(
-            metavar="NAME",
-            help="Repository on the hub, OWNER/MODEL; made if there is none.",
-        ),
-    ],
-    private: Annotated[
-        bool,
-        typer.Option("--private", help="Make it visible to its owner only."),
-    ] = False,
-    revision: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BRANCH",
-            help="Branch instead of the main one; made if there is none.",
-        ),
-    ] = None,
-    license: License = None,
-    language: Language = None,
-    message: Annotated[
-        str | None, typer.Option(help="Message of the commit.")
-    ] = None,
-    dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run", help="List what would be sent; send nothing."
-        ),
-    ] = False,
+    folder: Path = Argument(metavar="DIR", help="Written by tutornet export."),
+    name: str = Argument(
+        metavar="NAME", help="OWNER/MODEL on the hub, made if new."
+    ),
+    private: bool = Option(False, "--private", help="Make it private."),
+    revision: str | None = Option(
+        None, metavar="BRANCH", help="Branch instead of main, made if new."
+    ),
+    license: str | None = LICENSE,
+    language: str | None = LANGUAGE,
+    message: str | None = Option(None, help="Message of the commit."),
+    dry_run: bool = Option(
+        False, "--dry-run", help="List the files, and send nothing."
+    ),
 ):
     """Put an exported model on the Hugging Face hub, in one commit.
 

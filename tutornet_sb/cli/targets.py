@@ -2,9 +2,9 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from tutornet_sb.cli.common import running
 from tutornet_sb.util import signals
@@ -13,27 +13,19 @@ from tutornet_sb.util.errors import InputError
 
 def targets(
     context: typer.Context,
-    to: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The target store.")
-    ],
-    hparams: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="HPARAMS",
-            help="Main YAML file of a recipe, followed by options as for its "
-            "train.py. Both can run code: give only what you trust.",
-        ),
-    ] = None,
-    check: Annotated[
-        bool,
-        typer.Option(
-            "--check", help="Read all of the store, and fill nothing."
-        ),
-    ] = False,
-    repair: Annotated[
-        bool,
-        typer.Option("--repair", help="Fill again what is damaged or missing."),
-    ] = False,
+    to: Path = Option(..., metavar="FOLDER", help="The target store."),
+    hparams: Path | None = Argument(
+        None,
+        metavar="HPARAMS",
+        help="Main file of a recipe, followed by options as for train.py. "
+        "Both can run code: give only what you trust.",
+    ),
+    check: bool = Option(
+        False, "--check", help="Read all of the store, and fill nothing."
+    ),
+    repair: bool = Option(
+        False, "--repair", help="Fill again what is damaged or missing."
+    ),
 ):
     """Store a teacher's targets for a corpus, for runs with --targets store.
 

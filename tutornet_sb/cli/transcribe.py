@@ -5,85 +5,62 @@ import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from tutornet_sb.cli.common import TrustRemoteCode, running
+from tutornet_sb.cli.common import TRUST_REMOTE_CODE, running
 from tutornet_sb.util.errors import BAD_INPUT, InputError
 
 BAR = "{percentage:3.0f}% |{bar}| {n:.0f}/{total:.0f} s of audio, {remaining}"
 
 
 def transcribe(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL",
-            help="A run, a folder by `tutornet export`, an id on the Hugging "
-            "Face hub (owner/name), or an ONNX file.",
-        ),
-    ],
-    audio: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="AUDIO...",
-            help="Audio files, and folders of them with their subfolders.",
-        ),
-    ],
-    revision: Annotated[
-        str | None,
-        typer.Option(help="Commit, tag or branch of a hub id."),
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
-    json_lines: Annotated[
-        bool,
-        typer.Option(
-            "--json",
-            help="Print a JSON object a line: file, text, duration (seconds), "
-            "confidence, and words with start, end and confidence.",
-        ),
-    ] = False,
-    stream: Annotated[
-        bool,
-        typer.Option(
-            "--stream",
-            help="Process audio as from a microphone, by a streaming student; "
-            "a terminal shows the transcript so far.",
-        ),
-    ] = False,
-    lm: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Decode by beam search with this KenLM file (.arpa or .bin).",
-        ),
-    ] = None,
-    beam_size: Annotated[
-        int | None,
-        typer.Option(
-            min=1, help="Decode by beam search of this size (with --lm: 100)."
-        ),
-    ] = None,
-    score: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="REF",
-            help="Print WER and CER by these transcripts: a file of lines 'ID "
-            "TEXT', or a folder with *.trans.txt as LibriSpeech has. The id of "
-            "an audio file is its name without the ending.",
-        ),
-    ] = None,
-    batch_seconds: Annotated[
-        float, typer.Option(help="Audio encoded at a time (seconds).")
-    ] = 60.0,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE", help="Write the transcripts into this file instead."
-        ),
-    ] = None,
+    model: str = Argument(
+        metavar="MODEL",
+        help="A run, an exported folder, a hub id (owner/name), or an ONNX "
+        "file.",
+    ),
+    audio: list[Path] = Argument(
+        metavar="AUDIO...",
+        help="Audio files, and folders of them with their subfolders.",
+    ),
+    revision: str | None = Option(
+        None, help="Commit, tag or branch of a hub id."
+    ),
+    trust_remote_code: bool = TRUST_REMOTE_CODE,
+    json_lines: bool = Option(
+        False,
+        "--json",
+        help="Print JSON lines: file, text, duration (s), confidence, and "
+        "words with start, end and confidence.",
+    ),
+    stream: bool = Option(
+        False,
+        "--stream",
+        help="Process audio as from a microphone, by a streaming student.",
+    ),
+    lm: Path | None = Option(
+        None, metavar="FILE", help="KenLM file for decoding by beam search."
+    ),
+    beam_size: int | None = Option(
+        None, min=1, help="Decode by beam search of this size (with --lm: 100)."
+    ),
+    score: Path | None = Option(
+        None,
+        metavar="REF",
+        help="Print WER and CER by these transcripts: lines 'ID TEXT', ID "
+        "being a file name without its ending, or a folder of *.trans.txt.",
+    ),
+    batch_seconds: float = Option(
+        60.0, help="Audio encoded at a time (seconds)."
+    ),
+    device: str = Option("cpu", help="cpu or cuda."),
+    output: Path | None = Option(
+        None,
+        metavar="FILE",
+        help="Write the transcripts into this file instead.",
+    ),
 ):
     """Transcribe audio files: a line 'FILE TEXT' each, parted by a tab.
 
