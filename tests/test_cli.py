@@ -289,7 +289,7 @@ def test_config_lists_networks_and_corpora(where, monkeypatch):
 
 def test_config_ls_of_what_is_no_recipe(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert "is no recipe folder" in one_line(invoke("config", "ls"), "config")
+    assert "lies in no recipe" in one_line(invoke("config", "ls"), "config")
     result = invoke("config", "ls", tmp_path / "main.yaml")
     assert "lies in no recipe" in one_line(result, "config")
 

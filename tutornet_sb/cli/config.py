@@ -6,8 +6,13 @@ from pathlib import Path
 import typer
 from typer import Argument
 
-from tutornet_sb.cli.common import RECIPE_OPTIONS, running
-from tutornet_sb.util.errors import BAD_INPUT, InputError, SettingError
+from tutornet_sb.cli.common import DEBUG, RECIPE_OPTIONS, running
+from tutornet_sb.util.errors import (
+    BAD_INPUT,
+    InputError,
+    SettingError,
+    failing_in_one_line,
+)
 
 app = typer.Typer(
     help="List, show and check the YAML files of a recipe.",
@@ -30,31 +35,24 @@ def list_files(
     ),
 ):
     """List a recipe's networks, with the parameters of sizes, and corpora."""
-    with running("config ls"):
-        hparams = _find_hparams(where) / "hparams"
+    with failing_in_one_line("tutornet config ls", DEBUG.get()):
+        for folder in (where.resolve(), *where.resolve().parents):
+            if (folder / "hparams" / "base.yaml").is_file():
+                break
+        else:
+            raise InputError(
+                f"{where} lies in no recipe: there is no hparams/base.yaml in "
+                "it or above it"
+            )
         for kind, describe in (
             ("models", _describe_network),
             ("corpora", _describe_corpus),
         ):
-            typer.echo(f"{hparams / kind}:")
-            rows = [
-                (path.stem, describe(path))
-                for path in sorted((hparams / kind).glob("*.yaml"))
-            ]
-            width = max((len(name) for name, _ in rows), default=0)
-            for name, text in rows:
-                typer.echo(f"  {name:{width}}  {text}".rstrip())
-
-
-def _find_hparams(where):
-    """Recipe folder of a folder or a main file."""
-    from tutornet_sb.training.experiment import find_recipe
-
-    if not where.is_dir():
-        return find_recipe(where)
-    if not (where / "hparams" / "base.yaml").is_file():
-        raise InputError(f"{where} is no recipe folder: no hparams/base.yaml")
-    return where
+            files = sorted((folder / "hparams" / kind).glob("*.yaml"))
+            width = max((len(file.stem) for file in files), default=0)
+            typer.echo(f"{kind}:")
+            for file in files:
+                typer.echo(f"  {file.stem:{width}}  {describe(file)}".rstrip())
 
 
 def _describe_network(path):

@@ -40,22 +40,8 @@ from tutornet_sb.util.errors import SettingError, explain, nearest, one_line
 from tutornet_sb.util.options import write_value
 
 CALLS = "!new:", "!name:", "!apply:", "!applyref:"
-# Values that may begin with ~, the user's home
-PATHS = (
-    "corpus_yaml",
-    "student_yaml",
-    "data_folder",
-    "results_folder",
-    "corpus_folder",
-    "output_folder",
-    "baseline_folder",
-    "teacher_yaml",
-    "teacher_hparams",
-    "teacher_folder",
-    "teacher_source",
-    "store_folder",
-    "kenlm_model_path",
-)
+# Keys of values that may begin with ~, the user's home
+PATH = re.compile("_(folder|yaml|hparams|source|path)$")
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]
@@ -294,10 +280,11 @@ def _find_unknown(option, key, value, content, known):
 
 def expand_home(values):
     """Replace ~ at the beginning of paths, as a shell does before a space."""
-    return values | {
-        key: os.path.expanduser(values[key])
-        for key in PATHS
-        if isinstance(values.get(key), str)
+    return {
+        key: os.path.expanduser(value)
+        if PATH.search(key) and isinstance(value, str)
+        else value
+        for key, value in values.items()
     }
 
 
