@@ -3,10 +3,12 @@
 import csv
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
 from tutornet_sb.cli import app
@@ -72,7 +74,7 @@ def one_line(result, command="compare"):
     """The only line of standard error."""
     assert result.exit_code == 2
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith(f"tutornet {command}: ")
+    assert line.startswith(f"tutornet {command}")
     return line
 
 
@@ -262,3 +264,79 @@ def test_layers_of_what_is_no_network(network, folder, tmp_path):
     assert "Recurrent" in refused(other)
     other.write_text(NETWORK.replace("in_features: 6", "in_features: 5"))
     assert "shapes cannot be multiplied" in refused(other)
+
+
+# ----------------------------------------------------------------------- config
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "LibriSpeech" / "TutorNet"
+MAIN = RECIPE / "hparams" / "rkd_lstm.yaml"
+
+
+@pytest.mark.parametrize("where", [RECIPE, MAIN, None])
+def test_config_lists_networks_and_corpora(where, monkeypatch):
+    monkeypatch.chdir(RECIPE)
+    result = invoke("config", "ls", *([where] if where else []))
+    assert result.exit_code == 0, result.stderr
+    lines = [
+        re.split("  +", line.strip()) for line in result.stdout.split("\n")
+    ]
+    assert ["lstm", "full 7,556,125, large 29,792,285, small 445,085"] in lines
+    names = [line[0] for line in lines]
+    for path in (RECIPE / "hparams").rglob("*/*.yaml"):
+        assert path.stem in names
+    assert any(line[0] == "small" and "layout" in line[1] for line in lines)
+
+
+def test_config_ls_of_what_is_no_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "lies in no recipe" in one_line(invoke("config", "ls"), "config")
+    result = invoke("config", "ls", tmp_path / "main.yaml")
+    assert "lies in no recipe" in one_line(result, "config")
+
+
+def test_config_shows_the_values_of_a_main_file():
+    result = invoke("config", "show", MAIN, "--lr=0.5", "--device", "cpu")
+    assert result.exit_code == 0, result.stderr
+    values = YAML().load(result.stdout)
+    assert "!ref" not in result.stdout
+    assert values["lr"] == values["opt_class"]["lr"] == 0.5
+    assert values["student"]["model"].tag.value.endswith("AcousticModel")
+    assert values["stages"] == ["rkd", "skd"]
+    line = one_line(invoke("config", "show", MAIN, "--lr=fast"), "config")
+    assert line.endswith("config show: lr must be a number, got 'fast'")
+
+
+def test_config_finds_all_faults():
+    result = invoke("config", "validate", MAIN, "--lr", "0.1")
+    assert result.exit_code == 0, result.stderr
+    assert "no fault found" in result.stdout
+    options = ["--lr=fast", "--epcohs=3", "--student_overrides.chanels", "4"]
+    result = invoke("config", "validate", MAIN, *options)
+    assert result.exit_code == 2 and result.stdout == ""
+    start = "tutornet config validate: "
+    lines = result.stderr.strip().splitlines()
+    assert all(line.startswith(start) for line in lines)
+    unknown, network, lr = [line.removeprefix(start) for line in lines]
+    assert unknown.startswith("--epcohs") and unknown.endswith("mean epochs?")
+    assert "lstm.yaml has no key 'chanels' to override" in network
+    assert lr == "lr must be a number, got 'fast'"
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (["--lr", "{"], "--lr: {: .*quote a value"),
+        (["--precision", "fp7"], "precision.*fp7"),
+        # Of values that do not go together
+        (["--ctc_weight", "0"], "ctc_weight and skd_weight_final are both 0"),
+    ],
+)
+def test_config_validates_a_command_line_too(options, said):
+    result = invoke("config", "validate", MAIN, *options)
+    assert re.search(said, one_line(result, "config"))
+
+
+def test_config_validates_a_missing_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(RECIPE)
+    result = invoke("config", "validate", "hparams/rkd_lsmt.yaml")
+    assert "did you mean rkd_lstm.yaml?" in one_line(result, "config")

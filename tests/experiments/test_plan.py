@@ -682,7 +682,7 @@ def test_a_killed_plan_continues(plan, recipe, capfd, number):
     process.join()
     is_killed = number == signal.SIGKILL
     assert process.exitcode == (-number if is_killed else signals.EXIT_CODE)
-    assert is_killed or "The same command goes on" in capfd.readouterr().err
+    assert is_killed or "The same command resumes" in capfd.readouterr().err
     assert not (folder / "results.json").exists()
     # A run that has outlived it is not trained a second time beside.
     assert is_locked(log_of(folder)) == is_killed

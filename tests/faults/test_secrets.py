@@ -218,3 +218,17 @@ def test_loading_from_the_hub(hub, monkeypatch, tmp_path, caplog, how, load):
     assert TOKEN not in shown + caplog.text
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes()
+
+
+def test_programs_mute_http_clients_and_imports_do_not():
+    program = """
+import logging
+import tutornet_sb.publishing.hub
+from tutornet_sb.util.errors import failing_in_one_line
+from tutornet_sb.util.redaction import HTTP_CLIENTS
+levels = lambda: {logging.getLogger(name).level for name in HTTP_CLIENTS}
+assert levels() == {logging.NOTSET}, levels()
+with failing_in_one_line("program"):
+    assert levels() == {logging.INFO}
+"""
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

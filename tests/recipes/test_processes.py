@@ -293,7 +293,7 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(
     "options, message",
     [
         # In all processes, in the main one, in another one
-        ({"skd_loss": "l3"}, "skd_loss: must be one of"),
+        ({"skd_loss": "l3"}, "skd_loss must be"),
         ({"data_folder": "nowhere"}, "nowhere"),
         ({"batch_seconds": 1000}, "2 processes are too many for the"),
     ],

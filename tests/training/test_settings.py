@@ -1,4 +1,4 @@
-"""Rules of values, and arguments compared with what takes them."""
+"""Settings are checked, arguments compared with what takes them."""
 
 from pathlib import Path
 
@@ -6,16 +6,14 @@ import pytest
 from ruamel.yaml import YAML
 
 from tutornet_sb.training.settings import (
-    CORPUS_RULES,
-    RULES,
+    CorpusSettings,
+    Settings,
     check_arguments,
     check_calls,
     check_values,
-    maybe,
-    number,
-    one_of,
-    several,
-    whole,
+    describe_options,
+    print_options,
+    resolve_experiment,
 )
 from tutornet_sb.util.composition import read_experiment, tag_of
 from tutornet_sb.util.errors import SettingError
@@ -23,50 +21,159 @@ from tutornet_sb.util.errors import SettingError
 HPARAMS = (
     Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet/hparams"
 )
-# Values that are checked by what they call, or by more than a rule
-OTHERS = {"corpus", "student", "pairs", "intermediate"}
 
 
-def test_every_value_of_the_recipe_has_a_rule():
+def is_call(value):
+    return tag_of(value) not in (None, "!ref")
+
+
+def keys_of(model):
+    """All fields, and those that must be there."""
+    fields = model.model_fields
+    return set(fields), {key for key in fields if fields[key].is_required()}
+
+
+def test_every_value_of_the_recipe_is_checked():
     values = YAML().load(read_experiment(HPARAMS / "base.yaml"))
-    plain = {
-        key
-        for key, value in values.items()
-        if tag_of(value) in (None, "!ref") and key not in OTHERS
-    }
-    assert plain == RULES.keys()
+    plain = {key for key, value in values.items() if not is_call(value)}
+    known, required = keys_of(Settings)
+    assert required - {"corpus"} <= plain - {"student"} <= known
 
 
 @pytest.mark.parametrize(
     "path", sorted((HPARAMS / "corpora").glob("*.yaml")), ids=lambda p: p.stem
 )
-def test_every_value_of_a_corpus_has_a_rule_that_allows_it(path):
+def test_every_corpus_has_values_that_are_allowed(path):
     values = YAML().load(path.read_text())
-    assert values.keys() == CORPUS_RULES.keys()
-    check_values(values, CORPUS_RULES)
+    known, required = keys_of(CorpusSettings)
+    assert required <= values.keys() <= known
+    assert check_values(CorpusSettings, values) == []
 
 
 @pytest.mark.parametrize(
-    "rule, allowed, refused",
+    "key, allowed, refused",
     [
-        (number(low=0, high=1), [0, 0.5, 1], [-0.1, 2, True, "1", None]),
-        (number(), [-3, 1e30], [float("inf"), float("nan"), [1]]),
-        (whole(1), [1, 10**9], [0, 1.0, True, "1"]),
-        (one_of("a", "b"), ["a"], ["c", ["a"], None, {}]),
-        (several(whole(1)), [[1], [1, 2]], [[], 1, [0], "12"]),
-        (maybe(whole(1)), [None, 1], [0, "null"]),
+        ("rkd_share", [0, 0.5, 1], [-0.1, 2, True, "1", None]),
+        ("weight_decay", [0, 1e30], [float("inf"), float("nan"), [1]]),
+        ("lr", [1e-300, 1], [0, -1, "fast"]),
+        ("epochs", [1, 10**9], [0, 1.0, True, "1"]),
+        ("targets", ["store"], ["c", ["store"], None, {}]),
+        ("speed_perturb", [[90], [90, 100], None], [[], 1, [0], "12"]),
+        ("projector_hidden", [None, 1], [0, "null"]),
+        ("train_csv", [None, "a.csv", ["a.csv"]], ["", [], [1], 3]),
+        ("continue_anyway", [True, False], ["yes", 1, None]),
+        ("student_overrides", [{}, {"channels": 4}], ["channels", []]),
+        ("pairs", [1, [{"teacher": "a", "student": "b"}]], [0, "a", 1.5]),
+        ("stages", [["rkd", "skd"]], [[], ["sdk"], "skd", [["skd"]]]),
     ],
 )
-def test_what_rules_allow(rule, allowed, refused):
-    assert all(map(rule.allows, allowed))
-    assert not any(map(rule.allows, refused))
+def test_what_values_are_allowed(key, allowed, refused):
+    for value in allowed:
+        assert check_values(Settings, {key: value}) == []
+    for value in refused:
+        (fault,) = check_values(Settings, {key: value})
+        assert fault.startswith(key)
 
 
-@pytest.mark.parametrize("key", ["lr", "temperature", "batch_seconds"])
-def test_zero_is_not_above_zero(key):
-    check_values({key: 1e-300}, RULES)
-    with pytest.raises(SettingError, match=f"{key}: .*above 0, and is 0"):
-        check_values({key: 0}, RULES)
+@pytest.mark.parametrize(
+    "values, fault",
+    [
+        ({"lr": "fast"}, "lr must be a number, got 'fast'"),
+        ({"lr": 0}, "lr must be a positive number, got 0"),
+        ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
+        ({"speed_perturb": [0]}, "speed_perturb[0] must be at least 1, got 0"),
+        (
+            {"skd_loss": "l3"},
+            "skd_loss must be 'l2', 'kl' or 'guided', got 'l3'",
+        ),
+        (
+            {"posterior_encoding": "top_k"},
+            "posterior_encoding must be 'fp16', 'uint8' or 'topk', got "
+            "'top_k'; did you mean topk?",
+        ),
+    ],
+)
+def test_what_a_fault_says(values, fault):
+    assert check_values(Settings, values) == [fault]
+
+
+def test_all_faults_are_found_at_once(tmp_path):
+    main = tmp_path / "main.yaml"
+    main.write_text(f"extends: {HPARAMS / 'rkd_lstm.yaml'}\nepcohs: 3\nlr: x\n")
+    options = {"recipe_folder": str(HPARAMS.parent), "sede": 1}
+    options |= {"seed": -1, "opt_class": {"learning_rate": 3}}
+    with pytest.raises(SettingError) as caught:
+        resolve_experiment(main, options, HPARAMS / "base.yaml")
+    starts = [fault.partition(" ")[0] for fault in caught.value.faults]
+    assert starts == [
+        f"{main}:",
+        "--sede:",
+        "seed",
+        "lr",
+        "opt_class.learning_rate:",
+    ]
+    # Also beside files that cannot be read
+    options["student_overrides"] = {"chanels": 3}
+    with pytest.raises(SettingError) as caught:
+        resolve_experiment(main, options, HPARAMS / "base.yaml")
+    text = "\n".join(caught.value.faults)
+    for part in "'epcohs'", "--sede", "'chanels'", "seed must", "lr must":
+        assert part in text
+
+
+BASE = """extends: [model.yaml, optim.yaml]
+# Of this file
+teacher:
+    # Where it
+    # comes from
+    source: null
+    kind: run
+open: {}
+call: !new:torch.nn.Linear {in_features: 2, out_features: !ref <size>}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "base.yaml").write_text(BASE)
+    (tmp_path / "model.yaml").write_text("# Units. Many.\nsize: 3\n")
+    (tmp_path / "optim.yaml").write_text(
+        "# ---- optimiser\n# Lost\n\nlr: !ref <size> / 2\n\n# Home\na: [x]\n"
+    )
+    return tmp_path / "base.yaml"
+
+
+def test_options_are_described_by_their_comments(recipe, capsys):
+    assert describe_options(recipe) == [
+        ("size", "3", "Units. Many."),
+        ("lr", "<size> / 2", ""),
+        ("a", '["x"]', "Home"),
+        ("teacher.source", "null", "Where it comes from"),
+        ("teacher.kind", "run", ""),
+        ("open", "{}", ""),
+    ]
+    print_options(recipe)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["--size", "Units", "[3]"]
+    assert len(lines) == 6
+    known = {name for name, _, _ in describe_options(HPARAMS / "base.yaml")}
+    assert {"lr", "stages", "skd_loss"} <= known and "corpus" not in known
+
+
+def test_parts_of_a_mapping_are_merged_into_it(recipe):
+    def resolve(**options):
+        return YAML().load(resolve_experiment(recipe, options, recipe)[1])
+
+    found = resolve(teacher={"source": "me/x"}, open={"any": 1})
+    assert found["teacher"] == {"source": "me/x", "kind": "run"}
+    assert found["open"] == {"any": 1}
+    assert resolve(call={"out_features": 5})["call"]["out_features"] == 5
+    for options, fault in (
+        ({"teacher": {"sorce": 1}}, "--teacher.sorce: .*did you mean source?"),
+        ({"a": {"b": 1}}, "--a must be a single value or a list, got"),
+    ):
+        with pytest.raises(SettingError, match=fault):
+            resolve(**options)
 
 
 def test_arguments_in_order_and_of_any_name():
@@ -78,7 +185,7 @@ def test_arguments_in_order_and_of_any_name():
     with pytest.raises(SettingError, match=r"^a\[1\]: .*too many positional"):
         check_calls(node)
     check_arguments(lambda **_: None, {"anything": 1}, "here", "f")
-    # What tells nothing of its parameters
+    # Without a signature
     check_arguments(getattr, {"anything": 1}, "here")
 
 

@@ -67,6 +67,18 @@ def test_a_chain_of_files_is_merged_and_the_nearest_value_wins(tmp_path):
     assert values == {"a": 4, "b": 2, "c": 3, "d": 3, "e": 4}
 
 
+def test_of_several_files_the_later_win_and_the_own_keys_over_all(tmp_path):
+    write(tmp_path / "data.yaml", "a: 1\nb: 1\nc: 1\n")
+    write(tmp_path / "optim.yaml", "extends: data.yaml\nb: 2\nc: !ref <d>\n")
+    write(tmp_path / "base.yaml", "extends: [data.yaml, optim.yaml]\nd: 4\n")
+    top = write(tmp_path / "top.yaml", "extends: base.yaml\nd: 5\n")
+    values = load_hyperpyyaml(read_experiment(top))
+    assert values == {"a": 1, "b": 2, "c": 5, "d": 5}
+    write(tmp_path / "data.yaml", "extends: [top.yaml]\n")
+    with pytest.raises(ValueError, match=r"extends .*top.yaml, which extends"):
+        read_experiment(top)
+
+
 def test_a_base_lies_beside_the_file_that_extends_it(tmp_path):
     write(tmp_path / "deep" / "base.yaml", "a: 1\n")
     write(tmp_path / "deep" / "middle.yaml", "extends: base.yaml\na: 2\n")

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from tutornet_sb import __version__
 from tutornet_sb.cli import app
 from tutornet_sb.util import environment
+from tutornet_sb.util.errors import InputError
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes/LibriSpeech/TutorNet"
@@ -42,6 +43,7 @@ def call(*words, **variables):
         [*TUTORNET, "publish", "export", "me/model"],
         [*TUTORNET, "targets", "hparams/rkd_lstm.yaml", "--to", "store"],
         [*TUTORNET, "layers", "hparams/models/lstm.yaml"],
+        [*TUTORNET, "config", "validate", "hparams/rkd_lstm.yaml"],
     ],
 )
 def test_a_torchaudio_for_another_torch_is_one_line(command, tmp_path):
@@ -74,18 +76,29 @@ def test_the_torchaudio_that_fits(torch, fitting, monkeypatch):
 
     monkeypatch.setattr(environment.importlib, "import_module", fail)
     monkeypatch.setattr(environment, "version", lambda _: torch)
-    with pytest.raises(ImportError, match=f"torchaudio=={fitting}$"):
+    with pytest.raises(InputError, match=f"torchaudio=={fitting}$"):
         environment.check_torchaudio()
 
 
-def test_help_and_version_do_without_torch():
-    done = call(
-        *(sys.executable, "-X", "importtime", "-m", "tutornet_sb.cli", "-h")
-    )
-    assert done.returncode == 0 and "transcribe" in done.stdout
+@pytest.mark.parametrize(
+    "words, variables",
+    [
+        (["-h"], {}),
+        (["config", "-h"], {}),
+        ([], {"COMP_WORDS": "tutornet tr", "COMP_CWORD": "1"}),
+    ],
+)
+def test_help_and_completion_take_no_time(words, variables):
+    if variables:
+        variables = variables | {"_TUTORNET_COMPLETE": "complete_bash"}
+    start = [sys.executable, "-X", "importtime", "-m", "tutornet_sb.cli"]
+    done = call(*start, *words, **variables)
+    assert done.returncode == 0
+    assert ("validate" if "config" in words else "transcribe") in done.stdout
     imported = {line.split("|")[-1].strip() for line in done.stderr.split("\n")}
     assert "typer" in imported
-    assert not imported & {"torch", "torchaudio", "speechbrain", "rich.console"}
+    slow = {"torch", "speechbrain", "rich.console", "ruamel.yaml"}
+    assert not imported & slow
 
 
 def test_the_version():
@@ -96,7 +109,7 @@ def test_the_version():
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
-@pytest.mark.parametrize("command", [[], ["export"], ["corpus"]])
+@pytest.mark.parametrize("command", [[], ["export"], ["config"]])
 def test_help(command, flag):
     result = CliRunner().invoke(app, [*command, flag])
     assert result.exit_code == 0 and "Usage: " in result.stdout

@@ -46,9 +46,17 @@ def test_a_tag_stays():
     assert (value.tag.value, value.value) == ("!ref", "<lr> #1")
 
 
+def test_dotted_names_are_parts_of_mappings():
+    words = ["--a.b=1", "--a.c.d", "x", "--e={f: 2}", "--e.g", "3"]
+    wanted = {"a": {"b": 1, "c": {"d": "x"}}, "e": {"f": 2, "g": 3}}
+    assert read_options(words) == wanted
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
+        (["--a.b=1", "--a=2"], "--a: two options give it a value"),
+        (["--a=1", "--a.b=2"], "--a.b: two options give it a value"),
         (["--a=1", "--a", "2"], "--a: give each option once"),
         (["a", "--b", "1"], "a: options begin with --"),
         (["--a", "{b: 1"], "--a: {b: 1: .*quote a value"),

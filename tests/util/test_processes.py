@@ -1,4 +1,4 @@
-"""What several processes say to each other, and that they train as one."""
+"""Communication of several processes, and that they train as one."""
 
 import multiprocessing
 import os
@@ -69,11 +69,11 @@ def in_two_processes(folder, work, *args, limit=60):
     return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
 
 
-# ----------------------------------------------------------- words among them
+# -------------------------------------------------------------- communication
 
 
-def talk():
-    """All that processes say to each other."""
+def communicate():
+    """Every way of communication."""
     calls = []
 
     def call(value):
@@ -101,8 +101,8 @@ def talk():
     return found
 
 
-def test_what_they_say_to_each_other(tmp_path):
-    main, other = in_two_processes(tmp_path, talk)
+def test_every_way_of_communication(tmp_path):
+    main, other = in_two_processes(tmp_path, communicate)
     assert (main["count"], other["count"]) == (2, 2)
     assert (main["rank"], other["rank"]) == (0, 1)
     assert main["result"] == other["result"] == 8
@@ -177,35 +177,68 @@ def _raise(error):
     raise error
 
 
+LOST = RuntimeError("[gloo/transport/tcp/pair.cc:538] Read error")
+NCCL = torch.distributed.DistBackendError("NCCL communicator was aborted")
+OTHER = processes.OtherProcessError("the main process has failed")
+FULL = OSError("disk full")
+
+
 @pytest.mark.parametrize(
     "rank, error, wanted, waits",
     [
-        ("0", OSError("disk full"), OSError, []),
-        ("1", OSError("disk full"), OSError, [15.0]),
-        ("1", SystemExit(75), SystemExit, [15.0]),
-        (
-            "0",
-            RuntimeError("[gloo/transport/tcp/pair.cc:538] Read error"),
-            processes.OtherProcessError,
-            [15.0],
-        ),
-        (
-            "0",
-            torch.distributed.DistBackendError("NCCL communicator was aborted"),
-            processes.OtherProcessError,
-            [15.0],
-        ),
+        ("0", FULL, OSError, False),
+        ("0", LOST, processes.OtherProcessError, True),
+        ("0", NCCL, processes.OtherProcessError, True),
+        ("1", OTHER, processes.OtherProcessError, True),
+        # The main process finds it too.
+        ("1", processes.SettingError("lr is fast"), ValueError, True),
+        ("1", FULL, OSError, False),
+        ("1", SystemExit(75), SystemExit, False),
     ],
 )
-def test_the_process_that_failed_speaks_first(
+def test_the_process_that_failed_first_reports_it(
     monkeypatch, rank, error, wanted, waits
 ):
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
+    monkeypatch.setattr(processes, "SECONDS_FOR_MAIN", 0.1)
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(wanted), processes.ending_together():
         raise error
-    assert slept == waits
+    # For torchrun to end this one
+    assert (processes.SECONDS_FOR_TORCHRUN in slept) == waits
+
+
+def fail(failing):
+    """Some of the processes fail. How long each waited, and for what."""
+    slept, sleep = [], time.sleep
+    time.sleep = lambda seconds: slept.append(seconds) or sleep(0.01)
+    started = time.monotonic()
+    try:
+        with processes.ending_together():
+            if processes.rank() in failing:
+                raise OSError("disk full")
+            # As if in a collective
+            sleep(2)
+            return None
+    except OSError:
+        waits = processes.SECONDS_FOR_TORCHRUN in slept
+        return waits, time.monotonic() - started
+
+
+def test_beside_the_main_process_an_error_waits_for_its_word(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(processes, "SECONDS_FOR_MAIN", 1.0)
+    # No barrier: the other has failed.
+    monkeypatch.setattr(processes, "wait_for_all", lambda: None)
+    monkeypatch.setattr(
+        torch.distributed, "destroy_process_group", lambda: None
+    )
+    (main, _), (waits, seconds) = in_two_processes(tmp_path, fail, {0, 1})
+    assert not main and waits and seconds < 1
+    main, (waits, seconds) = in_two_processes(tmp_path / "alone", fail, {1})
+    assert main is None and not waits and 1 <= seconds < 2
 
 
 # -------------------------------------------------------- batch normalisation

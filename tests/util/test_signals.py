@@ -9,7 +9,7 @@ import pytest
 
 START = """
 import os, signal, time
-from tutornet_sb import stopping
+from tutornet_sb.util import signals as stopping
 stopping.install()
 """
 
@@ -40,7 +40,7 @@ def test_a_signal_stops_at_once_where_nothing_is_to_be_finished(name):
         """
     )
     assert (code, printed) == (75, ["begun", "tidied"])
-    assert error == f"\n{name}: stopping. The same command goes on\n"
+    assert error == f"\n{name}: stopping. The same command resumes\n"
 
 
 def test_a_block_is_finished_first():

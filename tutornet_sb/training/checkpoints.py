@@ -22,6 +22,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import if_main_process
 
 from tutornet_sb.util import processes
+from tutornet_sb.util.errors import FullDiskError
 from tutornet_sb.util.files import sync
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ class AtomicCheckpointer(Checkpointer):
                 raise
             free = shutil.disk_usage(self.checkpoints_dir).free
             self._remove_unfinished()
-            raise OSError(
+            raise FullDiskError(
                 f"no checkpoint can be saved in {self.checkpoints_dir}, where "
                 f"{free / 1e6:.0f} MB are free ({error}). The ones before it "
                 "stay: make room, and run the same command again"

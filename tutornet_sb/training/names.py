@@ -1,4 +1,4 @@
-"""Names of the folders of runs, such that another teacher is another folder."""
+"""Names of the folders of runs: another teacher makes another folder."""
 
 import hashlib
 import re
@@ -20,21 +20,13 @@ def name_teacher(
 
     Arguments
     ---------
-    network : str
-        ``teacher_yaml``, the file of its network.
-    size : str
-        ``teacher_size``.
+    network, size : str
+        ``teacher_yaml``, the file of its network, and ``teacher_size``.
     usual_size : str
         That of the corpus.
-    folder : str, optional
-        ``teacher_folder``, if it is given.
-    source : str, optional
-        ``teacher_source``, a folder or hub id; the network then counts for
-        nothing.
-    revision : str, optional
-        ``teacher_revision``.
-    kind : str, optional
-        ``teacher_kind``.
+    folder, source, revision, kind : str, optional
+        ``teacher_folder`` and so on. With either of the first two, the network
+        does not count.
 
     Returns
     -------
@@ -44,8 +36,6 @@ def name_teacher(
 
     Example
     -------
-    >>> name_teacher("hparams/models/jasper_dr.yaml", "small", "small")
-    'jasper_dr'
     >>> name_teacher("hparams/models/jasper_dr.yaml", "full", "small")
     'jasper_dr_full'
     >>> source = "facebook/wav2vec2-base-960h"
@@ -68,20 +58,6 @@ def name_run(stages, student, teacher):
     """Name a run by its method, its student and its teacher if it has one.
 
     Used as ``run_name: !applyref:tutornet_sb.training.names.name_run``.
-
-    Arguments
-    ---------
-    stages : list of str
-        Such as ``[rkd, skd]``.
-    student : str
-        Name of the network.
-    teacher : str
-        Name of the teacher, which CTC alone does without.
-
-    Returns
-    -------
-    str
-        ``STAGES_STUDENT_by_TEACHER``.
 
     Example
     -------

@@ -1,18 +1,23 @@
-"""What the values of an experiment may be, checked before anything is made.
+"""Settings of an experiment: read, and checked before anything is made.
 
 HyperPyYAML looks at the keys at the top of a file alone, and at a value only
 when it is used, which may be after days of training.
 """
 
 import inspect
-import math
 import os
 import pydoc
-from collections.abc import Callable
-from io import StringIO
-from typing import NamedTuple
+import re
+from typing import Annotated, Any, Literal
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 from ruamel.yaml import YAML
 from speechbrain.utils.run_opts import RunOptions
 
@@ -22,211 +27,156 @@ from tutornet_sb.distillation.intermediate import read_intermediate
 from tutornet_sb.distillation.pairs import read_pairs
 from tutornet_sb.targets.encodings import HIDDEN, POSTERIORS
 from tutornet_sb.teachers.sources import KINDS
-from tutornet_sb.training.stages import STAGES
-from tutornet_sb.util.composition import read_experiment, read_mapping, tag_of
+from tutornet_sb.training.stages import find_stages
+from tutornet_sb.util.composition import (
+    dump,
+    find_references,
+    read_comments,
+    read_files,
+    read_merged,
+    tag_of,
+)
 from tutornet_sb.util.errors import SettingError, explain, nearest, one_line
+from tutornet_sb.util.options import write_value
 
 CALLS = "!new:", "!name:", "!apply:", "!applyref:"
+# Keys of values that may begin with ~, the user's home
+PATH = re.compile("_(folder|yaml|hparams|source|path)$")
+
+Text = Annotated[str, Field(min_length=1)]
+Texts = Annotated[list[Text], Field(min_length=1)]
+Index = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Counts = Annotated[list[Count], Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class Rule(NamedTuple):
-    """What a value may be.
-
-    Attributes
-    ----------
-    wanted : str
-        In words.
-    allows : callable
-        Tells whether a value is such.
-    names : tuple of str
-        Those to choose from, if it is one.
-    """
-
-    wanted: str
-    allows: Callable[[object], bool]
-    names: tuple[str, ...] = ()
-
-
-def number(wanted="a number", low=-math.inf, high=math.inf):
-    """Make a rule of numbers from ``low`` to ``high``."""
-
-    def allows(value):
-        return (
-            isinstance(value, (int, float))
-            and not isinstance(value, bool)
-            and low <= value <= high
-            and math.isfinite(value)
+def _check_tables(value, info):
+    texts = value if isinstance(value, list) else [value]
+    if value is not None and not (
+        texts and all(isinstance(text, str) and text for text in texts)
+    ):
+        raise SettingError(
+            f"{info.field_name} must be a file, a list of files, or null, got "
+            f"{value!r}"
         )
 
-    return Rule(wanted, allows)
+
+def _check_pairs(value):
+    # A number of pairs is of layers that are looked for.
+    if type(value) is not int or value < 1:
+        read_pairs(value)
 
 
-def whole(low):
-    """Make a rule of whole numbers from ``low`` up."""
-    within = number(low=low)
-    return Rule(
-        f"a whole number from {low} up",
-        lambda value: isinstance(value, int) and within.allows(value),
-    )
+def _check_minilibri(value):
+    if value is not None:
+        arguments = {"folder": None, **value}
+        check_arguments(make_minilibri, arguments, "corpus.minilibri")
 
 
-def one_of(*names):
-    """Make a rule of names."""
-    return Rule(
-        f"one of {', '.join(names)}",
-        lambda value: isinstance(value, str) and value in names,
-        names,
-    )
+Tables = Annotated[Any, AfterValidator(_check_tables)]
 
 
-def several(rule):
-    """Make a rule of lists, not empty, of what another rule allows."""
-    return Rule(
-        f"a list, each {rule.wanted}",
-        lambda value: (
-            isinstance(value, list)
-            and len(value) > 0
-            and all(map(rule.allows, value))
-        ),
-    )
+class CorpusSettings(BaseModel):
+    """Values of a corpus file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    name: Text
+    data_folder: Text | None
+    minilibri: Annotated[dict | None, AfterValidator(_check_minilibri)]
+    train_splits: Texts | None
+    valid_splits: Texts | None
+    test_splits: Texts | None
+    untranscribed_splits: list[Text]
+    tokenizer_type: Literal["char", "bpe", "unigram"]
+    vocab_size: Annotated[int, Field(ge=2)] | None
+    teacher: Text
+    teacher_speed_perturb: Counts | None
+    model_size: Text
+    teacher_epochs: Count
+    epochs: Count
+    batch_seconds: Positive
+    num_buckets: Count
+    lr: Positive
+    num_workers: Index
+    license: Text | None
+    language: Text | None
+    synthetic: bool
 
 
-def maybe(rule):
-    """Make a rule that allows null besides what another allows."""
-    return Rule(
-        f"{rule.wanted}, or null",
-        lambda value: value is None or rule.allows(value),
-        rule.names,
-    )
+class Settings(BaseModel):
+    """Values of the recipe's base.yaml, except what its calls make."""
 
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
-TEXT = Rule(
-    "a text, in quotes if it looks like a number",
-    lambda value: isinstance(value, str) and value != "",
-)
-FLAG = Rule("True or False", lambda value: isinstance(value, bool))
-MAPPING = Rule(
-    'a mapping such as "{KEY: VALUE}"', lambda value: hasattr(value, "items")
-)
-# From the smallest float up: what must not be 0
-POSITIVE = number("a number above 0", low=math.ulp(0.0))
-NOT_NEGATIVE = number("a number from 0 up", low=0)
-SHARE = number("a number from 0 to 1", low=0, high=1)
-SPEEDS = maybe(several(whole(1)))
-TABLES = Rule(
-    "a file, a list of files, or null",
-    lambda value: (
-        value is None or TEXT.allows(value) or (several(TEXT).allows(value))
-    ),
-)
-# Values of the recipe's base.yaml, what calls of it aside
-RULES = {
-    "seed": whole(0),
-    "stages": several(one_of(*STAGES)),
-    "role": maybe(one_of("teacher", "baseline", "student")),
-    "compute_matched_to": maybe(several(TEXT)),
-    "recipe_folder": TEXT,
-    "corpus_yaml": TEXT,
-    "corpus_overrides": MAPPING,
-    "student_yaml": TEXT,
-    "student_size": TEXT,
-    "student_overrides": MAPPING,
-    "data_folder": maybe(TEXT),
-    "train_csv": TABLES,
-    "valid_csv": TABLES,
-    "test_csv": TABLES,
-    "transcribed_share": SHARE,
-    "max_skipped": SHARE,
-    "max_seconds": POSITIVE,
-    "results_folder": TEXT,
-    "corpus_folder": TEXT,
-    "output_folder": TEXT,
-    "continue_anyway": FLAG,
-    "baseline_folder": TEXT,
-    "teacher_yaml": TEXT,
-    "teacher_hparams": TEXT,
-    "teacher_size": TEXT,
-    "teacher_folder": maybe(TEXT),
-    "teacher_source": maybe(TEXT),
-    "teacher_revision": maybe(TEXT),
-    "teacher_kind": maybe(one_of(*KINDS)),
-    "trust_remote_code": FLAG,
-    "targets": one_of("online", "store"),
-    "store_folder": maybe(TEXT),
-    "posterior_encoding": one_of(*POSTERIORS),
-    "top_k": whole(1),
-    "hidden_encoding": one_of(*HIDDEN),
-    "code_bytes": whole(1),
-    "epochs": whole(1),
-    "rkd_share": SHARE,
-    "batch_seconds": POSITIVE,
-    "num_buckets": whole(1),
-    "num_workers": whole(0),
-    "ckpt_interval_minutes": NOT_NEGATIVE,
-    "avg_checkpoints": whole(1),
-    "lr": POSITIVE,
-    "weight_decay": NOT_NEGATIVE,
-    "max_grad_norm": POSITIVE,
-    "speed_perturb": SPEEDS,
-    "delay": NOT_NEGATIVE,
-    "frame_weighting": maybe(one_of(*FRAME_WEIGHTINGS)),
-    "projector_hidden": maybe(whole(1)),
-    "head_frames": whole(0),
-    "skd_weight": NOT_NEGATIVE,
-    "skd_weight_final": NOT_NEGATIVE,
-    "ctc_weight": NOT_NEGATIVE,
-    "skd_loss": one_of("l2", "kl", "guided"),
-    "temperature": POSITIVE,
-    "skd_tolerance": whole(0),
-    "skd_selection": maybe(whole(0)),
-    "min_confidence": SHARE,
-    "beam_size": maybe(whole(1)),
-    "kenlm_model_path": maybe(TEXT),
-    "rtf_utterances": whole(1),
-}
-# Those that may begin with ~, the user's home
-PATHS = (
-    "corpus_yaml",
-    "student_yaml",
-    "data_folder",
-    "results_folder",
-    "corpus_folder",
-    "output_folder",
-    "baseline_folder",
-    "teacher_yaml",
-    "teacher_hparams",
-    "teacher_folder",
-    "teacher_source",
-    "store_folder",
-    "kenlm_model_path",
-)
-# Values of a corpus
-CORPUS_RULES = {
-    "name": TEXT,
-    "license": maybe(TEXT),
-    "language": maybe(TEXT),
-    "synthetic": FLAG,
-    "data_folder": maybe(TEXT),
-    "minilibri": maybe(MAPPING),
-    "train_splits": maybe(several(TEXT)),
-    "valid_splits": maybe(several(TEXT)),
-    "test_splits": maybe(several(TEXT)),
-    "untranscribed_splits": Rule(
-        "a list of names of splits",
-        lambda value: isinstance(value, list) and all(map(TEXT.allows, value)),
-    ),
-    "tokenizer_type": one_of("char", "bpe", "unigram"),
-    "vocab_size": maybe(whole(2)),
-    "teacher": TEXT,
-    "teacher_speed_perturb": SPEEDS,
-    "model_size": TEXT,
-    "teacher_epochs": whole(1),
-    "epochs": whole(1),
-    "batch_seconds": POSITIVE,
-    "num_buckets": whole(1),
-    "lr": POSITIVE,
-    "num_workers": whole(0),
-}
+    seed: Index
+    stages: Annotated[list[str], AfterValidator(find_stages)]
+    role: Literal["teacher", "baseline", "student"] | None
+    recipe_folder: Text
+    corpus_yaml: Text
+    corpus_overrides: dict
+    corpus: CorpusSettings
+    student_yaml: Text
+    student_size: Text
+    student_overrides: dict
+    data_folder: Text | None
+    train_csv: Tables
+    valid_csv: Tables
+    test_csv: Tables
+    transcribed_share: Share
+    max_skipped: Share
+    max_seconds: Positive
+    results_folder: Text
+    corpus_folder: Text
+    output_folder: Text
+    continue_anyway: bool
+    baseline_folder: Text
+    compute_matched_to: Texts | None
+    teacher_yaml: Text
+    teacher_hparams: Text
+    teacher_size: Text
+    teacher_folder: Text | None
+    teacher_source: Text | None
+    teacher_revision: Text | None
+    teacher_kind: Literal[tuple(KINDS)] | None
+    trust_remote_code: bool
+    targets: Literal["online", "store"]
+    store_folder: Text | None
+    posterior_encoding: Literal[tuple(POSTERIORS)]
+    top_k: Count
+    hidden_encoding: Literal[tuple(HIDDEN)]
+    code_bytes: Count
+    epochs: Count
+    rkd_share: Share
+    batch_seconds: Positive
+    num_buckets: Count
+    num_workers: Index
+    ckpt_interval_minutes: NotNegative
+    avg_checkpoints: Count
+    lr: Positive
+    weight_decay: NotNegative
+    max_grad_norm: Positive
+    speed_perturb: Counts | None
+    delay: NotNegative
+    pairs: Annotated[Any, AfterValidator(_check_pairs)]
+    frame_weighting: Literal[tuple(FRAME_WEIGHTINGS)] | None
+    projector_hidden: Count | None
+    head_frames: Index
+    skd_weight: NotNegative
+    skd_weight_final: NotNegative
+    ctc_weight: NotNegative
+    skd_loss: Literal["l2", "kl", "guided"]
+    temperature: Positive
+    skd_tolerance: Index
+    skd_selection: Index | None
+    intermediate: Annotated[Any, AfterValidator(read_intermediate)]
+    min_confidence: Share
+    beam_size: Count | None
+    kenlm_model_path: Text | None
+    rtf_utterances: Count
 
 
 def load_experiment(path, overrides, base):
@@ -239,167 +189,174 @@ def load_experiment(path, overrides, base):
     overrides : dict
         Values that replace those of the file.
     base : str or pathlib.Path
-        The file that gives a value for every key there is.
+        The recipe's base.yaml, which gives a value for every key there is.
 
     Returns
     -------
     text : str
         HyperPyYAML text, its references not resolved.
-    hparams : dict
+    settings : dict
         The values.
 
     Raises
     ------
     SettingError
-        If a value is wrong, or what it describes cannot be made.
+        With all that is wrong with the values in ``faults``; or if what they
+        describe cannot be made.
     """
-    content = YAML().load(read_experiment(path))
-    content.update(expand_home(dict(content)))
-    text, known = StringIO(), read_mapping(base)
-    YAML().dump(content, text)
-    text = text.getvalue()
-    for key, value in overrides.items():
-        if key not in content:
-            names = [*content, *RunOptions.__dataclass_fields__]
-            raise SettingError(
-                f"--{key}: neither {path} nor SpeechBrain has such a value; "
-                + nearest(key, names)
-            )
-        if hasattr(value, "items") and not hasattr(content[key], "items"):
-            raise SettingError(
-                f"--{key}: {path} has a single value or a list there, and "
-                f"{dict(value)} is a mapping"
-            )
-    # The first reads files that are swapped by name, the second makes networks
-    # and losses: of values that somebody made up, all kinds of errors.
+    text, resolved = resolve_experiment(path, overrides, base)
     try:
-        resolved = resolve_references(text, overrides).read()
-        check_settings(resolved, known, path)
         return text, load_hyperpyyaml(resolved)
     except SettingError:
         raise
+    # Of values that somebody made up, all kinds of errors
     except Exception as error:
         raise SettingError(f"{path}: {one_line(error)}") from error
 
 
-def expand_home(values):
-    """Replace ~ at the beginning of paths, as a shell does before a space.
+def resolve_experiment(path, overrides, base):
+    """Read an experiment and check its values, but make nothing.
 
-    Arguments
-    ---------
-    values : dict
-        Values of an experiment, or some of them.
-
-    Returns
-    -------
-    dict
-        The same values, paths with the user's home.
+    Arguments and errors are those of :func:`load_experiment`. Returns its text
+    twice: as it is, and with all references resolved.
     """
-    return values | {
-        key: os.path.expanduser(values[key])
-        for key in PATHS
-        if isinstance(values.get(key), str)
+    content, known, faults = read_merged(path), read_merged(base), []
+    content.update(expand_home(dict(content)))
+    missing = [key for key in known if key not in content]
+    if missing:
+        raise SettingError(
+            f"{path} gives no value for {', '.join(missing[:5])}: let it "
+            "extend base.yaml"
+        )
+    used = {*known, *find_references(content)}
+    for key in content:
+        if key not in used:
+            file = [file for file, values in read_files(path) if key in values]
+            faults.append(
+                f"{file[-1]}: {base} has no key '{key}', and nothing refers to "
+                f"it; {nearest(key, known)}"
+            )
+    usable = {}
+    for key, value in overrides.items():
+        found = list(_find_unknown(f"--{key}", key, value, content, known))
+        faults += found
+        if not found:
+            usable[key] = value
+    text = dump(content)
+    # It reads files that are swapped by name: of values that somebody made up,
+    # all kinds of errors.
+    try:
+        resolved = resolve_references(text, usable).read()
+        tree = YAML().load(resolved)
+    except Exception as error:
+        faults += getattr(error, "faults", [f"{path}: {one_line(error)}"])
+        tree = {k: v for k, v in (content | usable).items() if not tag_of(v)}
+    faults += find_faults(tree)
+    if faults:
+        raise SettingError(*faults)
+    return text, resolved
+
+
+def _find_unknown(option, key, value, content, known):
+    """Faults of an option that names no value, or a part of a single one."""
+    if key not in content:
+        names = [*content, *RunOptions.__dataclass_fields__]
+        yield f"{option}: there is no such value; {nearest(key, names)}"
+    elif hasattr(value, "items"):
+        if not hasattr(content[key], "items"):
+            yield (
+                f"{option} must be a single value or a list, got the mapping "
+                f"{dict(value)}"
+            )
+        # Others are open: arguments of calls, overrides of a file.
+        elif known.get(key) and not tag_of(known[key]):
+            for name, inner in value.items():
+                yield from _find_unknown(
+                    f"{option}.{name}", name, inner, content[key], known[key]
+                )
+
+
+def expand_home(values):
+    """Replace ~ at the beginning of paths, as a shell does before a space."""
+    return {
+        key: os.path.expanduser(value)
+        if PATH.search(key) and isinstance(value, str)
+        else value
+        for key, value in values.items()
     }
 
 
-def check_settings(resolved, known, file):
-    """Check the values of an experiment.
+def find_faults(tree):
+    """All that is wrong with values whose references are resolved.
 
-    Nothing is made or run, but the modules that its tags name are imported.
-
-    Arguments
-    ---------
-    resolved : str
-        HyperPyYAML text whose references are resolved.
-    known : list of str
-        Keys that it must have, and may have besides those of its own file.
-    file : str or pathlib.Path
-        Its main file, for errors.
-
-    Raises
-    ------
-    SettingError
-        If a key is missing, a value is of a wrong kind, or a call names what
-        is not there or gives it an argument that it does not take.
+    Returns a line each. Nothing is made or run, but the modules that tags name
+    are imported.
     """
-    tree = YAML().load(resolved)
-    missing = [key for key in known if key not in tree]
-    if missing:
-        raise SettingError(
-            f"{file} gives no value for {', '.join(missing[:5])}: let it "
-            "extend base.yaml"
-        )
-    check_values(tree, RULES)
-    corpus = tree["corpus"]
-    for key in corpus:
-        if key not in CORPUS_RULES:
-            raise SettingError(
-                f"corpus.{key}: {tree['corpus_yaml']} gives a value that no "
-                f"corpus has; {nearest(key, CORPUS_RULES)}"
-            )
-    check_values(corpus, CORPUS_RULES, "corpus.")
-    if corpus["minilibri"] is not None:
-        check_arguments(
-            make_minilibri,
-            {"folder": None, **corpus["minilibri"]},
-            "corpus.minilibri",
-        )
-    # A number of pairs is of layers that are looked for.
-    if not whole(1).allows(tree["pairs"]):
-        read_pairs(tree["pairs"])
-    read_intermediate(tree["intermediate"])
-    check_calls(tree)
+    return [
+        *check_values(Settings, tree, tree.get("corpus_yaml")),
+        *find_call_faults(tree),
+    ]
 
 
-def check_values(values, rules, prefix=""):
-    """Compare values with the rules for them.
+# Pydantic's words, and those of the recipe
+WORDS = {
+    r"^(Input|List|String) should": "must",
+    " after validation, not 0": "",
+    "a valid dictionary": 'a mapping such as "{KEY: VALUE}"',
+    "a valid boolean": "True or False",
+    "a valid string": "a text, in quotes if it looks like a number",
+    "a valid integer": "a whole number",
+    "a valid ": "a ",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than 0": "a positive number",
+}
 
-    Arguments
-    ---------
-    values : dict
-        By key.
-    rules : dict of str to Rule
-        By key; those of keys that are not there are passed over.
-    prefix : str
-        What the keys begin with in errors.
 
-    Raises
-    ------
-    SettingError
-        If a value is none that its rule allows.
+def check_values(model, values, corpus_file=None):
+    """Faults of values by a pydantic model, a line each; some may be missing.
 
     Example
     -------
-    >>> check_values({"lr": "fast"}, RULES)
-    Traceback (most recent call last):
-    ...
-    tutornet_sb.util.errors.SettingError: lr: must be a number above 0, and is \
-'fast'
+    >>> check_values(Settings, {"lr": "fast", "epochs": 0})
+    ['epochs must be at least 1, got 0', "lr must be a number, got 'fast'"]
     """
-    for key, rule in rules.items():
-        if key in values and not rule.allows(values[key]):
-            value = values[key]
-            shown = repr(list(value) if isinstance(value, list) else value)
-            hint = f"; {nearest(value, rule.names)}" if rule.names else ""
-            raise SettingError(
-                f"{prefix}{key}: must be {rule.wanted}, and is {shown}{hint}"
-            )
+    try:
+        model.model_validate(values)
+    except ValidationError as error:
+        return [
+            _describe(fault, corpus_file)
+            for fault in error.errors(include_url=False)
+            if fault["type"] != "missing"
+        ]
+    return []
 
 
-def check_calls(node, path=""):
-    """Compare the arguments of all calls in a YAML text with what is called.
+def _describe(fault, corpus_file):
+    """A fault found by pydantic in one line."""
+    kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
+    if kind == "value_error":
+        return one_line(context["error"])
+    path = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}"
+        for part in fault["loc"]
+    ).removeprefix(".")
+    if kind == "extra_forbidden":
+        return (
+            f"{path}: {corpus_file} gives a value that no corpus has; "
+            + nearest(fault["loc"][-1], CorpusSettings.model_fields)
+        )
+    text = fault["msg"]
+    for theirs, ours in WORDS.items():
+        text = re.sub(theirs, ours, text)
+    shown = repr(list(value) if isinstance(value, list) else value)
+    hint = nearest(value, re.findall("'(.*?)'", context.get("expected", "")))
+    hint = f"; {hint}" if hint.endswith("?") else ""
+    return f"{path} {text}, got {shown}{hint}"
 
-    Arguments
-    ---------
-    node : object
-        Any part of it, its references resolved.
-    path : str
-        Where that stands, such as ``student.model``.
 
-    Raises
-    ------
-    SettingError
-        If there is no such callable, or it takes no such argument.
+def check_calls(node):
+    """Raise SettingError if calls in a resolved YAML tree cannot be made.
 
     Example
     -------
@@ -410,40 +367,33 @@ def check_calls(node, path=""):
     tutornet_sb.util.errors.SettingError: layer.out_featurs: torch.nn.Linear \
 takes no such argument; did you mean out_features?
     """
-    tag = tag_of(node) or ""
-    kind, _, name = tag.partition(":")
+    if faults := list(find_call_faults(node)):
+        raise SettingError(*faults)
+
+
+def find_call_faults(node, path=""):
+    """Faults of calls in a resolved YAML tree: no such callable or argument."""
+    kind, _, name = (tag_of(node) or "").partition(":")
     if f"{kind}:" in CALLS:
-        is_call = kind != "!name"
-        check_arguments(_locate(name, path), node, path, name, is_call)
+        try:
+            called = _locate(name, path)
+            check_arguments(called, node, path, name, kind != "!name")
+        except SettingError as error:
+            yield str(error)
     if hasattr(node, "items"):
         for key, value in node.items():
-            check_calls(value, f"{path}.{key}" if path else str(key))
+            yield from find_call_faults(value, f"{path}.{key}".lstrip("."))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            check_calls(value, f"{path}[{index}]")
+            yield from find_call_faults(value, f"{path}[{index}]")
 
 
 def check_arguments(called, arguments, path, name=None, is_call=True):
-    """Compare arguments with the parameters of what they are for.
+    """Raise SettingError if a callable does not take arguments.
 
-    Arguments
-    ---------
-    called : callable
-        Of any kind; those that tell nothing of their parameters are passed
-        over.
-    arguments : dict or list
-        By name or in order.
-    path : str
-        Where they stand, for errors.
-    name : str, optional
-        What is called, for errors.
-    is_call : bool
-        Whether those without a default must all be there.
-
-    Raises
-    ------
-    SettingError
-        If it does not take them.
+    These are by name (a mapping) or in order (a list); those without a default
+    may be left out where it is no call yet. Callables without a signature are
+    passed over.
     """
     name = name or called.__name__
     try:
@@ -483,3 +433,37 @@ def _locate(name, path):
     names = [name for name in dir(inside) if not name.startswith("_")]
     hint = f"; {nearest(last, names)}" if inside is not None else ""
     raise SettingError(f"{path}: there is no {name}{hint}")
+
+
+def describe_options(base):
+    """Options of a recipe, in the order of its files: (name, default, help).
+
+    The help is the comment above a key in base.yaml or a file it extends.
+    Values that calls make are no options.
+    """
+    comments = {}
+    for path, _ in read_files(base):
+        comments |= read_comments(path)
+    return [
+        (name, default, comments.get(name, ""))
+        for name, default in _list_options(read_merged(base))
+    ]
+
+
+def _list_options(values, prefix=""):
+    for key, value in values.items():
+        if (tag_of(value) or "!ref") != "!ref":
+            continue
+        if hasattr(value, "items") and value:
+            yield from _list_options(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, write_value(getattr(value, "value", value))
+
+
+def print_options(base):
+    """Print a recipe's options, a line each: name, short help, default."""
+    options = describe_options(base)
+    width = max(len(name) for name, _, _ in options)
+    for name, default, text in options:
+        first = text.partition(". ")[0].rstrip(".")
+        print(f"  --{name:{width}}  {first}{' ' * bool(first)}[{default}]")

@@ -1,9 +1,10 @@
-"""Experiments put together from several YAML files, one for each choice.
+"""Experiments composed of several YAML files, one for each choice.
 
 HyperPyYAML's own ``!include`` cannot be swapped from the command line without
-losing the overrides that stand beside it, so files are put together here:
-main files by :func:`read_experiment`, networks and corpora by :func:`include`
-under the ``!applyref`` tag. Any of them may extend another file of its kind.
+losing the overrides beside it, so files are composed here: main files by
+:func:`read_experiment`, networks and corpora by :func:`include`. Any of them
+may extend others of its kind: ``extends: base.yaml``, or a list, of which later
+files win; its own keys win over all.
 """
 
 import re
@@ -25,45 +26,26 @@ from tutornet_sb.util.errors import (
 USED_BY_RECIPE = "name", "model"
 # The key at the top that a reference starts from
 REFERENCE = re.compile(r"<([^>\[.]+)")
+# A line between the sections of a file, and one with a key
+RULE, KEY = re.compile(r"# ?[-#]{3}"), re.compile(r"( *)(\w+):")
 
 
 def read_experiment(path):
-    """Read a main YAML file onto the one it extends.
+    """Read a main file and those it extends; returns HyperPyYAML text."""
+    return dump(read_merged(path))
 
-    A key of the main file takes the place of the same key in the file named by
-    ``extends``, which lies beside it and may extend another.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        Main file, such as ``hparams/rkd_lstm.yaml``.
-
-    Returns
-    -------
-    str
-        HyperPyYAML text, to be given to ``load_hyperpyyaml``.
-
-    Raises
-    ------
-    MissingFileError
-        If the file or one that it extends is missing.
-    SettingError
-        If a file is not a mapping or no valid YAML, extends itself in the end,
-        or gives a value that nothing uses.
-    """
-    yaml = YAML()
+def dump(content):
+    """Write a YAML tree as text."""
     text = StringIO()
-    yaml.dump(_read_merged(path), text)
+    YAML().dump(content, text)
     return text.getvalue()
 
 
 def include(path, folder, size="full", overrides=None, **fixed):
-    """Read a network or a corpus so that the file can be swapped by name.
+    """Read a network or a corpus such that the file can be swapped by name.
 
-    Used as ``student: !applyref:tutornet_sb.util.composition.include``. The
-    values at the top of the file are those of the full size; a mapping named as
-    another size replaces some of them. The file may extend another, as main
-    files do: it then needs to say only what differs.
+    Used as ``student: !applyref:tutornet_sb.util.composition.include``.
 
     Arguments
     ---------
@@ -72,7 +54,8 @@ def include(path, folder, size="full", overrides=None, **fixed):
     folder : str or pathlib.Path
         Folder of the recipe.
     size : str
-        ``full``, or the name of a mapping in the file.
+        ``full`` for the values at the top of the file, or the name of a mapping
+        in it, which replaces some of them.
     overrides : dict, optional
         Values that replace those of the file; a key must be in the file.
     **fixed
@@ -88,8 +71,8 @@ def include(path, folder, size="full", overrides=None, **fixed):
     MissingFileError
         If there is no such file, or it extends one that is missing.
     SettingError
-        If the file has no such size, or an override names no key of it, or for
-        a reason that :func:`read_experiment` has too.
+        If the file is no valid YAML, has no such size, has a key that nothing
+        uses, or lacks an overridden key.
 
     Example
     -------
@@ -106,13 +89,18 @@ def include(path, folder, size="full", overrides=None, **fixed):
             f"{path} is neither in the working folder nor in {folder}"
             + _nearest_file(found)
         )
-    yaml = YAML()
-    content = _read_merged(found)
+    content = read_merged(found)
     sizes = find_sizes(content)
     for name in sizes:
         _refuse_unknown(content[name], content, f"{found}: {name}")
     if "model" in content:
-        _refuse_unused(content, {*sizes, *USED_BY_RECIPE, *fixed}, found)
+        used = {*sizes, *USED_BY_RECIPE, *fixed, *find_references(content)}
+        for key in content:
+            if key not in used:
+                raise SettingError(
+                    f"{found}: nothing refers to the key '{key}'; "
+                    + nearest(key, [other for other in content if other != key])
+                )
     values = {}
     if size != "full":
         if not hasattr(content.get(size), "items"):
@@ -123,32 +111,28 @@ def include(path, folder, size="full", overrides=None, **fixed):
         values.update(content[size])
     if not hasattr(overrides or {}, "items"):
         raise SettingError(
-            f"what overrides the values of {found} must be a mapping such as "
-            f'"{{{next(iter(content))}: VALUE}}", and is {overrides!r}'
+            f"overrides of {found} must be a mapping such as "
+            f'"{{{next(iter(content))}: VALUE}}", got {overrides!r}'
         )
     values.update(overrides or {})
     values.update(fixed)
     _refuse_unknown(values, content, found)
     # A whole value is replaced, where HyperPyYAML's overrides would merge.
     content.update(values)
-    text = StringIO()
-    yaml.dump(content, text)
-    return yaml.load(resolve_references(text.getvalue(), None, True))
+    return YAML().load(resolve_references(dump(content), None, True))
+
+
+def _refuse_unknown(values, content, where):
+    for key in values:
+        if key not in content:
+            raise SettingError(
+                f"{where} has no key '{key}' to override; "
+                f"{nearest(key, content)} Correct it, or leave it out"
+            )
 
 
 def find_sizes(content):
-    """Find the sizes of a network's file.
-
-    Arguments
-    ---------
-    content : ruamel.yaml.comments.CommentedMap
-        The file, its references not yet resolved.
-
-    Returns
-    -------
-    list of str
-        Names of the mappings at its top that nothing refers to. A file without
-        a ``model``, such as a corpus, has none.
+    """Names of the sizes of a network: mappings that nothing refers to.
 
     Example
     -------
@@ -167,17 +151,7 @@ def find_sizes(content):
 
 
 def find_references(node):
-    r"""Find what the references in a part of a YAML file name.
-
-    Arguments
-    ---------
-    node : object
-        Any part, its references not yet resolved.
-
-    Returns
-    -------
-    set of str
-        Keys at the top of the file.
+    r"""The set of top-level keys that references in a YAML tree start from.
 
     Example
     -------
@@ -195,91 +169,42 @@ def find_references(node):
 
 
 def tag_of(node):
-    """Give the tag of a part of a YAML file.
-
-    Arguments
-    ---------
-    node : object
-        Any part.
-
-    Returns
-    -------
-    str or None
-        Such as ``!ref``; None if it has none.
-    """
+    """Tag of a part of a YAML tree, such as ``!ref``, or None."""
     return getattr(getattr(node, "tag", None), "value", None)
 
 
-def _refuse_unknown(values, content, where):
-    for key in values:
-        if key not in content:
-            raise SettingError(
-                f"{where} has no key '{key}' to override; "
-                f"{nearest(key, content)} Correct it, or leave it out"
-            )
+def read_merged(path):
+    """Read a YAML file merged with those it extends, tags kept."""
+    (_, merged), *others = read_files(path)
+    for _, content in others:
+        for key, value in content.items():
+            merged[key] = value
+    return merged
 
 
-def _read_merged(path):
-    merged, seen = read_mapping(path), {Path(path).resolve()}
-    # Which file gives each key that the last one of the chain may not have
-    given = {}
-    while "extends" in merged:
-        base = Path(path).parent / str(merged.pop("extends"))
+def read_files(path, above=()):
+    """Read a YAML file and those it extends, which come first.
+
+    Returns pairs of path and content. ``above`` are the files that extend it.
+    """
+    path, content = Path(path), read_mapping(path)
+    above = {*above, path.resolve()}
+    parents = content.pop("extends", [])
+    files = []
+    for parent in parents if isinstance(parents, list) else [parents]:
+        base = path.parent / str(parent)
         if not base.is_file():
             raise MissingFileError(
                 f"{path} extends {base}, which is missing{_nearest_file(base)}"
             )
-        if base.resolve() in seen:
+        if base.resolve() in above:
             raise SettingError(f"{path} extends {base}, which extends it")
-        seen.add(base.resolve())
-        given = dict.fromkeys(merged, path) | given
-        path, extension = base, merged
-        merged = read_mapping(base)
-        given = {key: file for key, file in given.items() if key not in merged}
-        for key, value in extension.items():
-            merged[key] = value
-    # A further size of a network is no mistake.
-    used = {*find_references(merged), *find_sizes(merged)}
-    for key in given:
-        if key not in used:
-            raise SettingError(
-                f"{given[key]}: {path} has no key '{key}', and nothing refers "
-                f"to it; {nearest(key, merged.keys() - given.keys())}"
-            )
-    return merged
-
-
-def _refuse_unused(network, used, path):
-    """Find values of a network that it does not use."""
-    used = used | find_references(network)
-    for key in network:
-        if key not in used:
-            raise SettingError(
-                f"{path}: nothing refers to the key '{key}'; "
-                + nearest(key, [other for other in network if other != key])
-            )
+        files += read_files(base, above)
+    return [*files, (path, content)]
 
 
 def read_mapping(path):
-    """Read a YAML file, its tags kept and its references not resolved.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        The file.
-
-    Returns
-    -------
-    ruamel.yaml.comments.CommentedMap
-        What it holds.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such file.
-    SettingError
-        If it is no valid YAML, or not a mapping.
-    """
+    """Read a YAML file, which must be a mapping; tags are kept."""
     if not Path(path).is_file():
         raise MissingFileError(
             f"no such YAML file: {path}{_nearest_file(path)}"
@@ -299,6 +224,33 @@ def read_mapping(path):
     if not hasattr(content, "items"):
         raise SettingError(f"{path} is not a mapping of names to values")
     return content
+
+
+def read_comments(path):
+    r"""The comment right above each key of a YAML file, in one line, by path.
+
+    Example
+    -------
+    >>> path = getfixture("tmp_path") / "a.yaml"
+    >>> _ = path.write_text("# A file.\n\na:\n  # Learning\n  # rate\n  lr: 1")
+    >>> read_comments(path)
+    {'a.lr': 'Learning rate'}
+    """
+    comments, lines, outer = {}, [], []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        text = line.strip()
+        if text.startswith("#"):
+            lines.append(text.lstrip("# "))
+            if RULE.match(text):
+                lines.clear()
+            continue
+        if match := KEY.match(line):
+            indent, key = len(match[1]), match[2]
+            outer = [(i, k) for i, k in outer if i < indent] + [(indent, key)]
+            if lines:
+                comments[".".join(k for _, k in outer)] = " ".join(lines)
+        lines = []
+    return comments
 
 
 def _nearest_file(path):

@@ -1,11 +1,13 @@
 """What is installed: extras, and torch with a torchaudio that loads beside it.
 
-To be imported before torch, so that what is missing is found in no time.
+Imported before torch, so that what is missing is found at once.
 """
 
 import importlib
 import importlib.util
 from importlib.metadata import version
+
+from tutornet_sb.util.errors import InputError
 
 # Packages of each extra of pyproject.toml, by the names they are imported by
 EXTRAS = {
@@ -16,42 +18,19 @@ EXTRAS = {
 
 
 def extra_of(package):
-    """Find the extra that brings a package.
-
-    Arguments
-    ---------
-    package : str
-        Name that is imported.
-
-    Returns
-    -------
-    str or None
-        Name of the extra, or None if no extra brings it.
+    """The extra that installs a package, or None.
 
     Example
     -------
     >>> extra_of("onnxruntime"), extra_of("torch")
     ('export', None)
     """
-    for extra, packages in EXTRAS.items():
-        if package in packages:
-            return extra
-    return None
+    owners = {name: extra for extra, names in EXTRAS.items() for name in names}
+    return owners.get(package)
 
 
 def require(*extras):
-    """Check that the packages of extras are installed, without importing them.
-
-    Arguments
-    ---------
-    *extras : str
-        Names in ``EXTRAS``.
-
-    Raises
-    ------
-    ModuleNotFoundError
-        With the name of the first package that is missing.
-    """
+    """Raise ModuleNotFoundError if a package of these extras is missing."""
     for extra in extras:
         for package in EXTRAS[extra]:
             if importlib.util.find_spec(package) is None:
@@ -61,13 +40,7 @@ def require(*extras):
 
 
 def check_torchaudio():
-    """Load torchaudio, which must have been built for a torch like this one.
-
-    Raises
-    ------
-    ImportError
-        If it does not load; the message names the pair to install.
-    """
+    """Load torchaudio; an InputError names the pair with torch to install."""
     try:
         importlib.import_module("torchaudio")
     except ModuleNotFoundError:
@@ -77,7 +50,7 @@ def check_torchaudio():
         torch = version("torch").partition("+")[0]
         major, minor = map(int, torch.split(".")[:2])
         fitting = "2.11.0" if (major, minor) < (2, 13) else "2.11.1"
-        raise ImportError(
+        raise InputError(
             f"torchaudio {version('torchaudio')} does not load beside torch "
             f"{version('torch')}: pip install torch=={torch} "
             f"torchaudio=={fitting}"

@@ -1,4 +1,4 @@
-"""Errors as a user sees them: one line that says what to do, and a code."""
+"""Errors as a user sees them: one line with the remedy, and an exit code."""
 
 import difflib
 import errno
@@ -8,15 +8,12 @@ import sys
 import traceback
 from contextlib import contextmanager
 
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
-
-from tutornet_sb.util.environment import extra_of
+from tutornet_sb.util.redaction import mute_http_clients
 
 # Exit codes
 UNEXPECTED, BAD_INPUT = 1, 2
-# No space, quota reached, file too large
+# No space, quota reached, file too large; torch.save's words for such a disk
 FULL = errno.ENOSPC, errno.EDQUOT, errno.EFBIG
-# What torch.save says of such a disk
 FULL_IN_TORCH = "PytorchStreamWriter failed", "unexpected pos"
 # Names that are listed when none is near
 MANY = 40
@@ -24,35 +21,38 @@ WORKER = "in DataLoader worker process"
 
 
 class InputError(ValueError):
-    """What a user gave cannot be used; the message names it and the remedy."""
+    """Input of the user that cannot be used; the message names the remedy."""
 
 
 class SettingError(InputError):
-    """A wrong value or file of an experiment, which all processes see alike."""
+    """Wrong values or files of an experiment, which all processes find alike.
+
+    ``faults`` has a line for each; the message is the first of them.
+    """
+
+    def __init__(self, fault, *more):
+        super().__init__(fault)
+        self.faults = (fault, *more)
 
 
 class MissingFileError(SettingError, FileNotFoundError):
-    """An experiment names a file that is not there."""
+    """An experiment names a file that does not exist."""
 
 
 class OccupiedError(InputError, FileExistsError):
     """A folder or file that would be written holds something else."""
 
 
+class FullDiskError(InputError, OSError):
+    """Nothing more can be written; the message says what stays."""
+
+
+class OtherProcessError(RuntimeError):
+    """Another process has failed, and this one cannot continue without it."""
+
+
 def nearest(name, names):
-    """Suggest what a mistyped name was to be.
-
-    Arguments
-    ---------
-    name : str
-        As given.
-    names : list of str
-        Those there are.
-
-    Returns
-    -------
-    str
-        A question with the nearest, or the first of them if none is near.
+    """Suggest the nearest of some names, or list them if none is near.
 
     Example
     -------
@@ -71,32 +71,22 @@ def nearest(name, names):
 
 
 def explain(error):
-    """Say in one line what went wrong, and tell whose fault it is.
+    """Describe an error in one line; returns the line and the exit code.
 
     The message of an :class:`InputError` was written for the user, and so was
-    that of the system about files. Anything else was not foreseen.
-
-    Arguments
-    ---------
-    error : Exception
-        As caught.
-
-    Returns
-    -------
-    line : str
-        What to print.
-    code : int
-        ``BAD_INPUT`` or ``UNEXPECTED``.
+    the system's about files. Anything else is unexpected.
 
     Example
     -------
-    >>> explain(InputError("lr is fast: give a number"))
-    ('lr is fast: give a number', 2)
+    >>> explain(InputError("lr must be a number, got 'fast'"))
+    ("lr must be a number, got 'fast'", 2)
     >>> explain(ZeroDivisionError("division by zero"))
     ('ZeroDivisionError: division by zero', 1)
     """
-    text = one_line(error)
+    text, kind = one_line(error), type(error).__name__
     if isinstance(error, ModuleNotFoundError) and error.name:
+        from tutornet_sb.util.environment import extra_of
+
         package = error.name.partition(".")[0]
         extra = extra_of(package)
         wanted = f"'tutornet-sb[{extra}]'" if extra else package
@@ -105,6 +95,8 @@ def explain(error):
             + wanted.replace("_", "-")
         ), BAD_INPUT
     if isinstance(error, InputError):
+        if more := len(getattr(error, "faults", [text])) - 1:
+            text += f" (and {more} more: tutornet config validate lists them)"
         return text, BAD_INPUT
     if getattr(error, "errno", None) in FULL or (
         isinstance(error, RuntimeError)
@@ -114,33 +106,21 @@ def explain(error):
             f"no space is left to write to ({text}). What was saved before "
             "stays: make room, and give the same command again"
         ), BAD_INPUT
-    # That of torch, which is not imported for this
-    if isinstance(error, MemoryError) or (
-        type(error).__name__ == "OutOfMemoryError"
-    ):
+    # The second is torch's, which is not imported for this.
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError":
         return (
             f"no memory is left ({text}): lower batch_seconds, and give the "
             "same command again"
         ), BAD_INPUT
-    if isinstance(error, YAMLError):
+    if type(error).__module__.startswith("ruamel.yaml"):
         return f"invalid YAML: {yaml_problem(error)}", BAD_INPUT
     if isinstance(error, OSError) and error.strerror:
         return text, BAD_INPUT
-    return f"{type(error).__name__}: {text}", UNEXPECTED
+    return f"{kind}: {text}", UNEXPECTED
 
 
 def one_line(error):
-    """Give the message of an error in one line.
-
-    Arguments
-    ---------
-    error : Exception
-        Also one that a process of a data loader hands on with a traceback.
-
-    Returns
-    -------
-    str
-        The message alone.
+    """The message of an error in one line, or its type if it has none.
 
     Example
     -------
@@ -152,52 +132,33 @@ def one_line(error):
         where = error.filename2 or error.filename
         text = f"{where}: {error.strerror}" if where else error.strerror
     if WORKER in text.partition("\n")[0]:
+        # A data loader passes on the traceback, which ends with the message.
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
 
 
 def yaml_problem(error):
-    """Say what is wrong with a YAML text, and in which line.
-
-    Arguments
-    ---------
-    error : ruamel.yaml.error.YAMLError
-        As caught.
-
-    Returns
-    -------
-    str
-        In one line.
-    """
-    if not isinstance(error, MarkedYAMLError):
-        return one_line(error)
-    mark = error.problem_mark or error.context_mark
+    """One line on what is wrong with a YAML text, and in which line."""
+    mark = getattr(error, "problem_mark", None)
+    context = getattr(error, "context_mark", None)
     # What is not closed is missed far behind it.
-    if (error.context or "").startswith("while parsing"):
-        mark = error.context_mark or mark
+    if (getattr(error, "context", None) or "").startswith("while parsing"):
+        mark = context or mark
+    mark = mark or context
     where = f"line {mark.line + 1}: " if mark else ""
-    return where + " ".join((error.problem or error.context or "").split())
+    problem = getattr(error, "problem", None) or getattr(error, "context", None)
+    return where + " ".join((problem or one_line(error)).split())
 
 
 @contextmanager
 def failing_in_one_line(program, debug=False):
-    """Turn an error into one line on standard error and an exit code.
+    """Turn an error into a line on standard error and an exit code.
 
-    A traceback goes to the log file of the run, if there is one. Of an error
-    that all processes make alike only the main one speaks.
-
-    Arguments
-    ---------
-    program : str
-        What the line begins with.
-    debug : bool
-        Whether to show the traceback before it.
-
-    Raises
-    ------
-    SystemExit
-        With code ``BAD_INPUT`` or ``UNEXPECTED``.
+    The traceback goes to the log file of the run, if there is one, and with
+    ``debug`` to standard error too. An error that all processes find alike is
+    printed by the main one.
     """
+    mute_http_clients()
     try:
         yield
     except Exception as error:
@@ -208,27 +169,21 @@ def failing_in_one_line(program, debug=False):
                 f"the traceback is in {log}" if log else "--debug shows more"
             )
             line += f". This was not foreseen: {where}"
-        _say(f"{program}: {line}", error, debug)
+        # As torchrun sets it
+        rank = int(os.environ.get("RANK", 0))
+        if not (rank and isinstance(error, SettingError)):
+            if debug:
+                traceback.print_exception(error)
+            from tqdm import tqdm
+
+            where = f"[rank: {rank}] " if rank else ""
+            # Makes way for progress bars
+            tqdm.write(f"{where}{program}: {line}", file=sys.stderr)
         raise SystemExit(code) from None
 
 
-def _say(line, error, debug):
-    # As torchrun sets it
-    rank = int(os.environ.get("RANK", 0))
-    if rank and isinstance(error, SettingError):
-        return
-    if rank:
-        line = f"[rank: {rank}] {line}"
-    if debug:
-        traceback.print_exception(error)
-    from tqdm import tqdm
-
-    # Makes way for progress bars
-    tqdm.write(line, file=sys.stderr)
-
-
 def _write_traceback(error):
-    """Write a traceback into the log file, and tell which that is."""
+    """Write a traceback into the log file of the run; returns its name."""
     logger = logging.getLogger()
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler):

@@ -17,23 +17,7 @@ UNFINISHED = ".unfinished"
 
 
 def read_json(path):
-    """Read a file written by :func:`write_json`.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File to read.
-
-    Returns
-    -------
-    dict
-        What it holds.
-
-    Raises
-    ------
-    ValueError
-        If the file is damaged.
-    """
+    """Read a JSON file; InputError if it is damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -43,21 +27,22 @@ def read_json(path):
         ) from None
 
 
-def write_atomically(path, write):
-    """Write a file so that a reader never sees half of it.
+def write_json(path, content, indent=2):
+    """Write a JSON file in one piece; without ``indent`` on one line."""
+    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File to write.
-    write : callable
-        Called with the path of an unfinished file, which then takes the place
-        of ``path``.
+
+def write_atomically(path, write):
+    """Write a file such that a reader never sees half of it.
+
+    ``write`` is called with the path of an unfinished file, which then takes
+    the place of ``path``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A folder of its own, since two experiments may share a corpus, and the
-    # final name in it, since torch.save writes that into the file.
+    # In a folder of its own, since two experiments may share a corpus, under
+    # the final name, since torch.save writes that into the file.
     with tempfile.TemporaryDirectory(
         dir=path.parent, prefix=f"{path.name}.", suffix=UNFINISHED
     ) as folder:
@@ -67,66 +52,11 @@ def write_atomically(path, write):
         os.replace(unfinished, path)
 
 
-def remove_unfinished(folder):
-    """Remove what a killed process left of files that it was writing.
-
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        A folder in which no other process is writing; may be missing.
-    """
-    for path in list(Path(folder).rglob(f"*{UNFINISHED}")):
-        if path.is_dir():
-            shutil.rmtree(path)
-
-
-@contextmanager
-def locked(path, work):
-    """Be the only process that does something, and wait for others to end.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File that stands for it, which is made and left there.
-    work : str
-        What a process that waits is told of the other one.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("Another process %s: waiting for it", work)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def sync(path):
-    """Have a file, or the names in a folder, written to the disk.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File or folder.
-    """
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def write_folder_atomically(folder, write):
-    """Write a folder so that a reader never sees half of it.
+    """Write a folder such that a reader never sees half of it.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Folder to write; one that is there is replaced, with all it holds.
-    write : callable
-        Called with the path of an unfinished folder, which then takes the
-        place of ``folder``.
+    ``write`` is called with the path of an unfinished folder, which then
+    replaces ``folder`` with all that it holds.
     """
     folder = Path(folder).resolve()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -148,17 +78,34 @@ def write_folder_atomically(folder, write):
             raise
 
 
-def write_json(path, content, indent=2):
-    """Write a JSON file in one piece.
+def remove_unfinished(folder):
+    """Remove unfinished files of killed processes; no other may be writing."""
+    for path in list(Path(folder).rglob(f"*{UNFINISHED}")):
+        if path.is_dir():
+            shutil.rmtree(path)
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        File to write.
-    content : dict
-        What it shall hold.
-    indent : int, optional
-        Blanks before what is within; None puts all on one line.
+
+@contextmanager
+def locked(path, work):
+    """Hold a lock file, which is made and stays; wait for its holder.
+
+    ``work`` completes the message "Another process ...: waiting for it".
     """
-    text = json.dumps(content, indent=indent, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("Another process %s: waiting for it", work)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def sync(path):
+    """Have a file, or the names in a folder, written to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -10,18 +10,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe_machine(device="cpu"):
-    """Describe this machine, as far as it decides how fast something is.
-
-    Arguments
-    ---------
-    device : str or torch.device
-        What computes.
-
-    Returns
-    -------
-    dict
-        ``cpu`` (its model), ``cores``, ``threads`` (of
-        PyTorch), and ``gpu`` (its model) if that computes.
+    """Describe what decides speed: ``cpu``, ``cores``, ``threads``, ``gpu``.
 
     Example
     -------
@@ -43,7 +32,7 @@ def _cpu_model():
     text = CPUINFO.read_text("utf-8") if CPUINFO.is_file() else ""
     for line in text.splitlines():
         key, _, value = line.partition(":")
-        # Of other processors than Intel's and AMD's the name may be missing.
+        # Only x86 processors have it.
         if key.strip() == "model name":
             return value.strip()
     return platform.processor() or platform.machine()

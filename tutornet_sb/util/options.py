@@ -1,60 +1,74 @@
-"""Values of an experiment as they are typed on a command line.
+"""Options of an experiment as they are typed on a command line.
 
 SpeechBrain joins them to one YAML text, in which ``runs/lr=1`` becomes
 ``runs/lr 1`` and ``run #2`` becomes ``run``. Here each option is read alone.
 """
 
 import contextlib
+import io
 import json
+import sys
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from speechbrain.utils.distributed import ddp_init_group
 from speechbrain.utils.run_opts import RunOptions
 
 from tutornet_sb.util.errors import SettingError
 
 # Takes the place of #, which would begin a comment in YAML.
 _HASH = "\ue000"
+# Options of SpeechBrain's short trial runs, whose stages would look finished
+NOT_OFFERED = "debug_batches", "debug_epochs", "debug_persistently", "test_only"
 
 
 class Options(RunOptions):
-    """SpeechBrain's options, which leave all others as they were typed.
-
-    Example
-    -------
-    >>> words = ["rkd.yaml", "--device", "cpu", "--seed=2"]
-    >>> Options.from_command_line_args(words)[2]
-    ['--seed=2']
-    """
+    """SpeechBrain's options, which leave all others as they were typed."""
 
     @staticmethod
     def _convert_to_yaml(overrides):
         return overrides
 
 
+def parse_command_line(words):
+    """Read a command line and join the other processes, if there are any.
+
+    Returns the main file, SpeechBrain's options and a dict of all others.
+    """
+    if not sys.stderr.isatty():
+        # In a file each state of a bar would stay.
+        words = [*words, "--noprogressbar"]
+    messages = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(messages):
+            main_file, run_opts, typed = Options.from_command_line_args(words)
+    except SystemExit as stop:
+        # Of --help
+        if not stop.code:
+            raise
+        raise SettingError(
+            messages.getvalue().strip().rpartition("error: ")[2]
+            + ", see --help for the options"
+        ) from None
+    for name in NOT_OFFERED:
+        if getattr(run_opts, name) != getattr(type(run_opts), name):
+            raise SettingError(
+                f"--{name} is not offered: a run of few batches would look "
+                "like a finished one. Give a small corpus instead"
+            )
+    ddp_init_group(run_opts)
+    return main_file, run_opts, read_options(typed)
+
+
 def read_options(words):
-    """Read the options that SpeechBrain has left.
-
-    Arguments
-    ---------
-    words : list of str
-        ``--KEY VALUE`` and ``--KEY=VALUE``.
-
-    Returns
-    -------
-    dict
-        Value of each key.
-
-    Raises
-    ------
-    SettingError
-        If an option is given twice, a word belongs to none, or a list or a
-        mapping does not end.
+    """Read ``--KEY VALUE``, ``--KEY=VALUE`` and ``--KEY.INNER VALUE``.
 
     Example
     -------
     >>> read_options(["--lr", "0.1", "--results_folder=runs/lr=1 #2"])
     {'lr': 0.1, 'results_folder': 'runs/lr=1 #2'}
+    >>> read_options(["--teacher.source", "me/model", "--teacher.kind", "ctc"])
+    {'teacher': {'source': 'me/model', 'kind': 'ctc'}}
     """
     typed = {}
     for word in words:
@@ -71,32 +85,30 @@ def read_options(words):
     for key, parts in typed.items():
         text = " ".join(parts)
         try:
-            values[key] = read_value(text)
+            value = read_value(text)
         except YAMLError as error:
             raise SettingError(
                 f"--{key}: {text}: {error.problem or error}: quote a value "
                 "that has braces or blanks"
             ) from None
+        *outer, last = key.split(".")
+        inner = values
+        for name in outer:
+            inner = inner.setdefault(name, {})
+            if not hasattr(inner, "items"):
+                break
+        if not hasattr(inner, "items") or last in inner:
+            raise SettingError(
+                f"--{key}: two options give it a value, leave one out"
+            )
+        inner[last] = value
     return values
 
 
 def read_value(text):
     """Read one value: numbers, lists and so on as in YAML, others as typed.
 
-    Arguments
-    ---------
-    text : str
-        What was typed.
-
-    Returns
-    -------
-    object
-        Of YAML's types.
-
-    Raises
-    ------
-    ruamel.yaml.error.YAMLError
-        If a list or a mapping does not end.
+    Raises ruamel.yaml's YAMLError for a list or a mapping that does not end.
 
     Example
     -------
@@ -119,17 +131,7 @@ def read_value(text):
 
 
 def write_value(value):
-    """Write a value such that :func:`read_value` gives it back.
-
-    Arguments
-    ---------
-    value : object
-        Of JSON's types.
-
-    Returns
-    -------
-    str
-        A text as it is where that can be.
+    """Write a value such that :func:`read_value` returns it.
 
     Example
     -------

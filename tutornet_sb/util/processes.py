@@ -1,8 +1,8 @@
-"""What the processes of a run under ``torchrun`` say to each other.
+"""Communication between the processes of a run under ``torchrun``.
 
-SpeechBrain joins them, wraps the modules and lets the main one save. Here is
-what it leaves open: waits without a time limit, errors that end all, one share
-of the work each, and the mean over a joint batch.
+SpeechBrain joins them, wraps the modules and lets the main one save. Added
+here: waits without a time limit, errors that end all, one share of the work
+each, and the mean over a joint batch.
 """
 
 import functools
@@ -25,44 +25,31 @@ from speechbrain.utils.distributed import (
     is_distributed_initialized,
 )
 
-from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.errors import InputError, OtherProcessError, SettingError
 from tutornet_sb.util.files import read_json, write_json
 
-# The main process may have days of work to do alone. One that dies is noticed
-# without a limit, by its closed connections.
+# The main process may work alone for days. One that dies is noticed without a
+# limit, by its closed connections.
 NO_LIMIT = timedelta(days=365)
-# torchrun ends the others as soon as one that has failed is gone, which takes
-# seconds on a busy machine.
-SECONDS_FOR_THE_ONE_THAT_FAILED = 15.0
+# An error of the main process may be the same one, or the cause of it.
+SECONDS_FOR_MAIN = 3.0
+# torchrun ends the others, by SIGTERM, once it sees that one has failed.
+SECONDS_FOR_TORCHRUN = 15.0
 # What another machine has written may be seen late.
 SECONDS_FOR_SHARED_FILES = 30.0
-
-
-class OtherProcessError(RuntimeError):
-    """Another process has failed, and this one cannot go on alone."""
+# Key of the processes' common store
+MAIN_ENDS = "tutornet_sb main process ends"
 
 
 def count():
-    """Tell how many processes share the work.
-
-    Returns
-    -------
-    int
-        1 without ``torchrun``.
-    """
+    """Number of processes that share the work, 1 without ``torchrun``."""
     if is_distributed_initialized():
         return torch.distributed.get_world_size()
     return 1
 
 
 def rank():
-    """Tell which of the processes this is.
-
-    Returns
-    -------
-    int
-        0 for the main one.
-    """
+    """Number of this process, 0 for the main one."""
     if is_distributed_initialized():
         return torch.distributed.get_rank()
     return 0
@@ -71,11 +58,11 @@ def rank():
 @functools.lru_cache(maxsize=1)
 def _group(world):
     """Processes of a group that wait for each other without a time limit."""
-    del world  # Asked for anew when that is another.
+    del world  # A key of the cache
     return torch.distributed.new_group(backend="gloo", timeout=NO_LIMIT)
 
 
-def _talk(collective, *args, **kwargs):
+def _call(collective, *args, **kwargs):
     group = _group(torch.distributed.group.WORLD)
     collective(*args, group=group, **kwargs)
 
@@ -83,26 +70,9 @@ def _talk(collective, *args, **kwargs):
 def run_on_main(func, args=(), kwargs=None):
     """Call a function in the main process while the others wait.
 
-    As SpeechBrain's, but however long it takes, and what it raises ends all.
-
-    Arguments
-    ---------
-    func : callable
-        What to call. It may call this function in turn.
-    args : sequence
-        Its arguments.
-    kwargs : dict
-        Its arguments by name.
-
-    Returns
-    -------
-    object
-        What it returned, in every process; must be picklable.
-
-    Raises
-    ------
-    OtherProcessError
-        In the others, if it raised in the main process.
+    As SpeechBrain's, but however long it takes; every process gets the result,
+    which must be picklable. An error in the main process raises
+    OtherProcessError in the others. ``func`` may call this function in turn.
 
     Example
     -------
@@ -119,9 +89,9 @@ def run_on_main(func, args=(), kwargs=None):
                 answer[0] = func(*args, **kwargs)
         except BaseException as error:
             answer[1] = f"{type(error).__name__}: {error}"
-            _talk(torch.distributed.broadcast_object_list, answer, src=0)
+            _call(torch.distributed.broadcast_object_list, answer, src=0)
             raise
-    _talk(torch.distributed.broadcast_object_list, answer, src=0)
+    _call(torch.distributed.broadcast_object_list, answer, src=0)
     if answer[1] is not None:
         raise OtherProcessError(f"the main process has failed: {answer[1]}")
     return answer[0]
@@ -130,31 +100,8 @@ def run_on_main(func, args=(), kwargs=None):
 def main_first(func, args=(), kwargs=None):
     """Call a function in all processes, but in the main one before the others.
 
-    What it downloads or makes is then there for the others.
-
-    Arguments
-    ---------
-    func : callable
-        What to call.
-    args : sequence
-        Its arguments.
-    kwargs : dict
-        Its arguments by name.
-
-    Returns
-    -------
-    object
-        What it returned in this process.
-
-    Raises
-    ------
-    OtherProcessError
-        In the others, if it raised in the main process.
-
-    Example
-    -------
-    >>> main_first(max, [2, 3])
-    3
+    What it downloads or makes is then available to the others. Errors are as
+    in :func:`run_on_main`; each process gets its own result.
     """
     call, found = functools.partial(func, *args, **(kwargs or {})), []
     run_on_main(lambda: found.append(call()))
@@ -168,21 +115,11 @@ def main_first(func, args=(), kwargs=None):
 def wait_for_all():
     """Wait, without a time limit, until every process is here."""
     if not ddp_prevent_block():
-        _talk(torch.distributed.barrier)
+        _call(torch.distributed.barrier)
 
 
 def gather(content):
-    """Give every process what each of them has.
-
-    Arguments
-    ---------
-    content : object
-        Of this process; must be picklable.
-
-    Returns
-    -------
-    list
-        By rank.
+    """Give every process a list, by rank, of what each of them has.
 
     Example
     -------
@@ -192,51 +129,17 @@ def gather(content):
     if ddp_prevent_block():
         return [content]
     found = [None] * count()
-    _talk(torch.distributed.all_gather_object, found, content)
+    _call(torch.distributed.all_gather_object, found, content)
     return found
 
 
 def own_share(batches):
-    """Choose every so-manieth batch, so that each process has others.
-
-    Arguments
-    ---------
-    batches : iterable
-        The same in every process.
-
-    Returns
-    -------
-    list
-        Those of this process; all of them together are all batches.
-
-    Example
-    -------
-    >>> own_share([[0, 1], [2]])
-    [[0, 1], [2]]
-    """
+    """Every n-th of the batches: those of this process, of n processes."""
     return list(batches)[rank() :: count()]
 
 
 def mean(number, device):
-    """Average a number over all processes.
-
-    Arguments
-    ---------
-    number : float
-        Of this process.
-    device : str or torch.device
-        Where to compute the mean.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar, the same in every process.
-
-    Example
-    -------
-    >>> mean(5, "cpu")
-    tensor(5.)
-    """
+    """Average a number over all processes; a scalar tensor on the device."""
     total = torch.tensor(float(number), device=device)
     if count() > 1:
         torch.distributed.all_reduce(total)
@@ -244,18 +147,7 @@ def mean(number, device):
 
 
 def check_shared(path):
-    """Make sure that all machines of a run see the same folders.
-
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        A file that the main process has written.
-
-    Raises
-    ------
-    ValueError
-        If another process does not see it as it was written.
-    """
+    """Raise InputError unless all machines see a file of the main process."""
     path = Path(path)
     wanted = run_on_main(path.read_bytes)
     end = time.monotonic() + SECONDS_FOR_SHARED_FILES
@@ -263,7 +155,8 @@ def check_shared(path):
         if time.monotonic() > end:
             break
         time.sleep(1)
-    for number, host in enumerate(gather(None if sees else _host())):
+    hosts = gather(None if sees else socket.gethostname())
+    for number, host in enumerate(hosts):
         if host is not None:
             raise InputError(
                 f"process {number} on {host} does not see {path} as the main "
@@ -272,28 +165,8 @@ def check_shared(path):
             )
 
 
-def _host():
-    return socket.gethostname()
-
-
 def is_lost_connection(error):
-    """Tell whether an error says that another process cannot be reached.
-
-    Arguments
-    ---------
-    error : BaseException
-        As caught.
-
-    Returns
-    -------
-    bool
-        True for those of torch.distributed and of gloo.
-
-    Example
-    -------
-    >>> is_lost_connection(RuntimeError("a disk is full"))
-    False
-    """
+    """Whether an error of torch or gloo is that another process is gone."""
     return isinstance(error, RuntimeError) and (
         isinstance(error, torch.distributed.DistError)
         or "gloo/transport" in str(error)
@@ -302,52 +175,72 @@ def is_lost_connection(error):
 
 @contextmanager
 def ending_together():
-    """Let one process tell what has gone wrong in all, and end all well.
+    """End all processes well, and let the one that failed first be reported.
 
-    ``torchrun`` ends the others when one has failed. So those beside the main
-    one wait a little before they say what they have met: it may be the same, or
-    but follow from it. So does one that has lost the connection to another.
-
-    Raises
-    ------
-    OtherProcessError
-        If the connection to another process is lost.
+    When one has failed, ``torchrun`` ends the others. A process beside the main
+    one leaves the report to that if it fails too, and one whose connection is
+    lost leaves it to whichever has failed (OtherProcessError).
     """
     try:
         yield
     except (Exception, SystemExit) as error:
         lost = is_lost_connection(error)
         # Not rank(): they may not have joined yet.
-        if get_rank() or lost:
-            time.sleep(SECONDS_FOR_THE_ONE_THAT_FAILED)
+        if get_rank():
+            # All find a SettingError alike.
+            follows = isinstance(error, (OtherProcessError, SettingError))
+            follows = follows or lost or _main_ends()
+        else:
+            follows = lost
+            _announce_end()
+        if follows and not isinstance(error, SystemExit):
+            time.sleep(SECONDS_FOR_TORCHRUN)
         if lost:
             raise OtherProcessError(
-                "the connection to another process is lost: what it says, or "
-                f"its torchrun, tells why ({error})"
+                "the connection to another process is lost: its own message, "
+                f"or that of its torchrun, says why ({error})"
             ) from None
         raise
     if is_distributed_initialized():
-        # One that leaves while another still talks may abort in gloo's threads.
+        # One that leaves while another still sends may abort in gloo's threads.
         wait_for_all()
         torch.distributed.destroy_process_group()
 
 
+def _announce_end():
+    """Let the others know that the main process ends early."""
+    if is_distributed_initialized():
+        try:
+            _store().set(MAIN_ENDS, "1")
+        # The others will notice without it.
+        except RuntimeError:
+            return
+
+
+def _main_ends():
+    """Whether the main process ends early, now or within seconds."""
+    end = time.monotonic() + SECONDS_FOR_MAIN
+    while time.monotonic() < end:
+        try:
+            if is_distributed_initialized() and _store().check([MAIN_ENDS]):
+                return True
+        # The main process keeps the store, and is gone.
+        except RuntimeError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def _store():
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
 @register_checkpoint_hooks
 class StepSize:
-    """What goes into a step of the optimizer, which must not change.
+    """What decides the size of an optimizer step, which must not change.
 
     With more processes an epoch has fewer steps: the learning rate would not
     end where it should, and within an epoch some batches would be left out.
-
-    Arguments
-    ---------
-    grad_accumulation_factor : int
-        Batches of each process.
-
-    Example
-    -------
-    >>> StepSize(1).content
-    {'processes': 1, 'grad_accumulation_factor': 1}
     """
 
     def __init__(self, grad_accumulation_factor):

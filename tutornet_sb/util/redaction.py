@@ -1,36 +1,31 @@
-"""Texts by others without what nobody else may read."""
+"""Messages of others without tokens and passwords."""
 
 import logging
 import re
 
-from huggingface_hub import errors, get_token
+# At DEBUG they log the headers of answers, which may repeat the token.
+HTTP_CLIENTS = "httpcore", "httpcore2", "httpx", "httpx2", "urllib3"
 
-# SpeechBrain's log file of a run takes all that is said. These say the headers
-# of answers, where a server may repeat the token.
-for _name in ("httpcore", "httpcore2", "httpx", "httpx2", "urllib3"):
-    logging.getLogger(_name).setLevel(logging.INFO)
+
+def mute_http_clients():
+    """Keep headers out of a program's logs; to be called by programs alone."""
+    for name in HTTP_CLIENTS:
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def hide_secrets(text):
     """Take the hub's token, and passwords in addresses, out of a text.
 
-    A server may well repeat what it was sent, and a client where it sent it.
-
-    Arguments
-    ---------
-    text : str
-        To be shown, such as the message of an error.
-
-    Returns
-    -------
-    str
-        The same without them.
+    A server may repeat what it was sent, and a client where it sent it.
 
     Example
     -------
     >>> hide_secrets("http://me:secret@hub.example/x is not there")
     'http://hub.example/x is not there'
     """
+    # Takes long to import
+    from huggingface_hub import errors, get_token
+
     text = re.sub(r"//[^/\s@]+@", "//", text)
     try:
         token = get_token()
@@ -40,17 +35,7 @@ def hide_secrets(text):
 
 
 def first_line(error):
-    r"""Tell an error in one line.
-
-    Arguments
-    ---------
-    error : Exception
-        Any.
-
-    Returns
-    -------
-    str
-        First line of its message, or its type if there is none.
+    r"""First line of the message of an error, without secrets.
 
     Example
     -------

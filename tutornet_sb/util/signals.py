@@ -1,9 +1,9 @@
-"""Stopping on SIGTERM and SIGINT without losing what is done.
+"""Stopping on SIGTERM and SIGINT without losing finished work.
 
-The first signal lets the work at hand be finished and saved, and the process
-exits with :data:`EXIT_CODE`: the same command goes on. A second one of the same
+The first signal lets the step at hand be finished and saved, and the process
+exits with :data:`EXIT_CODE`: the same command resumes. A second one of the same
 kind exits at once, which harms nothing either, since every file gets its name
-when it is whole.
+when it is complete.
 """
 
 import atexit
@@ -12,35 +12,25 @@ import os
 import signal
 from contextlib import contextmanager
 
-# EX_TEMPFAIL of sysexits.h: a failure that passes, try again
+# EX_TEMPFAIL of sysexits.h: a temporary failure, try again
 EXIT_CODE = 75
 
 _state = {"owner": None, "received": [], "busy": 0, "resumes": True}
 
 
 class Stopped(SystemExit):
-    """A signal came, and what was worth it has been saved.
-
-    Example
-    -------
-    >>> Stopped().code
-    75
-    """
+    """A signal was received, and what was worth it has been saved."""
 
     def __init__(self):
         super().__init__(EXIT_CODE)
 
 
 def install(resumes=True):
-    """Stop by signals as this module says, from now on.
+    """Stop by signals as this module says, from now on; for the main thread.
 
-    Call it in the main thread. Processes that are forked later are stopped as
-    any other, but those that call :func:`leave_to_parent`.
-
-    Arguments
-    ---------
-    resumes : bool
-        Whether the same command resumes what is stopped.
+    ``resumes`` is whether the same command resumes what is stopped. Processes
+    forked later are stopped as any other, unless they call
+    :func:`leave_to_parent`.
     """
     _state.update(owner=os.getpid(), received=[], busy=0, resumes=resumes)
     for signum in (signal.SIGINT, signal.SIGTERM):
@@ -61,39 +51,21 @@ def _end_workers():
 
 
 def requested():
-    """Tell whether this process has been told to stop.
-
-    Returns
-    -------
-    bool
-        True from the first signal on.
-    """
+    """Whether a signal to stop has been received."""
     return bool(_state["received"])
 
 
 def check():
-    """Stop here if this process has been told to.
-
-    Raises
-    ------
-    Stopped
-        If a signal has come.
-    """
+    """Raise :class:`Stopped` if a signal has been received."""
     if requested():
         raise Stopped
 
 
 @contextmanager
 def finishing():
-    """Let no signal interrupt a block.
+    """Let no signal interrupt a block; :class:`Stopped` is raised at its end.
 
-    The block calls :func:`check` where it can be left; in any case it is left
-    at its end.
-
-    Raises
-    ------
-    Stopped
-        At the end of the block, if a signal has come.
+    The block may call :func:`check` where it can be left earlier.
     """
     _state["busy"] += 1
     try:
@@ -105,17 +77,11 @@ def finishing():
 
 
 def leave_to_parent(worker=None):
-    """Let the parent decide when this process ends.
+    """Let the parent decide when this process ends: a loader's worker_init_fn.
 
-    For the ``worker_init_fn`` of a loader: a signal that is sent to a whole
-    group of processes must not take its workers from a process that has a step
-    to finish. A second SIGTERM ends the worker, and so does the end of a parent
-    that has called :func:`install`.
-
-    Arguments
-    ---------
-    worker : int, optional
-        Its number, unused.
+    A signal that is sent to a whole group of processes must not take its
+    workers from a process that has a step to finish. A second SIGTERM ends the
+    worker, and so does the end of a parent that has called :func:`install`.
     """
     del worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -127,7 +93,7 @@ def leave_to_parent(worker=None):
 def _handle(signum, frame):
     del frame
     if os.getpid() != _state["owner"]:
-        # A fork that has not been told anything
+        # A fork that is not to finish anything
         signal.signal(signum, signal.SIG_DFL)
         os.kill(os.getpid(), signum)
         return
@@ -138,7 +104,7 @@ def _handle(signum, frame):
     then = "stopping"
     if _state["busy"]:
         then = "finishing the step and saving; another one stops at once"
-    again = "goes on" if _state["resumes"] else "starts again"
+    again = "resumes" if _state["resumes"] else "starts again"
     # Not by print, which the signal may have interrupted.
     os.write(2, f"\n{name}: {then}. The same command {again}\n".encode())
     if not _state["busy"]:

@@ -34,7 +34,6 @@ from tutornet_sb.distillation.pairs import make_projectors
 from tutornet_sb.experiments.compare import short_table
 from tutornet_sb.networks import runs
 from tutornet_sb.training import folder
-from tutornet_sb.training.arguments import parse_arguments
 from tutornet_sb.training.checkpoints import AtomicCheckpointer
 from tutornet_sb.training.corpus import check_longest, prepare_corpus
 from tutornet_sb.training.data import (
@@ -51,6 +50,7 @@ from tutornet_sb.training.evaluation import (
 )
 from tutornet_sb.training.experiment import Experiment
 from tutornet_sb.training.offline import make_teacher, prepare_head
+from tutornet_sb.training.settings import print_options
 from tutornet_sb.training.teacher import (
     find_teacher,
     match_symbols,
@@ -58,6 +58,7 @@ from tutornet_sb.training.teacher import (
     teacher_folder,
 )
 from tutornet_sb.util import processes, signals
+from tutornet_sb.util.options import parse_command_line
 from tutornet_sb.util.processes import main_first, own_share, run_on_main
 
 logger = logging.getLogger(__name__)
@@ -240,7 +241,9 @@ def main():
     # Logging shows tracebacks of its own when the disk is full.
     logging.raiseExceptions = debug
     with failing_in_one_line("train.py", debug), processes.ending_together():
-        show(run(*parse_arguments(words)))
+        if {"-h", "--help"} & set(words):
+            print_options(RECIPE / "hparams" / "base.yaml")
+        show(run(*parse_command_line(words)))
 
 
 if __name__ == "__main__":
