@@ -182,7 +182,7 @@ def test_the_folder_of_several_runs_is_named_once(tmp_path, monkeypatch):
     text = table([tmp_path / name for name in names])
     assert [row["run"] for row in cells(text)] == names
     assert text.endswith(f"|\n\nRuns are in `{tmp_path}`.")
-    # Of relative and absolute ones all is told.
+    # Relative and absolute ones are shown in full.
     monkeypatch.chdir(tmp_path)
     some = [names[0], str(tmp_path / names[1])]
     text = table(some)
@@ -200,7 +200,7 @@ def test_the_teacher_of_a_student_is_named(tmp_path):
         save(tmp_path / name, {}, teacher={"name": name}, method="skd")
         for name in ("jasper_dr", "conformer")
     ]
-    rows = cells(table([*folders, save(tmp_path / "alone", {})]))
+    rows = cells(table([*folders, save(tmp_path / "baseline", {})]))
     assert [row["teacher"] for row in rows] == ["jasper_dr", "conformer", "-"]
 
 

@@ -207,7 +207,7 @@ def test_an_example_holds_the_posteriors_of_all_models(world):
 
 def test_the_teacher_is_found_beside_the_run(world):
     assert find_teacher(world / "student" / "1") == world / "teacher" / "1"
-    # write_run says that it lay there.
+    # write_run names a folder that does not exist.
     assert find_teacher(world / "baseline" / "1") is None
 
 

@@ -550,7 +550,7 @@ def test_a_finished_run_of_another_command_is_not_taken_for_this(plan, recipe):
     found = plan(methods=["ctc"], seeds=[1])
     run_jobs(found.jobs, found.recipe)
     other = plan(methods=["ctc"], seeds=[1], options={"lr": 0.1})
-    # It is for train.py to say whether that is the same experiment.
+    # It is for train.py to decide whether that is the same experiment.
     (outcome,) = run_jobs(other.jobs, other.recipe)
     assert outcome.state == "made"
     assert diary(recipe).count("start ctc_lstm 1") == 2

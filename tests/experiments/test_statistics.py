@@ -30,13 +30,13 @@ def resample(models, words, count, seed=5):
     """
     rng, number = random.Random(seed), len(words)
     for _ in range(count):
-        heard = rng.choices(range(number), k=number)
+        drawn = rng.choices(range(number), k=number)
         made = []
         for errors in models:
             trainings = rng.choices(errors, k=max(1, len(errors) - 1))
-            totals = [sum(one[i] for i in heard) for one in trainings]
+            totals = [sum(one[i] for i in drawn) for one in trainings]
             made.append(sum(totals) / len(totals))
-        yield made, sum(words[i] for i in heard)
+        yield made, sum(words[i] for i in drawn)
 
 
 @pytest.mark.parametrize("seeds", [1, 4])

@@ -96,7 +96,7 @@ class _Runner:
         while self.waiting or self.started:
             for started in list(self.started.values()):
                 self.look_after(*started)
-            # No run may start that end_all does not know.
+            # No run may start that end_all would miss.
             with signals.finishing():
                 self.start_some()
             if self.started or self.waiting:
@@ -243,10 +243,10 @@ def count_epochs(folder):
 
 
 def _other_teacher(job, recipe):
-    """Say what is wrong if a finished run's teacher has other weights now.
+    """Why a finished run is not to be reused, if its teacher is another now.
 
-    Runs of a plan share their teacher, so that they differ by what the plan
-    says and by nothing else.
+    Runs of a plan share their teacher, so that they differ by their options
+    alone.
     """
     teacher = runs.read_results(recipe / job.folder)["teacher"]
     folder = job.options.get("teacher_folder")

@@ -339,7 +339,7 @@ class _Reader:
         embedded = hparams["corpus"]["minilibri"] is not None
         if data is None and not tables and not embedded:
             raise PlanError(
-                f"corpora: {corpus}: it is not embedded; say where it lies by "
+                f"corpora: {corpus}: it is not embedded; name its folder by "
                 f"--data {corpus}=FOLDER, or name its train_csv, valid_csv and "
                 "test_csv"
             )
