@@ -1293,7 +1293,7 @@ def test_a_store_is_filled_at_the_speeds_of_each_utterance(recipe, monkeypatch):
     )
     hparams = dict.fromkeys(("pairs", "vocabulary", "tokenizer", "num_workers"))
     hparams |= {"blank_index": 0, "store_folder": "s", "batch_seconds": 9}
-    source = SimpleNamespace(model=None, name="teacher")
+    source = SimpleNamespace(model=None, source="teacher")
     train = {
         "a": {"split": "train", "speeds": [90, 100, 110]},
         "b": {"split": "train", "speeds": [90]},

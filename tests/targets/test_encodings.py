@@ -74,8 +74,8 @@ def there_and_back(codec, targets, taps=tuple(TAPS)):
 
 
 @given(
-    st.sampled_from(POSTERIORS),
-    st.sampled_from(HIDDEN),
+    st.sampled_from(list(POSTERIORS)),
+    st.sampled_from(list(HIDDEN)),
     st.integers(1, 3),
     st.integers(1, 5),
     st.floats(0, 12),
