@@ -24,6 +24,7 @@ from speechbrain.utils.run_opts import RunOptions
 from tutornet_sb.corpora.minilibri import make_minilibri
 from tutornet_sb.distillation.frame_weighting import FRAME_WEIGHTINGS
 from tutornet_sb.distillation.intermediate import read_intermediate
+from tutornet_sb.distillation.losses import SOFTMAX_LOSSES
 from tutornet_sb.distillation.pairs import read_pairs
 from tutornet_sb.targets.encodings import HIDDEN, POSTERIORS
 from tutornet_sb.teachers.sources import KINDS
@@ -51,6 +52,22 @@ Counts = Annotated[list[Count], Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def one_of(registry):
+    """Make a check of names in a registry, as it is when a value is read."""
+
+    def check(name, info):
+        if name not in registry:
+            *names, last = map(repr, registry)
+            hint = nearest(name, registry)
+            raise SettingError(
+                f"{info.field_name} must be {', '.join(names)} or {last}, got "
+                f"{name!r}" + (f"; {hint}" if hint.endswith("?") else "")
+            )
+        return name
+
+    return AfterValidator(check)
 
 
 def _check_tables(value, info):
@@ -162,13 +179,13 @@ class Settings(BaseModel):
     speed_perturb: Counts | None
     delay: NotNegative
     pairs: Annotated[Any, AfterValidator(_check_pairs)]
-    frame_weighting: Literal[tuple(FRAME_WEIGHTINGS)] | None
+    frame_weighting: Annotated[str, one_of(FRAME_WEIGHTINGS)] | None
     projector_hidden: Count | None
     head_frames: Index
     skd_weight: NotNegative
     skd_weight_final: NotNegative
     ctc_weight: NotNegative
-    skd_loss: Literal["l2", "kl", "guided"]
+    skd_loss: Annotated[str, one_of(SOFTMAX_LOSSES)]
     temperature: Positive
     skd_tolerance: Index
     skd_selection: Index | None
