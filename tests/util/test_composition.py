@@ -355,28 +355,6 @@ def test_the_baseline_of_an_experiment_is_where_ctc_puts_it():
     assert taught["baseline_folder"] == alone["output_folder"]
 
 
-@pytest.mark.parametrize("path", MODELS, ids=named)
-def test_every_network_has_the_parameters_that_its_file_says(path, monkeypatch):
-    # Their values do not count, and orthogonal ones take long.
-    monkeypatch.setattr(torch.nn.init, "orthogonal_", lambda tensor: tensor)
-    sizes = ["full", "small"]
-    # The first figure of the file, and the last one before `small:` where
-    # that does not stand in the file it extends.
-    heading, _, _ = path.read_text().partition("\nsmall:")
-    counts = re.findall(r"([\d,]+) parameters", heading)
-    assert len(counts) > 1, f"{path} does not say the parameters of both sizes"
-    said = [counts[0], counts[-1]]
-    for size, count in zip(sizes, said, strict=True):
-        yaml = "n: !applyref:tutornet_sb.util.composition.include\n"
-        yaml += f"    path: {path}\n    folder: .\n    size: {size}\n"
-        with device_for(path):
-            values = load_hyperpyyaml(yaml)["n"]
-        assert values["name"] == path.stem
-        model = values["model"]
-        found = sum(p.numel() for p in model.parameters())
-        assert found == int(count.replace(",", ""))
-
-
 def test_corpora_differ_in_values_not_in_keys():
     keys = {path.name: set(plain(path)) for path in CORPORA}
     assert len(set(map(frozenset, keys.values()))) == 1, keys
