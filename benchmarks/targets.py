@@ -8,17 +8,17 @@
 > python benchmarks/targets.py scale
 
 ``steps`` compares the seconds of a training step, loading included, with those
-of the same student by CTC alone: taught from a store, by the teacher at the
-size of the small corpora, and by Jasper DR 10x5 with random weights; and with a
-student of the same size made of SpeechBrain's parts alone (plain), whose layers
-hear no padding either (plain_packed).
-The students learn each batch one after another in one process, and the median
-of the ratios to CTC counts; those of processor time suffer less from other work
-on the machine. ``profile`` says where their time goes on a corpus, by parts of
-a step and by torch's kernels. ``sizes`` takes what a store of fp16 targets
-holds for the truth, learns codebooks on half of its utterances and measures
-every encoding on the other half. ``scale`` fills and reads a store of many
-utterances with small targets. Results go to ``benchmarks/results/targets/``.
+of the same student with CTC only: distilled from a store, from the teacher at
+the size of the small corpora, and from Jasper DR 10x5 with random weights; and
+with a student of the same size made of SpeechBrain's parts only (plain), whose
+layers may receive no padding either (plain_packed). The students train on each
+batch one after another in one process, and the median of the ratios to CTC
+counts; those of processor time suffer less from other work on the machine.
+``profile`` measures the time on a corpus by parts of a step and by torch's
+kernels. ``sizes`` takes a store of fp16 targets as exact, trains codebooks on
+half of its utterances and measures every encoding on the other half. ``scale``
+fills and reads a store of many utterances with small targets. Results go to
+``benchmarks/results/targets/``.
 """
 
 import argparse
@@ -272,7 +272,7 @@ class PlainBrain(sb.Brain):
 class Plain(Variant):
     """The LSTM student made of SpeechBrain's own parts alone, by CTC.
 
-    With ``packed`` its layers hear no padding, as ours do not.
+    With ``packed`` its layers receive no padding, as ours do not.
     """
 
     def __init__(self, recipe, name, hparams, items, packed):
@@ -507,7 +507,7 @@ def parts_of(variant):
         yield brain, "compute_objectives", "CTC loss"
         return
     yield modules.student.features, "forward", "features"
-    # Where the teacher hears the same
+    # Where the teacher receives the same
     yield modules.student.features, "spectrum", "features"
     yield modules.student.encoder, "forward", "network"
     yield modules.student.head, "forward", "network"
