@@ -97,6 +97,18 @@ def test_what_a_fault_says(values, fault):
     assert check_values(Settings, values) == [fault]
 
 
+def test_the_keys_of_a_corpus():
+    corpus = YAML().load((HPARAMS / "corpora" / "small.yaml").read_text())
+    del corpus["vocab_size"]
+    corpus["learning_rate"] = 1
+    assert check_values(Settings, {"corpus": corpus}, "own.yaml") == [
+        "corpus.vocab_size: own.yaml gives no value for it",
+        "corpus.learning_rate: own.yaml gives a value that no corpus has; "
+        + "there are: "
+        + ", ".join(CorpusSettings.model_fields),
+    ]
+
+
 def test_all_faults_are_found_at_once(tmp_path):
     main = tmp_path / "main.yaml"
     main.write_text(f"extends: {HPARAMS / 'rkd_lstm.yaml'}\nepcohs: 3\nlr: x\n")

@@ -232,10 +232,11 @@ def load_experiment(path, overrides, base):
 
 
 def resolve_experiment(path, overrides, base):
-    """Read an experiment and check its values, but make nothing.
+    """Read an experiment and check its values, but make and run nothing.
 
-    Arguments and errors are those of :func:`load_experiment`. Returns its text
-    twice: as it is, and with all references resolved.
+    The modules that its tags name are imported. Arguments and errors are those
+    of :func:`load_experiment`. Returns its text twice: as it is, and with all
+    references resolved.
     """
     content, known, faults = read_merged(path), read_merged(base), []
     content.update(expand_home(dict(content)))
@@ -268,7 +269,8 @@ def resolve_experiment(path, overrides, base):
     except Exception as error:
         faults += getattr(error, "faults", [f"{path}: {one_line(error)}"])
         tree = {k: v for k, v in (content | usable).items() if not tag_of(v)}
-    faults += find_faults(tree)
+    faults += check_values(Settings, tree, tree.get("corpus_yaml"))
+    faults += find_call_faults(tree)
     if faults:
         raise SettingError(*faults)
     return text, resolved
@@ -303,18 +305,6 @@ def expand_home(values):
     }
 
 
-def find_faults(tree):
-    """All that is wrong with values whose references are resolved.
-
-    Returns a line each. Nothing is made or run, but the modules that tags name
-    are imported.
-    """
-    return [
-        *check_values(Settings, tree, tree.get("corpus_yaml")),
-        *find_call_faults(tree),
-    ]
-
-
 # Pydantic's words, and those of the recipe
 WORDS = {
     r"^(Input|List|String) should": "must",
@@ -344,7 +334,8 @@ def check_values(model, values, corpus_file=None):
         return [
             _describe(fault, corpus_file)
             for fault in error.errors(include_url=False)
-            if fault["type"] != "missing"
+            # At the top, of a file whose references cannot be resolved
+            if fault["type"] != "missing" or len(fault["loc"]) > 1
         ]
     return []
 
@@ -358,6 +349,8 @@ def _describe(fault, corpus_file):
         f"[{part}]" if isinstance(part, int) else f".{part}"
         for part in fault["loc"]
     ).removeprefix(".")
+    if kind == "missing":
+        return f"{path}: {corpus_file} gives no value for it"
     if kind == "extra_forbidden":
         return (
             f"{path}: {corpus_file} gives a value that no corpus has; "

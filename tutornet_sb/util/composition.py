@@ -90,17 +90,17 @@ def include(path, folder, size="full", overrides=None, **fixed):
             + _nearest_file(found)
         )
     content = read_merged(found)
-    sizes = find_sizes(content)
+    sizes, faults = find_sizes(content), []
     for name in sizes:
-        _refuse_unknown(content[name], content, f"{found}: {name}")
+        faults += _find_unknown(content[name], content, f"{found}: {name}")
     if "model" in content:
         used = {*sizes, *USED_BY_RECIPE, *fixed, *find_references(content)}
-        for key in content:
-            if key not in used:
-                raise SettingError(
-                    f"{found}: nothing refers to the key '{key}'; "
-                    + nearest(key, [other for other in content if other != key])
-                )
+        faults += [
+            f"{found}: nothing refers to the key '{key}'; "
+            + nearest(key, [other for other in content if other != key])
+            for key in content
+            if key not in used
+        ]
     values = {}
     if size != "full":
         if not hasattr(content.get(size), "items"):
@@ -116,19 +116,21 @@ def include(path, folder, size="full", overrides=None, **fixed):
         )
     values.update(overrides or {})
     values.update(fixed)
-    _refuse_unknown(values, content, found)
+    faults += _find_unknown(values, content, found)
+    if faults:
+        raise SettingError(*faults)
     # A whole value is replaced, where HyperPyYAML's overrides would merge.
     content.update(values)
     return YAML().load(resolve_references(dump(content), None, True))
 
 
-def _refuse_unknown(values, content, where):
-    for key in values:
-        if key not in content:
-            raise SettingError(
-                f"{where} has no key '{key}' to override; "
-                f"{nearest(key, content)} Correct it, or leave it out"
-            )
+def _find_unknown(values, content, where):
+    return [
+        f"{where} has no key '{key}' to override; {nearest(key, content)} "
+        "Correct it, or leave it out"
+        for key in values
+        if key not in content
+    ]
 
 
 def find_sizes(content):
