@@ -42,12 +42,16 @@ from tutornet_sb.inference import transcription
 from tutornet_sb.networks import runs
 from tutornet_sb.publishing import export as exporting
 from tutornet_sb.targets.header import HEADER
+from tutornet_sb.training import evaluation, experiment
+from tutornet_sb.training.experiment import Experiment
+from tutornet_sb.training.teacher import teacher_folder
 from tutornet_sb.util import signals
 from tutornet_sb.util.errors import (
     InputError,
     SettingError,
     failing_in_one_line,
 )
+from tutornet_sb.util.options import parse_command_line
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 HPARAMS = RECIPE / "hparams"
@@ -128,7 +132,7 @@ def world(recipe, tmp_path_factory):
         values = {"blocks": BLOCKS, "encoder_size": 8}
         write_run(Path("teacher"), "jasper_dr", values)
         for options in ({"output_folder": "run"}, STORED):
-            recipe.run(*recipe.parse(words_for_train(**options)))
+            recipe.run(*recipe.parse_command_line(words_for_train(**options)))
     shutil.rmtree(folder / "new")
     shutil.rmtree(folder / "run" / "stages" / "skd")
     for name in (runs.RESULTS, runs.WEIGHTS):
@@ -459,7 +463,6 @@ CASES = {
             "stages: .*among ctc, rkd, skd, pseudo",
             stages="[rkd, sdk]",
         ),
-        yaml("another method", r"say --method rkd\+ctc", stages="[rkd, ctc]"),
         yaml("no epochs left", "rkd_share 1.0 of 2", rkd_share=1.0),
         yaml(
             "too few epochs for two stages",
@@ -545,10 +548,9 @@ CASES = {
         ),
         Case(
             "more codes than dimensions",
-            ["code_bytes: must be 1 to 6", "layer encoder"],
+            ["code_bytes must be 1 to 6", "layer encoder"],
             {"targets": "store", "code_bytes": 9},
         ),
-        yaml("blank", "blank_index: .*0 to 28", blank_index=29),
         yaml(
             "language model is missing",
             "no language model at lm.arpa",
@@ -557,7 +559,7 @@ CASES = {
         ),
         yaml(
             "language model without a search",
-            "say --beam_size",
+            "give --beam_size",
             kenlm_model_path="lm.arpa",
         ),
         yaml(
@@ -841,7 +843,7 @@ CASES = {
         table("missing", r"none\.csv: No such file", train_csv="none.csv"),
         table(
             "none to select by",
-            "say --valid_csv FILE and --test_csv FILE too",
+            "give --valid_csv FILE and --test_csv FILE too",
             valid_csv=None,
             test_csv=None,
         ),
@@ -1065,7 +1067,7 @@ CASES = {
         ),
         Case(
             "no teacher",
-            ["method ctc asks no teacher", "rkd or skd"],
+            ["method ctc uses no targets of a teacher", "rkd or skd"],
             command=["targets", str(HPARAMS / "ctc_lstm.yaml"), "--to", "x"],
         ),
         Case(
@@ -1239,8 +1241,14 @@ def spend_no_time(recipe, monkeypatch):
     def spend(*_):
         raise AssertionError("too late")
 
-    for name in ("find_data", "train_teacher", "train_stage"):
+    for name in ("prepare_corpus", "train"):
         monkeypatch.setattr(recipe, name, spend)
+
+
+def load(words):
+    """The experiment of a command line of train.py."""
+    file, _, options = parse_command_line(words)
+    return Experiment.load(file, options, RECIPE)
 
 
 def say(recipe, monkeypatch, capsys, **options):
@@ -1279,7 +1287,7 @@ def test_what_the_stages_need_of_a_teacher(
 ):
     spend_no_time(recipe, monkeypatch)
     stages = f"[{method.replace('+', ', ')}]"
-    options = headless | options | {"method": method, "stages": stages}
+    options = headless | options | {"stages": stages}
     line = say(recipe, monkeypatch, capsys, **options)
     assert line.startswith("train.py: teacher ctc has no CTC head")
     assert said in line
@@ -1289,7 +1297,7 @@ def test_a_teacher_without_a_head_teaches_by_energy_in_the_same_folder(
     recipe, headless, tidy, monkeypatch, capsys
 ):
     """The command that was refused does not keep its folder."""
-    options = headless | {"method": "rkd+ctc", "stages": "[rkd, ctc]"}
+    options = headless | {"stages": "[rkd, ctc]"}
     wrong = options | {"frame_weighting": "nonblank"}
     say(recipe, monkeypatch, capsys, **wrong)
     # Measured of that teacher, maybe
@@ -1305,7 +1313,7 @@ def test_a_teacher_without_a_head_teaches_by_energy_in_the_same_folder(
         "energy",
         lambda *_: weights.append(energy(*_)) or weights[-1],
     )
-    recipe.run(*recipe.parse(words_for_train(**options)))
+    recipe.run(*recipe.parse_command_line(words_for_train(**options)))
     assert "is energy: teacher ctc has no CTC head" in log.read_text()
     assert weights and not left.exists()
     stages = runs.read_results("new")["stages"]
@@ -1331,13 +1339,12 @@ def test_the_package_of_the_codebooks_is_there(
 def test_what_is_wrong_is_told_before_a_missing_teacher_is_trained(
     recipe, place, tidy, monkeypatch, capsys, change
 ):
-    monkeypatch.setattr(recipe, "train_teacher", lambda *_: 1 / 0)
+    monkeypatch.setattr(recipe, "train", lambda *_: 1 / 0)
     options = {"teacher_folder": None, "output_folder": "run"}
     # As if it had been made so
     path = Path("run") / runs.HYPERPARAMS
     words = words_for_train(**options)
-    text, overrides, _ = recipe.read_hparams(*recipe.parse(words)[::2])
-    path.write_text(recipe.resolve_references(text, overrides).read())
+    path.write_text(load(words).text)
     if change == "option":
         options["lr"] = 0.5
         said = "run holds another experiment: there lr is 0.003, and now it is"
@@ -1346,8 +1353,10 @@ def test_what_is_wrong_is_told_before_a_missing_teacher_is_trained(
         said = "run holds another experiment: .*sha256"
     else:
         a_file("lm.arpa")(monkeypatch)
-        monkeypatch.setattr(recipe, "check_language_model", lambda path: None)
-        monkeypatch.setattr(recipe, "CTCBeamSearcher", broken_searcher)
+        monkeypatch.setattr(
+            experiment, "check_language_model", lambda path: None
+        )
+        monkeypatch.setattr(evaluation, "CTCBeamSearcher", broken_searcher)
         options |= {"beam_size": 5, "kenlm_model_path": "lm.arpa"}
         said = "lm.arpa is no language model"
     line = say(recipe, monkeypatch, capsys, **options)
@@ -1358,12 +1367,12 @@ def broken_searcher(kenlm_model_path, **_):
     raise InputError(f"{kenlm_model_path} is no language model")
 
 
-def test_a_teacher_of_another_size_has_a_folder_of_its_own(recipe, place):
+def test_a_teacher_of_another_size_has_a_folder_of_its_own(place):
     def read(**options):
         options = {"teacher_folder": None, "output_folder": None} | options
         words = words_for_train(**options)
-        _, _, hparams = recipe.read_hparams(*recipe.parse(words)[::2])
-        return hparams["output_folder"], recipe.teacher_folder(hparams)
+        settings = load(words).settings
+        return settings["output_folder"], teacher_folder(settings)
 
     start = "results/small/rkd+skd_lstm_by_"
     found = {
@@ -1393,7 +1402,7 @@ def test_a_teacher_of_another_size_has_a_folder_of_its_own(recipe, place):
     assert output == "results/small/ctc_lstm/1234"
 
 
-def test_paths_are_as_they_were_typed(recipe, place, monkeypatch):
+def test_paths_are_as_they_were_typed(place, monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     words = words_for_train(
         output_folder=None,
@@ -1402,16 +1411,16 @@ def test_paths_are_as_they_were_typed(recipe, place, monkeypatch):
         teacher_folder=None,
     )
     words = [*words, "--store_folder=~/x=1"]
-    _, _, hparams = recipe.read_hparams(*recipe.parse(words)[::2])
+    settings = load(words).settings
     root = "/home/me/runs/lr=1 #2/a=b #3"
     name = "rkd+skd_lstm_by_jasper_dr"
-    assert hparams["output_folder"] == f"{root}/{name}/1234"
-    assert hparams["store_folder"] == "/home/me/x=1"
+    assert settings["output_folder"] == f"{root}/{name}/1234"
+    assert settings["store_folder"] == "/home/me/x=1"
     # From a file too
     main_file("results_folder: ~/there\n")(monkeypatch)
     words = words_for_train(file="main.yaml", output_folder=None)
-    _, _, hparams = recipe.read_hparams(*recipe.parse(words)[::2])
-    assert hparams["corpus_folder"] == "/home/me/there/small"
+    settings = load(words).settings
+    assert settings["corpus_folder"] == "/home/me/there/small"
 
 
 @pytest.mark.parametrize(
@@ -1452,7 +1461,7 @@ def stop_code(recipe, monkeypatch, words):
 def test_an_unforeseen_error_leaves_its_traceback_in_the_log(
     recipe, place, tidy, monkeypatch, capsys
 ):
-    monkeypatch.setattr(recipe, "training_set", lambda *_: 1 / 0)
+    monkeypatch.setattr(recipe, "training_items", lambda *_: 1 / 0)
     assert stop_code(recipe, monkeypatch, words_for_train()) == 1
     said = capsys.readouterr()
     assert "Traceback" not in said.err + said.out

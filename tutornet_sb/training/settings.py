@@ -40,6 +40,11 @@ from tutornet_sb.util.composition import (
 from tutornet_sb.util.errors import SettingError, explain, nearest, one_line
 from tutornet_sb.util.options import write_value
 
+HELP = """  --debug  show the traceback of an error, before its line
+Exit codes: 0 done, 1 unforeseen error, 2 bad input or command line, 75 stopped
+by a signal (the same command resumes).
+
+Options of SpeechBrain:"""
 CALLS = "!new:", "!name:", "!apply:", "!applyref:"
 # Keys of values that may begin with ~, the user's home
 PATH = re.compile("_(folder|yaml|hparams|source|path)$")
@@ -473,7 +478,9 @@ def _list_options(values, prefix=""):
 def print_options(base):
     """Print a recipe's options, a line each: name, short help, default."""
     options = describe_options(base)
+    print("Options of this recipe (MAIN_FILE --NAME VALUE ...):")
     width = max(len(name) for name, _, _ in options)
     for name, default, text in options:
         first = text.partition(". ")[0].rstrip(".")
         print(f"  --{name:{width}}  {first}{' ' * bool(first)}[{default}]")
+    print(HELP)
