@@ -13,6 +13,7 @@ from small_runs import make_speech
 
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.inference.recogniser import load_recogniser
+from tutornet_sb.inference.speech import find_speech
 from tutornet_sb.inference.transcription import find_audio, transcribe
 from tutornet_sb.networks import runs
 from tutornet_sb.publishing.export import export
@@ -111,7 +112,7 @@ def test_an_export_is_tried_on_its_test_set(student, tmp_path):
     assert list(config["onnx"]["scores"]) == ["test"]
     moved = tmp_path / "moved"
     shutil.copytree("recordings", moved)
-    speech = runs.find_speech(
+    speech = find_speech(
         student,
         moved,
         {"splits": {"dev-valid": {}, "test": {}}},
