@@ -1,12 +1,30 @@
 """Experiments: epochs of stages, and folders that belong to one of them."""
 
 import re
+from pathlib import Path
 
 import pytest
+import torch
 
 from tutornet_sb.networks import runs
-from tutornet_sb.training.experiment import share_epochs
+from tutornet_sb.training.experiment import Experiment, share_epochs
 from tutornet_sb.training.folder import refuse_other
+
+MAIN_FILE = (
+    Path(__file__).parents[2]
+    / "recipes/LibriSpeech/TutorNet/hparams/ctc_lstm.yaml"
+)
+
+
+def test_the_weights_of_a_student_follow_from_the_seed():
+    def load(seed):
+        # Other random numbers have been drawn in the meantime.
+        torch.rand(seed)
+        student = Experiment.load(MAIN_FILE, {"seed": seed}).student
+        return student.head.weight
+
+    assert torch.equal(load(3), load(3))
+    assert not torch.equal(load(3), load(4))
 
 
 def share_out(stages, epochs, share):

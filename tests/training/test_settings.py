@@ -166,8 +166,9 @@ def test_options_are_described_by_their_comments(recipe, capsys):
     ]
     print_options(recipe)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["--size", "Units", "[3]"]
-    assert len(lines) == 6
+    assert lines[1].split() == ["--size", "Units", "[3]"]
+    # Those and --debug
+    assert sum(line.startswith("  --") for line in lines) == 7
     known = {name for name, _, _ in describe_options(HPARAMS / "base.yaml")}
     assert {"lr", "stages", "skd_loss"} <= known and "corpus" not in known
 
