@@ -17,6 +17,12 @@ from tutornet_sb.experiments.compare import short_table, table
 from tutornet_sb.networks import runs
 
 RESULTS = {
+    "format": runs.FORMAT,
+    "role": "student",
+    "main_file": "rkd_lstm.yaml",
+    "options": {},
+    "compute_matched_to": None,
+    "baseline": None,
     "method": "rkd+skd",
     "corpus": "small",
     "student": "lstm",

@@ -16,7 +16,7 @@ from small_runs import (
 
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.distillation.alignment import align
-from tutornet_sb.distillation.frame_weighting import nonblank
+from tutornet_sb.distillation.frame_weighting import frame_weights
 from tutornet_sb.experiments.diagnostics import (
     DIAGNOSTICS,
     Probe,
@@ -200,7 +200,7 @@ def test_an_example_holds_the_posteriors_of_all_models(world):
     )
     targets = Teacher(other.eval())(wav, torch.ones(1))
     torch.testing.assert_close(
-        example.weights["nonblank"], nonblank(targets)[0]
+        example.weights["nonblank"], frame_weights(targets, "nonblank")[0]
     )
     assert list(example.weights) == ["uniform", "energy", "nonblank"]
 

@@ -263,7 +263,7 @@ def test_a_store_is_filled_at_the_speeds_of_each_utterance(monkeypatch):
     settings |= {"store_folder": "s", "batch_seconds": 9}
     experiment = SimpleNamespace(
         settings=settings,
-        teacher=SimpleNamespace(model=None, name="teacher"),
+        teacher=SimpleNamespace(model=None, source="teacher"),
         corpus=SimpleNamespace(tokenizer=None),
         pairs=[],
         vocabulary=None,
