@@ -404,7 +404,7 @@ def test_options_of_speechbrain_reach_students_and_teachers(plan):
         ({"recipe": "."}, "there is no .*train.py"),
         ({"corpora": ["small"]}, "--data small=FOLDER"),
         # What only the run would have found
-        ({"options": {"lr": "fast"}}, "lr: must be"),
+        ({"options": {"lr": "fast"}}, "lr must be"),
         ({"options": {"intermediate": [{"weight": 1}]}}, "intermediate"),
         ({"options": {"skd_loss": "kll"}}, "kll"),
         ({"options": {"frame_weighting": "enrgy"}}, "enrgy"),
