@@ -7,4 +7,4 @@ compare), ``teachers``, ``targets`` (what a teacher computed, kept on disk),
 side), ``publishing``, and the ``tutornet`` command.
 """
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -1150,7 +1150,6 @@ CASES = {
                 ("onnxruntime", "export", [*EXPORT, "--int8"]),
                 ("onnx", "export", [*EXPORT, "--onnx"]),
                 ("onnxruntime", "export", ["transcribe", "m.onnx", "a.wav"]),
-                ("scipy", "experiments", ["compare", "plan.yaml"]),
                 ("matplotlib", "experiments", [*COMPARE, "--to", "report"]),
             )
         ),

@@ -168,7 +168,7 @@ def test_a_run_by_a_teacher_of_the_hub(hub, tmp_path, stored):
     assert done.returncode == 0, done.stderr[-2000:]
     assert any(hub.authorized)
     teacher = runs.read_results(tmp_path / "run")["teacher"]
-    assert teacher["folder"] == "me/other"
+    assert teacher["source"] == "me/other"
 
 
 @pytest.mark.parametrize(

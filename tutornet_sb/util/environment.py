@@ -13,7 +13,7 @@ from tutornet_sb.util.errors import InputError
 EXTRAS = {
     "huggingface": ("transformers",),
     "export": ("onnx", "onnxruntime", "sherpa_onnx"),
-    "experiments": ("matplotlib", "scipy"),
+    "experiments": ("matplotlib",),
 }
 
 
