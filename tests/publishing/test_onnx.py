@@ -612,7 +612,7 @@ def test_int8_of_recurrent_layers_is_near(name, tmp_path):
     wavs, lengths = batch_of(1.2, 0.8)
     ours, _ = written.encode(wavs.numpy(), lengths.numpy())
     theirs, _ = small.encode(wavs.numpy(), lengths.numpy())
-    # Beside how much a symbol varies from frame to frame. With weights of 8 bits
+    # Beside how much a symbol varies from frame to frame. With 8-bit weights
     # it was 0.65 of that on a CPU without VNNI, where their products saturate.
     error = np.square(ours - theirs)[0].mean() ** 0.5
     assert 0 < error < 0.2 * ours[0].std(axis=0).mean()
