@@ -69,6 +69,7 @@ def user(tmp_path, hub):
     return call
 
 
+@pytest.mark.slow
 def test_the_page_works_as_it_stands(user, hub, tmp_path):
     pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed")
     commands, program = page()

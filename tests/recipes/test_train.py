@@ -288,6 +288,7 @@ def test_each_stage_leaves_the_weights_of_its_best_checkpoint(work):
     assert all(torch.equal(final[name], last[name]) for name in last)
 
 
+@pytest.mark.slow
 def test_averaged_weights_have_the_figure_that_is_recorded(finished):
     succeed(
         finished,
@@ -339,6 +340,7 @@ def test_the_same_command_again_trains_nothing_more(work, results):
     assert f"The run is in {STUDENT}" in done.stdout
 
 
+@pytest.mark.slow
 def test_beam_search_on_a_finished_run_adds_scores_without_training(
     finished, results
 ):
@@ -377,6 +379,7 @@ def test_another_student_needs_no_other_change_and_no_other_teacher(finished):
     assert model.encoder.output_size == 16
 
 
+@pytest.mark.slow
 def test_as_many_pairs_are_made_as_there_are_layers(finished):
     """The tiny Jasper Mini has two blocks, of which the second is the last."""
     done = succeed(
@@ -395,6 +398,7 @@ def test_as_many_pairs_are_made_as_there_are_layers(finished):
     ]
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_never_said_to_have_had_other_epochs(finished):
     train(finished, corpus_overrides="{teacher_epochs: 1, epochs: 4}")
     found = runs.read_results(finished / STUDENT)
@@ -420,6 +424,7 @@ def test_a_teacher_of_other_values_is_not_taken_for_the_one_asked_for(finished):
 # ------------------------------------------- teachers and students of all kinds
 
 
+@pytest.mark.slow
 def test_a_teacher_from_elsewhere_with_symbols_in_another_order(finished):
     source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2_SYMBOLS)
     done = succeed(finished, teacher_source=source, output_folder="taught")
@@ -448,6 +453,7 @@ def test_a_teacher_without_some_symbols_says_what_can_be_done(finished):
     assert list(results["stages"]) == ["rkd", "ctc"]
 
 
+@pytest.mark.slow
 def test_a_student_of_its_teachers_transcripts(finished):
     source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2_SYMBOLS[:-12])
     shutil.copytree(
@@ -482,6 +488,7 @@ def test_a_student_of_its_teachers_transcripts(finished):
     assert results["train_audio_seconds"] > 1.2 * transcribed
 
 
+@pytest.mark.slow
 def test_a_streaming_student_is_timed(finished):
     done = succeed(finished, file="rkd_lstm_streaming.yaml")
     name = "rkd+skd_lstm_streaming_by_jasper_dr"
@@ -595,6 +602,7 @@ def test_a_filled_store_makes_the_same_run(taught):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.slow
 def test_each_speed_has_its_own_targets_in_the_default_store(finished):
     corpus = finished / "results" / "small"
     succeed(
@@ -637,6 +645,7 @@ extraction._write = kill
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_fills_its_store_goes_on(finished):
     options = STORE | {"batch_seconds": 8, "hidden_encoding": "rq"}
     assert train(finished, KILL_WHILE_FILLING, **options).returncode == -9
@@ -654,12 +663,14 @@ def test_a_run_killed_while_it_fills_its_store_goes_on(finished):
     assert sum(map(len, records)) == len(store)
 
 
+@pytest.mark.slow
 def test_posteriors_alone_are_taken_from_a_store_with_more(taught):
     options = STORE | {"output_folder": "skd", "hidden_encoding": "int8"}
     done = succeed(taught, file="skd_lstm.yaml", **options)
     assert "The teacher fills" not in done.stdout
 
 
+@pytest.mark.slow
 def test_splits_may_use_the_same_ids(taught):
     corpus = taught / "mini libri"
     ours = sorted((corpus / "train-clean-100").rglob("*.trans.txt"))[0].parent
@@ -871,6 +882,7 @@ def test_a_run_killed_in_each_stage_goes_on_to_the_same_end(whole, finished):
     assert set(found["stages"]["skd"]["splits"]) == set(SPLITS)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(
     whole, finished
 ):
@@ -898,6 +910,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on_to_the_same_end(
     assert_same_end(finished / "run", whole / "run")
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_it_saves_goes_on(whole, finished):
     options = LONGER | {"output_folder": "run"}
     kill = WATCH + KILL_WHILE_SAVING
@@ -937,6 +950,7 @@ def test_a_folder_of_another_experiment_is_refused_unless_told(finished):
     assert f"utterances is {now + 1}, and now it is {now}" in done.stdout
 
 
+@pytest.mark.slow
 def test_intermediate_heads_are_trained_and_dropped(finished, results):
     heads = "[{student: encoder.layers.outputs.0, weight: 0.5}]"
     options = {"stages": "[skd]", "intermediate": heads}
