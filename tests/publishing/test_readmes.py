@@ -73,7 +73,7 @@ def shrink(folder):
             text = re.sub(rf"(?m)^( *{key}:) .*", rf"\1 {value}", text)
         path.write_text(text, encoding="utf-8")
     # A teacher of one epoch is sure of nothing.
-    base = folder / RECIPE / "hparams" / "base.yaml"
+    base = folder / RECIPE / "hparams" / "distill.yaml"
     text = base.read_text(encoding="utf-8")
     assert "min_confidence: 0.9" in text
     base.write_text(text.replace("min_confidence: 0.9", "min_confidence: 0.0"))
