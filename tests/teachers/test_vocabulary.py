@@ -237,7 +237,7 @@ def test_symbols_without_a_teacher(theirs, ours, words):
         "small",
         "big",
         "stages: [rkd, ctc]",
-        "method: pseudo",
+        "stages: [pseudo]",
     ]:
         assert word in message
 

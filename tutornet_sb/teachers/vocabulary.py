@@ -151,7 +151,7 @@ def match_vocabulary(
             f"not among the {len(theirs)} of {teacher_name}: {_list(unknown)}. "
             "Its posteriors are no targets for them. Distil its hidden "
             "representations only, by stages: [rkd, ctc], or its transcripts, "
-            "by method: pseudo"
+            "by stages: [pseudo]"
         )
     # A teacher with SentencePiece's sign has it in the same places.
     boundary = ours.index(_BOUNDARY) if _BOUNDARY in ours else -1

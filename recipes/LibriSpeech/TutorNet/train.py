@@ -186,7 +186,6 @@ def prepare(experiment, run_opts):
 def train(experiment, run_opts):
     """Run the stages in order, and save the student and its figures."""
     settings, student = experiment.settings, experiment.student
-    sb.create_experiment_directory(str(experiment.folder))
     # Networks of waveforms mask their frames themselves.
     if student.features.output_size > 1:
         student.augment = settings["augment"]
@@ -214,6 +213,7 @@ def run(main_file, run_opts, options):
             with folder.working_in(teacher.folder):
                 prepare(teacher, run_opts)
                 train(teacher, run_opts)
+            sb.create_experiment_directory(str(experiment.folder))
             set_teacher(experiment, run_opts)
         train(experiment, run_opts)
     return experiment
