@@ -149,12 +149,12 @@ def test_speeds_at_which_an_utterance_is_too_short_are_left_out(
         "needs and are left out, and 2 at some of their speeds: just at 101 % "
         "of its speed; never; slow"
     ) in caplog.text
-    # Without CTC all are heard, at every speed.
-    heard, _ = training_set("rkd")
-    assert {tuple(item["speeds"]) for item in heard.data.values()} == {
+    # Without CTC all are used, at every speed.
+    found, _ = training_set("rkd")
+    assert {tuple(item["speeds"]) for item in found.data.values()} == {
         tuple(speeds)
     }
-    assert len(heard) == 4
+    assert len(found) == 4
 
 
 @pytest.mark.parametrize("name", ["lstm", "jasper_mini", "conformer"])
@@ -192,9 +192,9 @@ def test_what_is_left_out_is_what_has_no_finite_loss(tmp_path, name):
         wave = torch.randn(1, round(item["duration"] * 16000))
         tokens = torch.tensor(tokenizer.encode(item["wrd"]))
         for speed in speeds:
-            heard = SpeedPerturb(16000, [speed])(wave)
+            changed = SpeedPerturb(16000, [speed])(wave)
             with torch.no_grad():
-                logits = student(heard, torch.ones(1)).logits[0]
+                logits = student(changed, torch.ones(1)).logits[0]
             loss = torch.nn.functional.ctc_loss(
                 logits.log_softmax(-1),
                 tokens,

@@ -21,7 +21,8 @@ from speechbrain.utils.run_opts import RunOptions
 from tutornet_sb.corpora.tables import KINDS, name_tables
 from tutornet_sb.experiments.compare import differing
 from tutornet_sb.networks import runs
-from tutornet_sb.networks.streaming import check_streamable
+from tutornet_sb.networks.streaming import can_stream
+from tutornet_sb.training.names import name_run
 from tutornet_sb.training.settings import load_experiment
 from tutornet_sb.training.stages import list_methods
 from tutornet_sb.util import errors
@@ -251,13 +252,13 @@ class _Reader:
         }
         options = _named(_merged(options, own), "student", name, file)
         hparams, needs = self._load(BASE, options), ()
-        if method != "ctc" or _can_stream(hparams["student"]["model"]):
+        if method != "ctc" or can_stream(hparams["student"]["model"]):
             teacher = teacher or hparams["corpus"]["teacher"]
             of_teacher, needs = self._teacher(corpus, teacher)
             options |= of_teacher
         # The name that train.py gives by itself
-        by = "" if method == "ctc" else f"_by_{teacher}"
-        folder = f"{corpus}/{method}_{name}{by}{label}"
+        run = name_run(options["stages"], name, teacher)
+        folder = f"{corpus}/{run}{label}"
         return self._add(folder, BASE, options, seed, hparams, needs)
 
     def _on_corpus(self, corpus, options):
@@ -488,11 +489,3 @@ def _named(options, kind, name, file):
     if name == file:
         return options
     return _merged(options, {f"{kind}_overrides": {"name": name}})
-
-
-def _can_stream(model):
-    try:
-        check_streamable(model.eval())
-    except InputError:
-        return False
-    return True

@@ -13,7 +13,7 @@ from huggingface_hub import errors, snapshot_download
 from tutornet_sb.corpora.tokenizer import BLANK, decoder, pieces
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import AcousticModel
-from tutornet_sb.networks.export_folder import SAFETENSORS, load_export
+from tutornet_sb.networks.export_folder import EXPORT, SAFETENSORS, load_export
 from tutornet_sb.teachers.encoder_asr import HYPERPARAMS, load_encoder_asr
 from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.redaction import first_line, hide_secrets
@@ -23,7 +23,6 @@ CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 # The format in the config.json of an export, before the version
-EXPORT = "tutornet_sb export"
 # No honest config.json is longer.
 _MOST_BYTES = 2**24
 
