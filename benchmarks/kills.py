@@ -46,9 +46,9 @@ COMMAND = [
     *("--data_folder", "corpus"),
     *("--corpus_overrides", "{teacher_epochs: 3, epochs: 6, num_workers: 1}"),
     *("--student_overrides", "{channels: 32, hidden_size: 32}"),
-    *("--rkd_share", "0.5"),
+    *("--rkd.share", "0.5"),
     *("--batch_seconds", "6"),
-    *("--speed_perturb", "[95, 100, 105]"),
+    *("--augmentation.speeds", "[95, 100, 105]"),
     *("--targets", "store"),
     *("--ckpt_interval_steps", "2", "--ckpt_interval_minutes", "0"),
 ]

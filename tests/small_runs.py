@@ -323,9 +323,7 @@ def stage_hparams(folder, counter, tokenizer, max_lr):
         "delay": 0.0,
         "representation_loss": RepresentationLoss("uniform"),
         "softmax_loss": SoftmaxLoss(),
-        "ctc_weight": 1.0,
-        "skd_weight": 1.0,
-        "skd_weight_final": 1.0,
+        "skd": {"ctc_weight": 1.0, "weight": 1.0, "weight_final": 1.0},
         "noprogressbar": True,
     }
 

@@ -334,7 +334,10 @@ def test_config_finds_all_faults():
         (["--lr", "{"], "--lr: {: .*quote a value"),
         (["--precision", "fp7"], "precision.*fp7"),
         # Of values that do not go together
-        (["--ctc_weight", "0"], "ctc_weight and skd_weight_final are both 0"),
+        (
+            ["--skd.ctc_weight", "0"],
+            "skd.ctc_weight and skd.weight_final are both 0",
+        ),
     ],
 )
 def test_config_validates_a_command_line_too(options, said):

@@ -69,7 +69,7 @@ def test_pairs_are_read_as_written_with_a_weight_of_one():
         ),
         (
             [DEFAULT, ROWS[0], DEFAULT | {"weight": 2}],
-            r"pairs\[2\] names the layers of pairs\[0\] again: teacher enc",
+            r"pairs\[2\] names the layers of rkd.pairs\[0\] again: teacher enc",
         ),
         ([DEFAULT | {"weight": 0.0}], "all weights are 0"),
     ],

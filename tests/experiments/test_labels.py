@@ -52,16 +52,16 @@ def test_options_that_differ_are_named_and_no_others(tmp_path):
     overrides = {"student_overrides": {"name": "wide"}}
     made = [
         save(tmp_path / "a" / "1", "skd", shared | {"epochs": 8}),
-        save(tmp_path / "b" / "1", "skd", shared | {"skd_loss": "kl"}),
-        save(tmp_path / "c" / "1", "skd", shared | {"pairs": pairs}),
+        save(tmp_path / "b" / "1", "skd", shared | {"skd.loss": "kl"}),
+        save(tmp_path / "c" / "1", "skd", shared | {"rkd.pairs": pairs}),
         save(tmp_path / "d" / "1", "skd", shared | {"lr": 0.01}, epochs=32),
         # Named by its own name, as options of its network are
         save(tmp_path / "e" / "1", "skd", shared | overrides, student="wide"),
     ]
     assert labels(made) == [
         "lstm: SKD from lstm, 8 epochs",
-        "lstm: SKD from lstm, 8 epochs, skd_loss kl",
-        "lstm: SKD from lstm, 8 epochs, pairs encoder.blocks.3>encoder>0.5",
+        "lstm: SKD from lstm, 8 epochs, skd.loss kl",
+        "lstm: SKD from lstm, 8 epochs, rkd.pairs encoder.blocks.3>encoder>0.5",
         "lstm: SKD from lstm, 32 epochs, lr 0.01",
         "wide: SKD from lstm",
     ]
@@ -73,11 +73,11 @@ def test_options_that_say_where_and_which_seed_are_left_out():
         "output_folder": "results/2",
         "train_csv": ["a.csv"],
         "lr": 0.1,
-        "pairs": [{"teacher": "encoder", "student": "encoder.conv"}],
+        "rkd.pairs": [{"teacher": "encoder", "student": "encoder.conv"}],
     }
     assert options_of({"options": options}) == {
         "lr": "0.1",
-        "pairs": "encoder>encoder.conv",
+        "rkd.pairs": "encoder>encoder.conv",
     }
     hidden = hide_data(options)
     assert hidden == options | {"train_csv": "DATA"}

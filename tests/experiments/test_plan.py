@@ -52,7 +52,7 @@ def note(what):
 
 
 note("start")
-teacher = options.get("teacher_folder")
+teacher = options.get("teacher.folder")
 method = "+".join(options.get("stages", ["ctc"]))
 if method != "ctc" and not (Path(teacher) / "results.json").is_file():
     sys.exit("there is no teacher")
@@ -202,7 +202,7 @@ def test_command_lines_say_what_the_plan_says(plan):
     }
     assert options_of(student) == shared | {
         "--stages": '["rkd", "skd"]',
-        "--teacher_folder": "results/my plan/mini/teacher_jasper_dr/7",
+        "--teacher.folder": "results/my plan/mini/teacher_jasper_dr/7",
         "--output_folder": "results/my plan/mini/rkd+skd_lstm_by_jasper_dr/1",
     }
     assert student.needs == (teacher.folder,)
@@ -215,7 +215,7 @@ def test_a_streaming_baseline_is_timed_by_the_teacher(plan):
     found = plan(students=["lstm_streaming"], methods=["ctc"], seeds=[1])
     teacher, baseline = found.jobs
     assert baseline.needs == (teacher.folder,)
-    assert options_of(baseline)["--teacher_folder"] == teacher.folder
+    assert options_of(baseline)["--teacher.folder"] == teacher.folder
 
 
 def test_variations_are_combined_and_named(plan):
@@ -223,11 +223,11 @@ def test_variations_are_combined_and_named(plan):
         methods=["rkd+skd"],
         seeds=[1],
         vary={
-            "frame_weighting": ["uniform", "energy"],
+            "rkd.frame_weighting": ["uniform", "energy"],
             "layers": {
                 "last": None,
                 "both": {
-                    "pairs": [
+                    "rkd.pairs": [
                         {"teacher": "encoder", "student": "encoder"},
                         {"teacher": "encoder", "student": "encoder.conv"},
                     ]
@@ -237,16 +237,16 @@ def test_variations_are_combined_and_named(plan):
     )
     prefix = "mini/rkd+skd_lstm_by_jasper_dr"
     assert folders(found)[1:] == [
-        f"{prefix}_frame_weighting_uniform_last/1",
-        f"{prefix}_frame_weighting_uniform_both/1",
-        f"{prefix}_frame_weighting_energy_last/1",
-        f"{prefix}_frame_weighting_energy_both/1",
+        f"{prefix}_rkd.frame_weighting_uniform_last/1",
+        f"{prefix}_rkd.frame_weighting_uniform_both/1",
+        f"{prefix}_rkd.frame_weighting_energy_last/1",
+        f"{prefix}_rkd.frame_weighting_energy_both/1",
     ]
     words = options_of(found.jobs[4])
-    assert words["--frame_weighting"] == "energy"
-    pairs = YAML(typ="safe").load(words["--pairs"])
+    assert words["--rkd.frame_weighting"] == "energy"
+    pairs = YAML(typ="safe").load(words["--rkd.pairs"])
     assert [pair["student"] for pair in pairs] == ["encoder", "encoder.conv"]
-    assert "--pairs" not in options_of(found.jobs[3])
+    assert "--rkd.pairs" not in options_of(found.jobs[3])
 
 
 def test_experiments_share_runs_and_differ_in_what_they_say(plan):
@@ -353,7 +353,7 @@ def test_a_pretrained_teacher_is_not_trained(plan, recipe):
     (job,) = plan(
         teachers={"old": {"folder": "old"}}, methods=["skd"], seeds=[1]
     ).jobs
-    assert options_of(job)["--teacher_folder"] == "old"
+    assert options_of(job)["--teacher.folder"] == "old"
     assert job.needs == ()
     (job,) = plan(
         teachers={"w2v": {"source": "a/b", "revision": "c0ffee"}},
@@ -361,9 +361,9 @@ def test_a_pretrained_teacher_is_not_trained(plan, recipe):
         seeds=[1],
     ).jobs
     words = options_of(job)
-    assert words["--teacher_source"] == "a/b"
-    assert words["--teacher_revision"] == "c0ffee"
-    assert "--teacher_folder" not in words
+    assert words["--teacher.source"] == "a/b"
+    assert words["--teacher.revision"] == "c0ffee"
+    assert "--teacher.folder" not in words
 
 
 def test_options_of_speechbrain_reach_students_and_teachers(plan):
@@ -391,11 +391,14 @@ def test_options_of_speechbrain_reach_students_and_teachers(plan):
         ({"teachers": {"x": {"folder": "none"}}}, "no finished run in none"),
         ({"seeds": [1, "two"]}, "'two' is no whole number"),
         ({"seeds": ...}, "seeds: must be a list"),
-        ({"options": {"frame_weigthing": "x"}}, "did you mean frame_weighting"),
+        (
+            {"options": {"rkd.frame_weigthing": "x"}},
+            "did you mean rkd.frame_weighting",
+        ),
         ({"options": {"seed": 3}}, "seed follows from the plan's seeds"),
-        ({"vary": {"skd_los": ["kl"]}}, "did you mean skd_loss"),
+        ({"vary": {"skd.los": ["kl"]}}, "did you mean skd.loss"),
         ({"vary": {"a": {"b": {"lambda": 1}}}}, "vary: a: b: no option"),
-        ({"vary": {"pairs": [[1]]}}, "give it a name"),
+        ({"vary": {"rkd.pairs": [[1]]}}, "give it a name"),
         ({"vary": {"lr": []}}, "vary: lr: names nothing"),
         ({"vary": ["lr"]}, "vary: must be a mapping"),
         ({"experiments": [{"student": []}]}, "number 1: .* mean students"),
@@ -406,8 +409,8 @@ def test_options_of_speechbrain_reach_students_and_teachers(plan):
         # What only the run would have found
         ({"options": {"lr": "fast"}}, "lr must be"),
         ({"options": {"intermediate": [{"weight": 1}]}}, "intermediate"),
-        ({"options": {"skd_loss": "kll"}}, "kll"),
-        ({"options": {"frame_weighting": "enrgy"}}, "enrgy"),
+        ({"options": {"skd.loss": "kll"}}, "kll"),
+        ({"options": {"rkd.frame_weighting": "enrgy"}}, "enrgy"),
         (
             {"options": {"student_overrides": {"hiden_size": 3}}},
             "no key 'hiden_size'",
@@ -517,7 +520,7 @@ def test_a_run_by_another_teacher_than_that_of_now_is_refused(
 def test_a_plan_that_says_the_same_in_another_order_reuses_its_runs(
     plan, recipe
 ):
-    options = {"lr": 0.1, "skd_weight": 0.2}
+    options = {"lr": 0.1, "skd.weight": 0.2}
     found = plan(methods=["ctc"], seeds=[1], options=options)
     run_jobs(found.jobs, found.recipe)
     turned = dict(reversed(options.items()))
@@ -774,6 +777,7 @@ def test_the_command_names_what_failed_and_reports_the_rest(
     assert "rkd+skd_lstm_by_jasper_dr" in report.read_text()
 
 
+@pytest.mark.slow
 def test_the_command_reports_on_what_is_finished(plan, recipe, tmp_path):
     plan(methods=["ctc"], seeds=[1])
     # None is finished.

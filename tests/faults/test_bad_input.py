@@ -70,9 +70,9 @@ def words_for_train(file="rkd_lstm.yaml", words=(), **options):
         "corpus_yaml": "hparams/corpora/small.yaml",
         "corpus_overrides": "{epochs: 2}",
         "student_overrides": "{channels: 4, hidden_size: 4, n_mels: 16}",
-        "rkd_share": 0.5,
-        "head_frames": 50,
-        "teacher_folder": "teacher",
+        "rkd.share": 0.5,
+        "rkd.head_frames": 50,
+        "teacher.folder": "teacher",
         "output_folder": "new",
     } | options
     file = Path(file) if Path(file).is_file() else HPARAMS / file
@@ -83,7 +83,7 @@ def words_for_train(file="rkd_lstm.yaml", words=(), **options):
     return line
 
 
-STORED = {"targets": "store", "store_folder": "store", "code_bytes": 2}
+STORED = {"targets": "store", "store.folder": "store", "store.code_bytes": 2}
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,9 @@ def copying(source, copy):
 
     def replacing(old, new):
         def spoil(patch):
-            text = (HPARAMS / source).read_text()
+            path = HPARAMS / source
+            start = f"extends: {path.parent}/"
+            text = path.read_text().replace("extends: ", start)
             assert old in text
             Path(copy).write_text(text.replace(old, new, 1))
 
@@ -166,7 +168,7 @@ def copying(source, copy):
 
 
 network = copying("models/lstm.yaml", "student.yaml")
-corpus_file = copying("corpora/small.yaml", "corpus.yaml")
+corpus_file = copying("corpora/own.yaml", "corpus.yaml")
 
 
 def main_file(text, extends=HPARAMS / "rkd_lstm.yaml"):
@@ -449,8 +451,8 @@ CASES = {
         ),
         yaml(
             "not true",
-            "trust_remote_code must be True or False, got 'yes'",
-            trust_remote_code="yes",
+            "teacher.trust_remote_code must be True or False, got 'yes'",
+            **{"teacher.trust_remote_code": "yes"},
         ),
         yaml("no list", "stages must be a list, got 'skd'", stages="skd"),
         yaml(
@@ -463,65 +465,68 @@ CASES = {
             "stages: .*among ctc, rkd, skd, pseudo",
             stages="[rkd, sdk]",
         ),
-        yaml("no epochs left", "rkd_share 1.0 of 2", rkd_share=1.0),
+        yaml("no epochs left", "rkd.share 1.0 of 2", **{"rkd.share": 1.0}),
         yaml(
             "too few epochs for two stages",
-            "rkd_share 0.25 of 2 .*: give --epochs 3 or more, or --rkd_share",
-            rkd_share=0.25,
+            "rkd.share 0.25 of 2 .*: give --epochs 3 or more, or --rkd.share",
+            **{"rkd.share": 0.25},
         ),
         yaml(
             "unknown loss",
-            "skd_loss must be 'l2', 'kl' or 'guided', got 'l3'",
-            skd_loss="l3",
+            "skd.loss must be 'l2', 'kl' or 'guided', got 'l3'",
+            **{"skd.loss": "l3"},
         ),
         yaml(
             "unknown weighting",
-            "frame_weighting must be .*did you mean nonblank",
-            frame_weighting="non_blank",
+            "rkd.frame_weighting must be .*did you mean nonblank",
+            **{"rkd.frame_weighting": "non_blank"},
         ),
         yaml(
             "unknown encoding",
-            "posterior_encoding must be .*did you mean topk",
-            posterior_encoding="top_k",
+            "store.posteriors must be .*did you mean topk",
+            **{"store.posteriors": "top_k"},
         ),
         yaml(
             "unknown source", "targets must be .*mean store", targets="stored"
         ),
         yaml(
             "unknown kind",
-            "teacher_kind must be .*mean ctc",
-            teacher_kind="CTC",
+            "teacher.kind must be .*mean ctc",
+            **{"teacher.kind": "CTC"},
         ),
         yaml(
             "learns nothing",
-            ["ctc_weight .* both 0", "--skd_weight_final 1"],
-            ctc_weight=0,
+            ["ctc_weight .* both 0", "--skd.weight_final 1"],
+            **{"skd.ctc_weight": 0},
         ),
         yaml(
             "loss that has no such value",
             "temperature is not for the guided loss",
-            skd_loss="guided",
-            temperature=2,
+            **{"skd.loss": "guided"},
+            **{"skd.temperature": 2},
         ),
         yaml(
             "key of a pair",
             r"pairs\[0\]: no key techer",
-            pairs="[{techer: encoder, student: encoder}]",
+            **{"rkd.pairs": "[{techer: encoder, student: encoder}]"},
         ),
         yaml(
             "no pair",
             ["pairs must be a whole number from 1 up, or a list", "got 0"],
-            pairs="0",
+            **{"rkd.pairs": "0"},
         ),
         yaml(
             "unknown layer of the student",
             ["student has no layer 'encoder.cnv'", "encoder.conv"],
-            pairs="[{teacher: encoder, student: encoder.cnv}]",
+            **{"rkd.pairs": "[{teacher: encoder, student: encoder.cnv}]"},
         ),
         yaml(
             "layer of other frames",
             ["student's layer 'features.fbank", "cannot be tapped"],
-            pairs="[{teacher: encoder, student: features.fbank.compute_STFT}]",
+            **{
+                "rkd.pairs": "[{teacher: encoder, "
+                "student: features.fbank.compute_STFT}]"
+            },
         ),
         yaml(
             "key of an intermediate head",
@@ -537,30 +542,30 @@ CASES = {
             "unknown layer of a teacher to come",
             ["teacher has no layer 'encoder.blok.1'", r"encoder.blocks.1"],
             {
-                "pairs": "[{teacher: encoder.blok.1, student: encoder}]",
-                "teacher_folder": "to come",
+                "rkd.pairs": "[{teacher: encoder.blok.1, student: encoder}]",
+                "teacher.folder": "to come",
             },
         ),
         Case(
             "unknown layer of the teacher",
             ["teacher has no layer 'encoder.blok.1'", r"encoder.blocks.1"],
-            {"pairs": "[{teacher: encoder.blok.1, student: encoder}]"},
+            {"rkd.pairs": "[{teacher: encoder.blok.1, student: encoder}]"},
         ),
         Case(
             "more codes than dimensions",
             ["code_bytes must be 1 to 6", "layer encoder"],
-            {"targets": "store", "code_bytes": 9},
+            {"targets": "store", "store.code_bytes": 9},
         ),
         yaml(
             "language model is missing",
             "no language model at lm.arpa",
-            beam_size=5,
-            kenlm_model_path="lm.arpa",
+            **{"decoding.beam_size": 5},
+            **{"decoding.kenlm_model_path": "lm.arpa"},
         ),
         yaml(
             "language model without a search",
-            "give --beam_size",
-            kenlm_model_path="lm.arpa",
+            "give --decoding.beam_size",
+            **{"decoding.kenlm_model_path": "lm.arpa"},
         ),
         yaml(
             "argument of an object",
@@ -669,13 +674,13 @@ CASES = {
         yaml(
             "corpus with a value too many",
             r"corpus\.learning_rate: corpus\.yaml",
-            corpus_file("lr: 0.003", "lr: 0.003\nlearning_rate: 1"),
+            corpus_file("name: own", "name: own\nlearning_rate: 1"),
             corpus_yaml="corpus.yaml",
         ),
         yaml(
             "corpus with a value too few",
-            r"main.*|rkd_lstm\.yaml.*corpus\[lr\]",
-            corpus_file("lr: 0.003\n", ""),
+            r"main.*|rkd_lstm\.yaml.*corpus\[tokenizer_type\]",
+            corpus_file("tokenizer_type: char\n", ""),
             corpus_yaml="corpus.yaml",
         ),
         own(
@@ -967,8 +972,8 @@ CASES = {
                 "taps is {'encoder.blocks.1': 6, 'encoder': 8}",
                 "'head': 29",
             ],
-            pairs="[{teacher: head, student: encoder}]",
-            hidden_encoding="rq",
+            **{"rkd.pairs": "[{teacher: head, student: encoder}]"},
+            **{"store.hidden": "rq"},
         ),
         stored(
             "features",
@@ -993,12 +998,12 @@ CASES = {
         stored(
             "encoding",
             ["store holds other targets", "posteriors is topk", "uint8"],
-            posterior_encoding="uint8",
+            **{"store.posteriors": "uint8"},
         ),
         stored(
             "bytes",
             ["store holds other targets", "code_bytes is 2", "now it is 4"],
-            code_bytes=4,
+            **{"store.code_bytes": 4},
         ),
         stored(
             "format",
@@ -1037,7 +1042,7 @@ CASES = {
             "no store",
             ["other", "no target store", "choose another folder"],
             lambda patch: (Path("other").mkdir(), a_file("other/file")(patch)),
-            store_folder="other",
+            **{"store.folder": "other"},
         ),
         Case(
             "nothing there to check",
@@ -1115,7 +1120,7 @@ CASES = {
             "no network",
             ["hub id", "hub cannot be reached", "owner/model"],
             offline,
-            teacher_source="owner/model",
+            **{"teacher.source": "owner/model"},
         ),
         Case(
             "no network, for a model",
@@ -1127,8 +1132,8 @@ CASES = {
             "no language model's package",
             "not installed: pip install kenlm",
             lambda patch: (without("kenlm")(patch), a_file("lm.arpa")(patch)),
-            beam_size=5,
-            kenlm_model_path="lm.arpa",
+            **{"decoding.beam_size": 5},
+            **{"decoding.kenlm_model_path": "lm.arpa"},
         ),
         data(
             "no transformers",
@@ -1264,7 +1269,7 @@ def headless(place):
     config = json.loads((place / "ctc" / "config.json").read_text())
     config["architectures"] = ["Wav2Vec2Model"]
     (place / "ctc" / "config.json").write_text(json.dumps(config))
-    return {"teacher_source": "ctc", "teacher_folder": None}
+    return {"teacher.source": "ctc", "teacher.folder": None}
 
 
 @pytest.mark.parametrize(
@@ -1276,7 +1281,7 @@ def headless(place):
         ("rkd+pseudo", {}, "stage pseudo has no transcripts"),
         (
             "rkd+ctc",
-            {"frame_weighting": "nonblank"},
+            {"rkd.frame_weighting": "nonblank"},
             "no CTC head, whose posteriors frame weighting nonblank needs",
         ),
     ],
@@ -1297,7 +1302,7 @@ def test_a_teacher_without_a_head_teaches_by_energy_in_the_same_folder(
 ):
     """The command that was refused does not keep its folder."""
     options = headless | {"stages": "[rkd, ctc]"}
-    wrong = options | {"frame_weighting": "nonblank"}
+    wrong = options | {"rkd.frame_weighting": "nonblank"}
     say(recipe, monkeypatch, capsys, **wrong)
     # Measured of that teacher, maybe
     left = Path("new") / "stages" / "rkd" / "left.json"
@@ -1319,8 +1324,8 @@ def test_a_teacher_without_a_head_teaches_by_energy_in_the_same_folder(
     assert list(stages) == ["rkd", "ctc"]
     # In the model card too
     told = exporting._training(Path("new"), runs.read_results("new"))["stages"]
-    for figures in stages["rkd"], told["rkd"]:
-        assert figures["frame_weighting"] == "energy"
+    assert stages["rkd"]["frame_weighting"] == "energy"
+    assert told["rkd"]["rkd.frame_weighting"] == "energy"
 
 
 def test_the_package_of_the_codebooks_is_there(
@@ -1328,7 +1333,7 @@ def test_the_package_of_the_codebooks_is_there(
 ):
     spend_no_time(recipe, monkeypatch)
     without("faiss")(monkeypatch)
-    options = {"targets": "store", "code_bytes": 2}
+    options = {"targets": "store", "store.code_bytes": 2}
     line = say(recipe, monkeypatch, capsys, **options)
     assert "faiss is needed and not installed" in line
     assert not Path("new").exists()
@@ -1339,7 +1344,7 @@ def test_what_is_wrong_is_told_before_a_missing_teacher_is_trained(
     recipe, place, tidy, monkeypatch, capsys, change
 ):
     monkeypatch.setattr(recipe, "train", lambda *_: 1 / 0)
-    options = {"teacher_folder": None, "output_folder": "run"}
+    options = {"teacher.folder": None, "output_folder": "run"}
     # As if it had been made so
     path = Path("run") / runs.HYPERPARAMS
     words = words_for_train(**options)
@@ -1356,7 +1361,10 @@ def test_what_is_wrong_is_told_before_a_missing_teacher_is_trained(
             experiment, "check_language_model", lambda path: None
         )
         monkeypatch.setattr(evaluation, "CTCBeamSearcher", broken_searcher)
-        options |= {"beam_size": 5, "kenlm_model_path": "lm.arpa"}
+        options |= {
+            "decoding.beam_size": 5,
+            "decoding.kenlm_model_path": "lm.arpa",
+        }
         said = "lm.arpa is no language model"
     line = say(recipe, monkeypatch, capsys, **options)
     assert re.search(said, line)
@@ -1368,7 +1376,7 @@ def broken_searcher(kenlm_model_path, **_):
 
 def test_a_teacher_of_another_size_has_a_folder_of_its_own(place):
     def read(**options):
-        options = {"teacher_folder": None, "output_folder": None} | options
+        options = {"teacher.folder": None, "output_folder": None} | options
         words = words_for_train(**options)
         settings = load(words).settings
         return settings["output_folder"], teacher_folder(settings)
@@ -1376,28 +1384,28 @@ def test_a_teacher_of_another_size_has_a_folder_of_its_own(place):
     start = "results/small/rkd+skd_lstm_by_"
     found = {
         "jasper_dr": read(),
-        "jasper_dr_full": read(teacher_size="full"),
-        "quartznet": read(teacher_yaml="hparams/models/quartznet.yaml"),
+        "jasper_dr_full": read(**{"teacher.size": "full"}),
+        "quartznet": read(**{"teacher.yaml": "hparams/models/quartznet.yaml"}),
     }
     for name, (output, teacher) in found.items():
         assert output == f"{start}{name}/1234"
         assert teacher == f"results/small/teacher_{name}/1234"
     sources = [
-        {"teacher_source": "facebook/wav2vec2-base-960h"},
-        {"teacher_source": "facebook/wav2vec2-base-960h"}
-        | {"teacher_revision": "main"},
-        {"teacher_source": "someone/wav2vec2-base-960h"},
-        {"teacher_source": "facebook/wav2vec2-base-960h"}
-        | {"teacher_kind": "encoder"},
+        {"teacher.source": "facebook/wav2vec2-base-960h"},
+        {"teacher.source": "facebook/wav2vec2-base-960h"}
+        | {"teacher.revision": "main"},
+        {"teacher.source": "someone/wav2vec2-base-960h"},
+        {"teacher.source": "facebook/wav2vec2-base-960h"}
+        | {"teacher.kind": "encoder"},
     ]
     outputs = {read(**source)[0] for source in sources}
     assert len(outputs) == 4
     for output in outputs:
         assert output.startswith(f"{start}wav2vec2-base-960h-")
     folder = "results/other/teacher_jasper_dr/3"
-    output, teacher = read(teacher_folder=folder)
+    output, teacher = read(**{"teacher.folder": folder})
     assert output.startswith(f"{start}jasper_dr-") and teacher == folder
-    output, _ = read(file="ctc_lstm.yaml", teacher_size="full")
+    output, _ = read(file="ctc_lstm.yaml", **{"teacher.size": "full"})
     assert output == "results/small/ctc_lstm/1234"
 
 
@@ -1407,14 +1415,14 @@ def test_paths_are_as_they_were_typed(place, monkeypatch):
         output_folder=None,
         results_folder="~/runs/lr=1 #2",
         corpus_overrides="{name: a=b #3, epochs: 2}",
-        teacher_folder=None,
+        **{"teacher.folder": None},
     )
-    words = [*words, "--store_folder=~/x=1"]
+    words = [*words, "--store.folder=~/x=1"]
     settings = load(words).settings
     root = "/home/me/runs/lr=1 #2/a=b #3"
     name = "rkd+skd_lstm_by_jasper_dr"
     assert settings["output_folder"] == f"{root}/{name}/1234"
-    assert settings["store_folder"] == "/home/me/x=1"
+    assert settings["store"]["folder"] == "/home/me/x=1"
     # From a file too
     main_file("results_folder: ~/there\n")(monkeypatch)
     words = words_for_train(file="main.yaml", output_folder=None)

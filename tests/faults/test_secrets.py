@@ -140,12 +140,12 @@ def train(hub, folder, **options):
     )
     words = [RECIPE / "train.py", RECIPE / "hparams" / "rkd_lstm.yaml"]
     for key, value in {
-        "teacher_source": "me/other",
+        "teacher.source": "me/other",
         "data_folder": "corpus",
         "corpus_yaml": "hparams/corpora/small.yaml",
         "corpus_overrides": "{epochs: 2}",
         "student_overrides": "{channels: 4, hidden_size: 4, n_mels: 16}",
-        "rkd_share": 0.5,
+        "rkd.share": 0.5,
         "output_folder": "run",
     }.items():
         words += [f"--{key}", value]
@@ -153,6 +153,7 @@ def train(hub, folder, **options):
 
 
 @pytest.mark.parametrize("stored", PLACES)
+@pytest.mark.slow
 def test_a_run_by_a_teacher_of_the_hub(hub, tmp_path, stored):
     source = save_wav2vec2(tmp_path / "source", WAV2VEC2_SYMBOLS)
     hub.create("me/other", private=True)

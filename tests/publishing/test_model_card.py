@@ -36,7 +36,7 @@ HYPERPARAMS = """
 seed: 1
 lr: 0.003
 weight_decay: 0.001
-speed_perturb:
+augmentation: {speeds: }
 corpus:
   name: mini
   data_folder: /home/me/secret
@@ -45,12 +45,12 @@ corpus:
   minilibri: {seed: 1, train_minutes: 20}
 opt_class: !name:torch.optim.AdamW
   lr: 0.003
-pairs:
-- {teacher: encoder, student: encoder, weight: 1.0}
-frame_weighting: nonblank
-skd_loss: l2
-skd_weight: 1.0
-teacher_folder: /home/me/secret/teacher
+rkd:
+  pairs:
+  - {teacher: encoder, student: encoder, weight: 1.0}
+  frame_weighting: nonblank
+skd: {loss: l2, weight: 1.0}
+teacher: {folder: /home/me/secret/teacher}
 """
 
 
@@ -264,11 +264,13 @@ def test_the_training_is_described_with_its_settings(card_of):
     assert "On 20 minutes of `mini` (`train-clean-100`)" in text
     assert "without transcripts, `train-other-500`" in text
     first = re.search(r"^1\. .*RKD.*$", text, re.MULTILINE)[0]
-    assert " 4 epochs." in first and '`frame_weighting: "nonblank"`' in first
+    assert (
+        " 4 epochs." in first and '`rkd.frame_weighting: "nonblank"`' in first
+    )
     second = re.search(r"^2\. .*SKD.*$", text, re.MULTILINE)[0]
-    assert " 12 epochs." in second and "`skd_weight: 1.0`" in second
+    assert " 12 epochs." in second and "`skd.weight: 1.0`" in second
     assert "frame_weighting" not in second
-    assert "`lr: 0.003`" in text and "speed_perturb" not in text
+    assert "`lr: 0.003`" in text and "speeds" not in text
     assert "Trained with speechbrain 1.1.2, torch 2.11.0." in text
 
 

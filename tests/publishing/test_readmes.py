@@ -51,7 +51,7 @@ def commands(page):
 
 def shrink(folder):
     """Corpora and plans of some seconds in place of those of minutes."""
-    corpora = folder / RECIPE / "hparams" / "corpora"
+    hparams = folder / RECIPE / "hparams"
     tiny = {
         "train_minutes": 0.6,
         "dev_minutes": 0.15,
@@ -67,7 +67,7 @@ def shrink(folder):
         "valid_splits": "[dev-clean]",
         "test_splits": "[test-clean]",
     }
-    for path in corpora.glob("*.yaml"):
+    for path in hparams.glob("[cp][or]*/*.yaml"):
         text = path.read_text(encoding="utf-8")
         for key, value in tiny.items():
             text = re.sub(rf"(?m)^( *{key}:) .*", rf"\1 {value}", text)

@@ -28,7 +28,7 @@ def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
         "recipe": str(RECIPE),
         "results_folder": str(results),
         "corpora": {"tiny": {"file": "small"}},
-        "teachers": {"jasper_dr": {"epochs": 1, "speed_perturb": None}},
+        "teachers": {"jasper_dr": {"epochs": 1, "augmentation.speeds": None}},
         "students": {
             "small_lstm": {
                 "file": "lstm",
@@ -37,7 +37,7 @@ def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
         },
         "methods": ["ctc", "rkd+skd"],
         "seeds": [1, 2],
-        "options": {"epochs": 2, "rkd_share": 0.5, "targets": "store"},
+        "options": {"epochs": 2, "rkd.share": 0.5, "targets": "store"},
         "compute_matched_to": "rkd+skd",
     }
     path = tmp_path / "plan.yaml"

@@ -43,7 +43,7 @@ def test_a_network_a_loss_and_a_stage_of_ones_own(tmp_path):
     found = []
     for index, line in enumerate(commands):
         _, *words = re.findall(r'"[^"]*"|\S+', line)
-        options = ["--corpus_overrides", TINY, "--rkd_share", "0.5"]
+        options = ["--corpus_overrides", TINY, "--rkd.share", "0.5"]
         options += ["--output_folder", f"run{index}", "--noprogressbar"]
         done = subprocess.run(
             [sys.executable, *(w.strip('"') for w in words), *options],
@@ -58,7 +58,7 @@ def test_a_network_a_loss_and_a_stage_of_ones_own(tmp_path):
         "rkd+entropy",
         "rkd+skd",
     ]
-    assert found[0]["options"]["skd_loss"] == "tv"
+    assert found[0]["options"]["skd.loss"] == "tv"
     metrics = tmp_path / "run1" / "stages" / "entropy" / runs.METRICS
     assert '"entropy": ' in metrics.read_text()
     assert found[2]["student"] == "gated"

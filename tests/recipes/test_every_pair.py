@@ -193,7 +193,7 @@ def batch():
     )
 
 
-def make_brain(stage, teacher, student, **hparams):
+def make_brain(stage, teacher, student, ctc_weight=1.0, **hparams):
     modules = {"student": student, "teacher": teacher}
     if stage == "rkd":
         modules["projector"] = make_projectors(
@@ -204,9 +204,7 @@ def make_brain(stage, teacher, student, **hparams):
         "delay": 0.0,
         "representation_loss": RepresentationLoss(),
         "softmax_loss": SoftmaxLoss(),
-        "ctc_weight": 1.0,
-        "skd_weight": 1.0,
-        "skd_weight_final": 1.0,
+        "skd": {"ctc_weight": ctc_weight, "weight": 1.0, "weight_final": 1.0},
         "epoch_counter": EpochCounter(1),
     } | hparams
     brain = {"rkd": RKDBrain, "skd": SKDBrain}[stage](modules, hparams=hparams)

@@ -29,10 +29,10 @@ LETTERS = sorted(
 SMALL = [
     *("--corpus_overrides", "{teacher_epochs: 1, epochs: 2, batch_seconds: 4}"),
     *("--student_overrides", "{channels: 4, hidden_size: 4, n_mels: 16}"),
-    *("--teacher_yaml", "hparams/models/jasper_mini.yaml"),
-    *("--rkd_share", "0.5", "--head_frames", "50", "--noprogressbar"),
-    *("--targets", "store", "--speed_perturb", "[90, 100, 300]"),
-    *("--max_skipped", "0.3"),
+    *("--teacher.yaml", "hparams/models/jasper_mini.yaml"),
+    *("--rkd.share", "0.5", "--rkd.head_frames", "50", "--noprogressbar"),
+    *("--targets", "store", "--augmentation.speeds", "[90, 100, 300]"),
+    *("--utterances.max_skipped", "0.3"),
 ]
 
 

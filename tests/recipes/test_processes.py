@@ -18,6 +18,8 @@ from tutornet_sb.inference.scores import score
 from tutornet_sb.networks import runs
 from tutornet_sb.targets.store import TargetStore
 
+pytestmark = pytest.mark.slow
+
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 SPLITS = ["dev-clean", "test-clean", "test-other"]
 STUDENT = Path("results") / "small" / "rkd+skd_lstm_by_jasper_dr" / "1234"
@@ -27,7 +29,7 @@ OPTIONS = {
     # Some batches for each
     "corpus_overrides": "{teacher_epochs: 1, epochs: 2, batch_seconds: 4}",
     "student_overrides": "{channels: 16, hidden_size: 16}",
-    "rkd_share": 0.5,
+    "rkd.share": 0.5,
     "distributed_backend": "gloo",
     "device": "cpu",
 }
@@ -147,7 +149,7 @@ def work(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two") / "work"
     folder.mkdir()
     write_minilibri(folder / "mini libri")
-    code = torchrun(folder, targets="store", store_folder="store")
+    code = torchrun(folder, targets="store", **{"store.folder": "store"})
     assert code == 0, said(folder)[-3000:]
     return folder
 
@@ -209,17 +211,16 @@ def test_the_error_rate_is_that_of_the_whole_set_by_one_process(work, split):
 # ----------------------------------------------------------------- more of them
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
         {"file": "rkd_lstm.yaml"},
         {"file": "pseudo_lstm.yaml", "min_confidence": 0},
         {"file": "skd_lstm.yaml", "grad_accumulation_factor": 2},
-        {"stages": "[rkd, ctc]", "head_frames": 0}
+        {"stages": "[rkd, ctc]", "rkd.head_frames": 0}
         | {"student_yaml": "hparams/models/transformer.yaml"}
         | {"student_overrides": "{}"},
-        {"file": "rkd_lstm_streaming.yaml", "beam_size": 4},
+        {"file": "rkd_lstm_streaming.yaml", "decoding.beam_size": 4},
     ],
     ids=lambda options: "_".join(map(str, options)),
 )
@@ -254,7 +255,6 @@ def survivors(folder):
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "kill, rank, count",
     [
@@ -288,12 +288,11 @@ def test_a_killed_process_ends_all_and_the_same_command_goes_on(
     assert set(results["stages"]["skd"]["splits"]) == set(SPLITS)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "options, message",
     [
         # In all processes, in the main one, in another one
-        ({"skd_loss": "l3"}, "skd_loss must be"),
+        ({"skd.loss": "l3"}, "skd.loss must be"),
         ({"data_folder": "nowhere"}, "nowhere"),
         ({"batch_seconds": 1000}, "2 processes are too many for the"),
     ],
@@ -332,7 +331,6 @@ def two_machines(folders, words):
     return agents
 
 
-@pytest.mark.slow
 def test_two_machines_make_one_run(copied):
     agents = two_machines([copied, copied], words_of(output_folder="run"))
     assert [finish(agent) for agent in agents] == [0, 0], said(copied)[-3000:]
@@ -341,7 +339,6 @@ def test_two_machines_make_one_run(copied):
     assert said(copied).count("The run is in") == 1
 
 
-@pytest.mark.slow
 def test_a_process_killed_on_one_machine_ends_both(copied):
     watch = copied.parent / "watch.py"
     watch.write_text(WATCH)
@@ -355,7 +352,6 @@ def test_a_process_killed_on_one_machine_ends_both(copied):
     assert runs.is_finished(copied / "run")
 
 
-@pytest.mark.slow
 def test_machines_that_share_no_folder_are_told_so(copied, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(copied, other)
@@ -366,7 +362,6 @@ def test_machines_that_share_no_folder_are_told_so(copied, tmp_path):
         assert "does not see run/hyperparams.yaml" in said(folder)
 
 
-@pytest.mark.slow
 def test_two_processes_fill_a_store(copied):
     words = ["-m", "tutornet_sb.cli", "targets", *words_of()[1:]]
     words += ["--to", "a store"]

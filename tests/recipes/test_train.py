@@ -40,7 +40,7 @@ def command(file="rkd_lstm.yaml", **options):
         "corpus_yaml": "hparams/corpora/small.yaml",
         "corpus_overrides": "{teacher_epochs: 1, epochs: 2}",
         "student_overrides": "{channels: 16, hidden_size: 16}",
-        "rkd_share": 0.5,
+        "rkd.share": 0.5,
         "results_folder": "results",
     } | options
     words = [str(RECIPE / "hparams" / file)]
@@ -345,7 +345,7 @@ def test_beam_search_on_a_finished_run_adds_scores_without_training(
     finished, results
 ):
     weights = content(finished / "results", "*.ckpt", "train_log.txt")
-    done = succeed(finished, beam_size=5)
+    done = succeed(finished, **{"decoding.beam_size": 5})
     assert "Going into epoch" not in done.stderr + done.stdout
     assert content(finished / "results", "*.ckpt", "train_log.txt") == weights
     after = runs.read_results(finished / STUDENT)
@@ -387,7 +387,7 @@ def test_as_many_pairs_are_made_as_there_are_layers(finished):
         student_yaml="hparams/models/jasper_mini.yaml",
         student_overrides=TINY_JASPER,
         output_folder="three pairs",
-        pairs=3,
+        **{"rkd.pairs": 3},
         stages="[rkd]",
     )
     assert "pairs: 2 instead of 3" in done.stderr + done.stdout
@@ -410,6 +410,7 @@ def test_a_finished_run_is_never_said_to_have_had_other_epochs(finished):
     assert found["epochs"] == trained == logged
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_values_is_not_taken_for_the_one_asked_for(finished):
     before = content(finished / "results", "*.ckpt", "results.json")
     options = {"corpus_overrides": "{teacher_epochs: 2, epochs: 2}"}
@@ -417,7 +418,7 @@ def test_a_teacher_of_other_values_is_not_taken_for_the_one_asked_for(finished):
     error = error_of(train(finished, **options))
     assert f"{TEACHER} holds another teacher than this command asks" in error
     assert "there epochs is 1, and now it is 2. " in error
-    assert f"--teacher_folder {TEACHER}" in error
+    assert f"--teacher.folder {TEACHER}" in error
     assert content(finished / "results", "*.ckpt", "results.json") == before
 
 
@@ -427,7 +428,9 @@ def test_a_teacher_of_other_values_is_not_taken_for_the_one_asked_for(finished):
 @pytest.mark.slow
 def test_a_teacher_from_elsewhere_with_symbols_in_another_order(finished):
     source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2_SYMBOLS)
-    done = succeed(finished, teacher_source=source, output_folder="taught")
+    done = succeed(
+        finished, **{"teacher.source": source}, output_folder="taught"
+    )
     assert "only in teacher, counted as blank" in done.stdout
     assert "The teacher is trained first" not in done.stdout
     results = runs.read_results(finished / "taught")
@@ -437,9 +440,10 @@ def test_a_teacher_from_elsewhere_with_symbols_in_another_order(finished):
     assert list(results["stages"]) == ["rkd", "skd"]
 
 
+@pytest.mark.slow
 def test_a_teacher_without_some_symbols_says_what_can_be_done(finished):
     source = save_wav2vec2(finished / "wav2vec2", WAV2VEC2_SYMBOLS[:-12])
-    options = {"teacher_source": source, "output_folder": "taught"}
+    options = {"teacher.source": source, "output_folder": "taught"}
     error = error_of(train(finished, **options))
     assert str(source) in error and "9 of the 29 symbols" in error
     assert "stages: [rkd, ctc]" in error and "stages: [pseudo]" in error
@@ -470,7 +474,7 @@ def test_a_student_of_its_teachers_transcripts(finished):
     done = succeed(
         finished,
         file="pseudo_lstm.yaml",
-        teacher_source=source,
+        **{"teacher.source": source},
         min_confidence=0,
         corpus_overrides="{epochs: 1, untranscribed_splits: [train-other-500], "
         "train_splits: [train-clean-100], valid_splits: [dev-clean], "
@@ -506,10 +510,10 @@ def test_a_streaming_student_is_timed(finished):
 
 STORE = {
     "targets": "store",
-    "store_folder": "a store",
+    "store.folder": "a store",
     "output_folder": "stored",
-    "posterior_encoding": "fp16",
-    "hidden_encoding": "fp16",
+    "store.posteriors": "fp16",
+    "store.hidden": "fp16",
 }
 
 
@@ -591,6 +595,7 @@ def test_the_log_of_rkd_has_the_error_of_the_codes(filled):
     assert not any("codes" in name for name in online)
 
 
+@pytest.mark.slow
 def test_a_filled_store_makes_the_same_run(taught):
     again = succeed(taught, **STORE | {"output_folder": "again"})
     assert "The teacher fills" not in again.stdout
@@ -607,7 +612,7 @@ def test_each_speed_has_its_own_targets_in_the_default_store(finished):
     corpus = finished / "results" / "small"
     succeed(
         finished,
-        speed_perturb="[90, 100]",
+        **{"augmentation.speeds": "[90, 100]"},
         num_workers=2,
         targets="store",
         output_folder="stored",
@@ -647,7 +652,7 @@ extraction._write = kill
 
 @pytest.mark.slow
 def test_a_run_killed_while_it_fills_its_store_goes_on(finished):
-    options = STORE | {"batch_seconds": 8, "hidden_encoding": "rq"}
+    options = STORE | {"batch_seconds": 8, "store.hidden": "rq"}
     assert train(finished, KILL_WHILE_FILLING, **options).returncode == -9
     folder = finished / "a store"
     before = content(folder, "*.shard")
@@ -665,7 +670,7 @@ def test_a_run_killed_while_it_fills_its_store_goes_on(finished):
 
 @pytest.mark.slow
 def test_posteriors_alone_are_taken_from_a_store_with_more(taught):
-    options = STORE | {"output_folder": "skd", "hidden_encoding": "int8"}
+    options = STORE | {"output_folder": "skd", "store.hidden": "int8"}
     done = succeed(taught, file="skd_lstm.yaml", **options)
     assert "The teacher fills" not in done.stdout
 
@@ -696,13 +701,13 @@ def test_splits_may_use_the_same_ids(taught):
         for folder in (ours, there)
     ]
     assert both[0] & both[1]
-    succeed(taught, **STORE | {"output_folder": "later", "store_folder": "new"})
+    succeed(taught, **STORE | {"output_folder": "later", "store.folder": "new"})
     # Utterances of one set must not.
     error = error_of(
         train(
             taught,
             output_folder="mixed",
-            teacher_folder=TEACHER,
+            **{"teacher.folder": TEACHER},
             corpus_overrides="{teacher_epochs: 1, epochs: 2, "
             "train_splits: [train-clean-100, dev-clean]}",
         )
@@ -715,6 +720,7 @@ def check_store(folder):
     return CliRunner().invoke(app, words)
 
 
+@pytest.mark.slow
 def test_the_command_fills_checks_and_repairs(taught):
     folder = taught / "another"
     options = {
@@ -803,12 +809,12 @@ SKDBrain.fit = watched
 """
 LONGER = {
     "corpus_overrides": "{teacher_epochs: 1, epochs: 5}",
-    "rkd_share": 0.4,
+    "rkd.share": 0.4,
     "batch_seconds": 8,
     "ckpt_interval_steps": 1,
     "ckpt_interval_minutes": 0,
     "num_workers": 1,
-    "speed_perturb": "[95, 100, 105]",
+    "augmentation.speeds": "[95, 100, 105]",
 }
 
 
@@ -862,6 +868,7 @@ def test_skd_starts_from_the_best_weights_of_rkd(whole):
     assert stage["best_epoch"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_killed_in_each_stage_goes_on_to_the_same_end(whole, finished):
     options = LONGER | {"output_folder": "run"}
     for brain, steps in (("RKDBrain", 4), ("SKDBrain", 9)):
@@ -929,6 +936,7 @@ def test_a_run_killed_while_it_saves_goes_on(whole, finished):
 # --------------------------------------------------------- mistakes of the user
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_experiment_is_refused_unless_told(finished):
     train_folder = next((finished / "mini libri").rglob("train-clean-100"))
     listing = sorted(train_folder.rglob("*.trans.txt"))[0]

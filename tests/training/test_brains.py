@@ -120,6 +120,7 @@ class Run:
         brain=None,
         pairs=PAIRS,
         intermediate=(),
+        skd=(),
         **hparams,
     ):
         self.data = data
@@ -149,6 +150,7 @@ class Run:
         folder.mkdir(exist_ok=True)
         shared = stage_hparams(folder, self.counter, tokenizer, max_lr=0.01)
         hparams = shared | hparams
+        hparams["skd"] |= skd
         self.brain = (brain or self.recording(BRAINS[name]))(
             modules,
             hparams=hparams,
@@ -329,9 +331,11 @@ def test_the_skd_loss_is_ctc_and_the_weighted_distance(
 ):
     its = run(
         "skd",
-        skd_weight=weight,
-        skd_weight_final=weight,
-        ctc_weight=ctc_weight,
+        skd={
+            "weight": weight,
+            "weight_final": weight,
+            "ctc_weight": ctc_weight,
+        },
     )
     loss, items = loss_of(its.brain, data, sb.Stage.TRAIN)
     ctc = plain_ctc(its.student, items)
@@ -355,9 +359,7 @@ def test_what_is_not_transcribed_is_learnt_from_the_teacher_alone(
     its = run(
         "skd",
         epochs=3,
-        skd_weight=2.0,
-        skd_weight_final=1.0,
-        ctc_weight=ctc_weight,
+        skd={"weight": 2.0, "weight_final": 1.0, "ctc_weight": ctc_weight},
     )
     loss, items = loss_of(
         its.brain, data, sb.Stage.TRAIN, epoch=2, transcribed=transcribed
@@ -407,9 +409,11 @@ def test_intermediate_heads_learn_as_the_students_own_does(
     its = run(
         name,
         intermediate=HEADS,
-        skd_weight=1.5,
-        skd_weight_final=1.5,
-        ctc_weight=1.0 if name == "ctc" else 0.25,
+        skd={
+            "weight": 1.5,
+            "weight_final": 1.5,
+            "ctc_weight": 1.0 if name == "ctc" else 0.25,
+        },
     )
     more = {} if transcribed is None else {"transcribed": transcribed}
     loss, items = loss_of(its.brain, data, sb.Stage.TRAIN, **more)
@@ -460,12 +464,12 @@ def test_a_stage_with_intermediate_heads_goes_on_as_if_never_stopped(run):
 
 
 def test_an_skd_stage_that_learns_nothing_in_the_end_is_an_error(run):
-    with pytest.raises(ValueError, match="--skd_weight_final 1"):
-        run("skd", ctc_weight=0.0, skd_weight_final=0.0)
+    with pytest.raises(ValueError, match="--skd.weight_final 1"):
+        run("skd", skd={"ctc_weight": 0.0, "weight_final": 0.0})
 
 
 def test_outside_training_the_skd_stage_does_not_ask_the_teacher(run, data):
-    its = run("skd", skd_weight=100.0)
+    its = run("skd", skd={"weight": 100.0})
     its.teacher.forward = None
     loss, items = loss_of(its.brain, data, sb.Stage.VALID)
     assert loss == pytest.approx(plain_ctc(its.student, items), rel=1e-4)
@@ -731,7 +735,7 @@ def test_symbols_without_an_skd_term_are_logged(run, data, delay):
 def test_the_skd_weight_goes_from_its_first_to_its_last(
     run, first, last, epochs, weights
 ):
-    its = run("skd", epochs=epochs, skd_weight=first, skd_weight_final=last)
+    its = run("skd", epochs=epochs, skd={"weight": first, "weight_final": last})
     found = []
     for epoch in its.counter:
         its.brain.on_stage_start(sb.Stage.TRAIN, epoch)
@@ -832,7 +836,7 @@ def test_the_learning_rate_is_one_cycle_over_all_steps(run):
 @pytest.mark.parametrize("name", ["ctc", "skd", "rkd"])
 def test_a_stopped_stage_ends_as_if_it_had_never_stopped(run, name):
     dropout = torch.nn.Dropout(0.2)
-    whole = run(name, epochs=3, skd_weight_final=0.0)
+    whole = run(name, epochs=3, skd={"weight_final": 0.0})
     whole.student.augment = dropout
     whole.fit()
     steps = whole.brain.steps
@@ -845,7 +849,7 @@ def test_a_stopped_stage_ends_as_if_it_had_never_stopped(run, name):
             name,
             folder=folder,
             epochs=3,
-            skd_weight_final=0.0,
+            skd={"weight_final": 0.0},
             ckpt_interval_steps=1,
         )
         part.student.augment = dropout

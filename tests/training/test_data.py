@@ -25,7 +25,7 @@ from tutornet_sb.training.data import (
     training_items,
 )
 from tutornet_sb.training.stages import STAGES
-from tutornet_sb.util.composition import include
+from tutornet_sb.util.composition import include, read_merged
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet"
 
@@ -49,7 +49,15 @@ class Frames(torch.nn.Module):
 def datasets(tmp_path):
     """Data and training sets from transcripts and durations alone."""
 
-    def make(rows, frame_period=0.02, untranscribed=(), **changes):
+    def make(
+        rows,
+        frame_period=0.02,
+        untranscribed=(),
+        speeds=None,
+        ctc_weight=1.0,
+        share=1.0,
+        **changes,
+    ):
         def write(path, rows):
             with open(path, "w", newline="") as file:
                 writer = csv.writer(file)
@@ -67,10 +75,10 @@ def datasets(tmp_path):
         }
         model = tmp_path / "char.model"
         settings = {
-            "speed_perturb": None,
+            "augmentation": {"speeds": speeds},
             "seed": 1,
-            "ctc_weight": 1.0,
-            "transcribed_share": 1.0,
+            "skd": {"ctc_weight": ctc_weight},
+            "utterances": {"transcribed_share": share},
         } | changes
         splits = {"train": ["train"], "valid": ["train"], "test": ["train"]}
         splits["untranscribed"] = ["more"] if untranscribed else []
@@ -131,7 +139,7 @@ def test_speeds_at_which_an_utterance_is_too_short_are_left_out(
         "long": (9.0, "A"),
     }
     speeds = [100, 90, 101]
-    experiment, training_set = datasets(rows, speed_perturb=speeds)
+    experiment, training_set = datasets(rows, speeds=speeds)
     with caplog.at_level("WARNING"):
         train, seconds = training_set("ctc")
     fitting = {key: item["speeds"] for key, item in train.data.items()}
@@ -217,7 +225,7 @@ def test_the_speed_of_an_utterance_follows_from_seed_epoch_and_id(
     speeds = [50, 80, 100, 125, 200]
 
     def drawn(epoch, **options):
-        _, training_set = datasets(rows, speed_perturb=speeds, **options)
+        _, training_set = datasets(rows, speeds=speeds, **options)
         counter = SimpleNamespace(current=epoch)
         before = torch.random.get_rng_state()
         train, _ = training_set("ctc", counter)
@@ -258,9 +266,9 @@ def test_a_store_is_filled_at_the_speeds_of_each_utterance(monkeypatch):
         "make_dataset",
         lambda items, experiment: SimpleNamespace(data=items),
     )
-    names = "num_workers", "posterior_encoding", "top_k", "hidden_encoding"
-    settings = dict.fromkeys((*names, "code_bytes"))
-    settings |= {"store_folder": "s", "batch_seconds": 9}
+    store = dict.fromkeys(("posteriors", "top_k", "hidden", "code_bytes"))
+    settings = {"num_workers": 0, "batch_seconds": 9}
+    settings["store"] = store | {"folder": "s"}
     experiment = SimpleNamespace(
         settings=settings,
         teacher=SimpleNamespace(model=None, source="teacher"),
@@ -305,7 +313,7 @@ def test_of_a_share_the_transcripts_are_known(datasets):
     rows = {f"u{i}": (9.0, "A") for i in range(40)}
     kept = []
     for share in (0.0, 0.1, 0.25, 1.0):
-        experiment, training_set = datasets(rows, transcribed_share=share)
+        experiment, training_set = datasets(rows, share=share)
         assert (
             experiment.corpus.transcribed.keys()
             | experiment.corpus.untranscribed
@@ -348,7 +356,7 @@ def test_teacher_and_student_hear_the_same_perturbed_speech(datasets, tmp_path):
     for key in "ab":
         soundfile.write(tmp_path / f"{key}.wav", wave.numpy(), 16000)
     rows = {"a": (1.0, "ONE"), "b": (1.0, "TWO")}
-    experiment, training_set = datasets(rows, speed_perturb=[50])
+    experiment, training_set = datasets(rows, speeds=[50])
     assert training_set("ctc")[0][0]["sig"].shape == (32000,)
     assert torch.allclose(
         experiment.make(experiment.corpus.valid)[0]["sig"], wave, atol=1e-4
@@ -374,7 +382,7 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
         "test_speakers": 1,
         **told,
     }
-    corpus = YAML().load(RECIPE / "hparams/corpora/mini.yaml")
+    corpus = read_merged(RECIPE / "hparams/corpora/mini.yaml")
     corpus["minilibri"] = values
     model = SimpleNamespace(features=SimpleNamespace(sample_rate=16000))
     found = corpora.prepare_corpus(
@@ -386,10 +394,12 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
             "valid_csv": None,
             "test_csv": None,
             "corpus_folder": "results/mini",
-            "max_skipped": 0.01,
-            "max_seconds": 120,
-            "speed_perturb": None,
-            "transcribed_share": 1.0,
+            "utterances": {
+                "transcribed_share": 1.0,
+                "max_skipped": 0.01,
+                "max_seconds": 120,
+            },
+            "augmentation": {"speeds": None},
             "symbols": {"count": 29, "letters": None},
         }
     )
@@ -409,7 +419,7 @@ def test_minilibris_of_two_sizes_stand_side_by_side(
 
 @pytest.mark.parametrize("name", ["librispeech100", "librispeech960"])
 def test_batches_of_librispeech_are_full_of_speech(name):
-    corpus = YAML().load(RECIPE / f"hparams/corpora/{name}.yaml")
+    corpus = read_merged(RECIPE / f"hparams/corpora/{name}.yaml")
     hparams = {key: corpus[key] for key in ("batch_seconds", "num_buckets")}
     # Half of them fill the 15 s that most of LibriSpeech was cut to.
     drawn = random.Random(0)

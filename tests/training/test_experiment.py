@@ -28,7 +28,7 @@ def test_the_weights_of_a_student_follow_from_the_seed():
 
 
 def share_out(stages, epochs, share):
-    settings = {"stages": stages, "epochs": epochs, "rkd_share": share}
+    settings = {"stages": stages, "epochs": epochs, "rkd": {"share": share}}
     return {s.name: n for s, n in share_epochs(settings).items()}
 
 
@@ -56,9 +56,9 @@ def test_the_stages_share_the_epochs(stages, epochs, share, wanted):
         (["skd", "rkd"], 4, 0.5, "follows rkd only"),
         (["rkd", "rkd"], 4, 0.5, "follows rkd only"),
         (["rkd", "skd", "ctc"], 4, 0.5, "follows rkd only"),
-        (["rkd", "skd"], 1, 0.5, "rkd_share 0.5 of 1 epochs"),
-        (["rkd", "skd"], 4, 1.0, "rkd_share 1.0 of 4 epochs"),
-        (["rkd", "skd"], 4, 0.0, "rkd_share 0.0 of 4 epochs"),
+        (["rkd", "skd"], 1, 0.5, "rkd.share 0.5 of 1 epochs"),
+        (["rkd", "skd"], 4, 1.0, "rkd.share 1.0 of 4 epochs"),
+        (["rkd", "skd"], 4, 0.0, "rkd.share 0.0 of 4 epochs"),
     ],
 )
 def test_stages_that_make_no_sense_are_errors(stages, epochs, share, message):
@@ -74,7 +74,7 @@ def test_the_remedy_for_a_stage_without_epochs_is_one(epochs, share):
         share_out(stages, epochs, share)
     except ValueError as error:
         more = re.search("--epochs (\\d+) or more", str(error))
-        other = re.search("--rkd_share (0.5)", str(error))
+        other = re.search("--rkd.share (0.5)", str(error))
         assert more or other
         if more:
             given = share if 0 < share < 1 else float(other[1])

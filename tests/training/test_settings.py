@@ -15,8 +15,13 @@ from tutornet_sb.training.settings import (
     print_options,
     resolve_experiment,
 )
-from tutornet_sb.util.composition import read_experiment, tag_of
+from tutornet_sb.util.composition import (
+    read_experiment,
+    read_merged,
+    tag_of,
+)
 from tutornet_sb.util.errors import SettingError
+from tutornet_sb.util.mappings import nest
 
 HPARAMS = (
     Path(__file__).parents[2] / "recipes" / "LibriSpeech" / "TutorNet/hparams"
@@ -44,7 +49,7 @@ def test_every_value_of_the_recipe_is_checked():
     "path", sorted((HPARAMS / "corpora").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_every_corpus_has_values_that_are_allowed(path):
-    values = YAML().load(path.read_text())
+    values = read_merged(path)
     known, required = keys_of(CorpusSettings)
     assert required <= values.keys() <= known
     assert check_values(CorpusSettings, values) == []
@@ -53,25 +58,25 @@ def test_every_corpus_has_values_that_are_allowed(path):
 @pytest.mark.parametrize(
     "key, allowed, refused",
     [
-        ("rkd_share", [0, 0.5, 1], [-0.1, 2, True, "1", None]),
+        ("rkd.share", [0, 0.5, 1], [-0.1, 2, True, "1", None]),
         ("weight_decay", [0, 1e30], [float("inf"), float("nan"), [1]]),
         ("lr", [1e-300, 1], [0, -1, "fast"]),
         ("epochs", [1, 10**9], [0, 1.0, True, "1"]),
         ("targets", ["store"], ["c", ["store"], None, {}]),
-        ("speed_perturb", [[90], [90, 100], None], [[], 1, [0], "12"]),
-        ("projector_hidden", [None, 1], [0, "null"]),
+        ("augmentation.speeds", [[90], [90, 100], None], [[], 1, [0], "12"]),
+        ("rkd.projector_hidden", [None, 1], [0, "null"]),
         ("train_csv", [None, "a.csv", ["a.csv"]], ["", [], [1], 3]),
         ("continue_anyway", [True, False], ["yes", 1, None]),
         ("student_overrides", [{}, {"channels": 4}], ["channels", []]),
-        ("pairs", [1, [{"teacher": "a", "student": "b"}]], [0, "a", 1.5]),
+        ("rkd.pairs", [1, [{"teacher": "a", "student": "b"}]], [0, "a", 1.5]),
         ("stages", [["rkd", "skd"]], [[], ["sdk"], "skd", [["skd"]]]),
     ],
 )
 def test_what_values_are_allowed(key, allowed, refused):
     for value in allowed:
-        assert check_values(Settings, {key: value}) == []
+        assert check_values(Settings, nest({key: value})) == []
     for value in refused:
-        (fault,) = check_values(Settings, {key: value})
+        (fault,) = check_values(Settings, nest({key: value}))
         assert fault.startswith(key)
 
 
@@ -81,30 +86,33 @@ def test_what_values_are_allowed(key, allowed, refused):
         ({"lr": "fast"}, "lr must be a number, got 'fast'"),
         ({"lr": 0}, "lr must be a positive number, got 0"),
         ({"epochs": 1.5}, "epochs must be a whole number, got 1.5"),
-        ({"speed_perturb": [0]}, "speed_perturb[0] must be at least 1, got 0"),
         (
-            {"skd_loss": "l3"},
-            "skd_loss must be 'l2', 'kl' or 'guided', got 'l3'",
+            {"augmentation.speeds": [0]},
+            "augmentation.speeds[0] must be at least 1, got 0",
         ),
         (
-            {"posterior_encoding": "top_k"},
-            "posterior_encoding must be 'fp16', 'uint8' or 'topk', got "
+            {"skd.loss": "l3"},
+            "skd.loss must be 'l2', 'kl' or 'guided', got 'l3'",
+        ),
+        (
+            {"store.posteriors": "top_k"},
+            "store.posteriors must be 'fp16', 'uint8' or 'topk', got "
             "'top_k'; did you mean topk?",
         ),
     ],
 )
 def test_what_a_fault_says(values, fault):
-    assert check_values(Settings, values) == [fault]
+    assert check_values(Settings, nest(values)) == [fault]
 
 
 def test_the_keys_of_a_corpus():
-    corpus = YAML().load((HPARAMS / "corpora" / "small.yaml").read_text())
+    corpus = read_merged(HPARAMS / "corpora" / "small.yaml")
     del corpus["vocab_size"]
     corpus["learning_rate"] = 1
     assert check_values(Settings, {"corpus": corpus}, "own.yaml") == [
         "corpus.vocab_size: own.yaml gives no value for it",
-        "corpus.learning_rate: own.yaml gives a value that no corpus has; "
-        + "there are: "
+        "corpus.learning_rate: own.yaml gives a value that corpus does not "
+        + "have; there are: "
         + ", ".join(CorpusSettings.model_fields),
     ]
 
@@ -170,7 +178,7 @@ def test_options_are_described_by_their_comments(recipe, capsys):
     # Those and --debug
     assert sum(line.startswith("  --") for line in lines) == 7
     known = {name for name, _, _ in describe_options(HPARAMS / "base.yaml")}
-    assert {"lr", "stages", "skd_loss"} <= known and "corpus" not in known
+    assert {"lr", "stages", "skd.loss"} <= known and "corpus" not in known
 
 
 def test_parts_of_a_mapping_are_merged_into_it(recipe):

@@ -11,7 +11,7 @@ from ruamel.yaml import YAML
 from speechbrain.utils.run_opts import RunOptions
 
 from tutornet_sb.networks.acoustic_model import AcousticModel
-from tutornet_sb.util.composition import include, read_experiment
+from tutornet_sb.util.composition import include, is_mapping, read_experiment
 
 ROOT = Path(__file__).parents[2]
 RECIPE = ROOT / "recipes" / "LibriSpeech" / "TutorNet"
@@ -87,13 +87,17 @@ def test_a_base_lies_beside_the_file_that_extends_it(tmp_path):
     assert load_hyperpyyaml(read_experiment(top)) == {"a": 2}
 
 
-def test_a_key_is_replaced_whole(tmp_path):
-    write(tmp_path / "base.yaml", "box: {a: 1, b: 2}\nlist: [1, 2, 3]\n")
+def test_mappings_are_merged_and_other_values_replaced(tmp_path):
+    base = "box: {a: 1, b: {x: 1}}\nlist: [1, 2, 3]\ncall: !name:dict {a: 1}\n"
+    write(tmp_path / "base.yaml", base)
     top = write(
-        tmp_path / "top.yaml", "extends: base.yaml\nbox: {c: 3}\nlist: [4]\n"
+        tmp_path / "top.yaml",
+        "extends: base.yaml\nbox: {c: 3, b: {y: 2}}\nlist: [4]\n"
+        "call: !name:dict {b: 2}\n",
     )
     values = load_hyperpyyaml(read_experiment(top))
-    assert values == {"box": {"c": 3}, "list": [4]}
+    assert values["box"] == {"a": 1, "b": {"x": 1, "y": 2}, "c": 3}
+    assert values["list"] == [4] and values["call"]() == {"b": 2}
 
 
 def test_tags_and_references_survive_the_merge(tmp_path):
@@ -203,10 +207,10 @@ def test_a_network_may_extend_another(network, tmp_path):
     content = include(top, ".", "small", depth=5)
     assert (content["width"], content["double"]) == (4, 8)
     assert (content["depth"], list(content["blocks"])) == (5, [9])
-    # Until the file has its own, which replaces that of the base whole.
+    # The file's own values of a size are merged into it.
     top.write_text("extends: deep/a.yaml\nsmall: {width: 3}\n")
     content = include(top, ".", "small")
-    assert (content["width"], list(content["blocks"])) == (3, [1, 2, 3])
+    assert (content["width"], list(content["blocks"])) == (3, [9])
 
 
 def test_a_network_that_extends_what_it_cannot_is_named(tmp_path):
@@ -300,13 +304,17 @@ def test_there_is_an_experiment_for_each_method():
     assert any(name.startswith("teacher_") for name in names)
 
 
-@pytest.mark.parametrize("corpus", CORPORA, ids=named)
-@pytest.mark.parametrize("path", MAIN_FILES, ids=named)
-def test_every_experiment_loads_with_every_corpus(
+@pytest.mark.parametrize(
+    "path, corpus",
+    [(path, HPARAMS / "corpora" / "mini.yaml") for path in MAIN_FILES]
+    + [(HPARAMS / "rkd_lstm.yaml", corpus) for corpus in CORPORA],
+    ids=named,
+)
+def test_every_experiment_and_every_corpus_load(
     path, corpus, monkeypatch, tmp_path
 ):
     monkeypatch.chdir("/")
-    said = plain(corpus)
+    said = merged(corpus)
     own, count = {}, said["vocab_size"]
     if count is None:
         table = tmp_path / "train.csv"
@@ -356,20 +364,19 @@ def test_the_baseline_of_an_experiment_is_where_ctc_puts_it():
 
 
 def test_corpora_differ_in_values_not_in_keys():
-    keys = {path.name: set(plain(path)) for path in CORPORA}
+    keys = {path.name: set(merged(path)) for path in CORPORA}
     assert len(set(map(frozenset, keys.values()))) == 1, keys
 
 
 @pytest.mark.parametrize("path", CORPORA, ids=named)
 def test_every_corpus_names_what_there_is(path):
-    corpus = plain(path)
+    corpus = merged(path)
     assert corpus["name"] == path.stem
     for kind, prefix in {"train": "train", "valid": "dev"}.items():
         splits = corpus[f"{kind}_splits"] or []
         assert all(split.startswith(prefix) for split in splits)
         assert set(splits) <= STANDARD_SPLITS
     assert set(corpus["test_splits"] or []) <= STANDARD_SPLITS
-    assert (HPARAMS / "models" / f"{corpus['teacher']}.yaml").is_file()
     size = corpus["model_size"]
     for model in MODELS:
         assert size == "full" or size in merged(model), model
@@ -389,18 +396,23 @@ def test_every_key_of_the_base_is_used():
     options = {field.name for field in fields(RunOptions)}
 
     def is_used(key):
+        group, _, name = key.partition(".")
         return (
-            f'settings["{key}"]' in code
-            # A tuple of keys, as those of the decoding.
-            or re.search(rf'"{key}"(,|\)|\])', code)
+            re.search(rf'"{name or group}"(,|\)|\])', code)
             or re.search(rf"hparams\.{key}\b", code)
+            or f"<{group}[{name}]>" in yaml
             or f"<{key}>" in yaml
             or f"<{key}[" in yaml
+            # All of them are the searcher's.
+            or group == "decoding"
             or key in options
         )
 
-    keys = [key for key in merged(HPARAMS / "base.yaml") if key[:2] != "__"]
-    assert "lr" in keys
+    base = merged(HPARAMS / "base.yaml")
+    assert len(base) <= 50
+    keys = [key for key in base if key[:2] != "__"]
+    keys += [f"{k}.{n}" for k in keys if is_mapping(base[k]) for n in base[k]]
+    assert {"lr", "skd", "skd.loss"} <= set(keys)
     assert [key for key in keys if not is_used(key)] == []
 
 
@@ -409,5 +421,5 @@ def test_the_keys_of_a_corpus_are_used():
     # f"{kind}_splits"
     kinds = {"train_splits", "valid_splits", "test_splits"}
     yaml = "".join(path.read_text() for path in HPARAMS.glob("*.yaml"))
-    for key in set(plain(CORPORA[0])) - kinds:
+    for key in set(merged(CORPORA[0])) - kinds:
         assert f'corpus["{key}"]' in code or f"corpus[{key}]" in yaml, key

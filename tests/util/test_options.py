@@ -4,6 +4,7 @@ import pytest
 
 from tutornet_sb.experiments.plan import Job
 from tutornet_sb.util.errors import SettingError
+from tutornet_sb.util.mappings import nest
 from tutornet_sb.util.options import Options, read_options, read_value
 
 # What a shell hands over, and what it is
@@ -49,7 +50,7 @@ def test_a_tag_stays():
 def test_dotted_names_are_parts_of_mappings():
     words = ["--a.b=1", "--a.c.d", "x", "--e={f: 2}", "--e.g", "3"]
     wanted = {"a": {"b": 1, "c": {"d": "x"}}, "e": {"f": 2, "g": 3}}
-    assert read_options(words) == wanted
+    assert nest(read_options(words)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_dotted_names_are_parts_of_mappings():
 )
 def test_what_makes_no_option(words, said):
     with pytest.raises(SettingError, match=said):
-        read_options(words)
+        nest(read_options(words))
 
 
 @pytest.mark.parametrize(

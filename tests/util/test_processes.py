@@ -432,7 +432,7 @@ def fit(
         modules,
         hparams=stage_hparams(folder, counter, tokenizer, max_lr=0.02)
         | {
-            "skd_weight_final": 0.5,
+            "skd": {"ctc_weight": 1.0, "weight": 1.0, "weight_final": 0.5},
             "max_grad_norm": 5.0,
             "avg_checkpoints": 2,
             "find_unused_parameters": name == "rkd",

@@ -34,7 +34,7 @@ def list_files(
         help="A recipe folder, or a main file in one.",
     ),
 ):
-    """List a recipe's networks, with the parameters of sizes, and corpora."""
+    """List a recipe's networks with their sizes, corpora, and presets."""
     with failing_in_one_line("tutornet config ls", DEBUG.get()):
         for folder in (where.resolve(), *where.resolve().parents):
             if (folder / "hparams" / "base.yaml").is_file():
@@ -46,7 +46,8 @@ def list_files(
             )
         for kind, describe in (
             ("models", _describe_network),
-            ("corpora", _describe_corpus),
+            ("corpora", _describe_file),
+            ("presets", _describe_file),
         ):
             files = sorted((folder / "hparams" / kind).glob("*.yaml"))
             width = max((len(file.stem) for file in files), default=0)
@@ -71,7 +72,7 @@ def _describe_network(path):
     return ", ".join(f"{size} {count}" for size, count in counts.items())
 
 
-def _describe_corpus(path):
+def _describe_file(path):
     """First sentence of its comment."""
     from tutornet_sb.util.composition import read_comments
 
@@ -91,7 +92,8 @@ def show(context: typer.Context, main: Path = MAIN_FILE):
 
         file, _, options = parse_command_line([str(main), *context.args])
         recipe = find_recipe(file)
-        options = expand_home(options) | {"recipe_folder": str(recipe)}
+        options |= {"recipe_folder": str(recipe)}
+        expand_home(options)
         base = recipe / "hparams" / "base.yaml"
         _, resolved = resolve_experiment(file, options, base)
     typer.echo(resolved.rstrip())

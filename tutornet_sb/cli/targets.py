@@ -52,7 +52,7 @@ def targets(
         if repair:
             damaged = processes.run_on_main(repair_store, [to])
             _show_damage(damaged if processes.rank() == 0 else [])
-        overrides["store_folder"] = str(to)
+        overrides["store.folder"] = str(to)
         store = fill_targets_of(file, run_opts, overrides)
         if processes.rank() == 0:
             size = sum(path.stat().st_size for path in to.rglob("*")) / 1e6

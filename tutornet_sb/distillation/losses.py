@@ -61,7 +61,7 @@ def guided(p, log_q, blank=BLANK):
     return missed.masked_fill(best == blank, 0.0).squeeze(-1)
 
 
-# What `skd_loss` names
+# What `skd.loss` names
 SOFTMAX_LOSSES = {"l2": l2, "kl": kl, "guided": guided}
 
 

@@ -23,12 +23,12 @@ def read_pairs(pairs):
     example = "{teacher: encoder, student: encoder, weight: 1.0}"
     if not pairs or not isinstance(pairs, (list, tuple)):
         raise InputError(
-            "pairs must be a whole number from 1 up, or a list such as "
+            "rkd.pairs must be a whole number from 1 up, or a list such as "
             f"[{example}], got {pairs!r}"
         )
-    checked = read_rows(pairs, "pairs", Pair, example)
+    checked = read_rows(pairs, "rkd.pairs", Pair, example)
     if not any(pair.weight for pair in checked):
-        raise InputError("pairs: all weights are 0, so there is no loss")
+        raise InputError("rkd.pairs: all weights are 0, so there is no loss")
     return checked
 
 

@@ -249,7 +249,7 @@ def _other_teacher(job, recipe):
     alone.
     """
     teacher = runs.read_results(recipe / job.folder)["teacher"]
-    folder = job.options.get("teacher_folder")
+    folder = job.options.get("teacher.folder")
     if teacher is None or folder is None:
         return ""
     now = runs.read_results(recipe / folder).get("weights_sha256")

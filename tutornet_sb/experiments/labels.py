@@ -10,9 +10,9 @@ BASELINE = "CTC baseline"
 DATA = "data_folder", "train_csv", "valid_csv", "test_csv"
 # In every name, without effect on what is learnt, or part of the network's name
 LEFT_OUT = {*SET_BY_PLAN, *DATA, "epochs", "noprogressbar", "num_workers"}
-LEFT_OUT |= {"baseline_folder", "store_folder", "continue_anyway"}
-LEFT_OUT |= {"corpus_overrides", "student_overrides", "teacher_hparams"}
-LEFT_OUT |= {"ckpt_interval_minutes", "rtf_utterances"}
+LEFT_OUT |= {"baseline_folder", "store.folder", "continue_anyway"}
+LEFT_OUT |= {"corpus_overrides", "student_overrides", "teacher.main_file"}
+LEFT_OUT |= {"ckpt_interval_minutes"}
 
 
 def method_name(method):

@@ -26,7 +26,7 @@ from tutornet_sb.training.names import name_run
 from tutornet_sb.training.settings import load_experiment
 from tutornet_sb.training.stages import list_methods
 from tutornet_sb.util import errors
-from tutornet_sb.util.composition import read_experiment
+from tutornet_sb.util.composition import is_mapping, read_experiment
 from tutornet_sb.util.errors import InputError, nearest
 from tutornet_sb.util.options import write_value
 
@@ -34,7 +34,7 @@ BASE = "hparams/base.yaml"
 TEACHER = "hparams/teacher.yaml"
 TEACHER_SEED = 1234
 MATCHED = "compute_matched_to"
-# Of a pretrained teacher: as --teacher_source and so on
+# Of a pretrained teacher: as --teacher.source and so on
 SOURCES = "source", "revision", "kind"
 LISTS = "corpora", "teachers", "students", "methods", "seeds"
 EXPERIMENT = *LISTS, "options", "vary", MATCHED
@@ -53,8 +53,8 @@ SET_BY_PLAN = {
         "methods": "stages",
         "students": "student_yaml",
         "corpora": "corpus_yaml",
-        "teachers": "teacher_folder teacher_source teacher_revision "
-        "teacher_kind teacher_yaml teacher_name",
+        "teachers": "teacher.folder teacher.source teacher.revision "
+        "teacher.kind teacher.yaml teacher_name",
         "results_folder": "run_name output_folder results_folder corpus_folder",
         "recipe": "recipe_folder",
         MATCHED: MATCHED,
@@ -177,6 +177,10 @@ class _Reader:
         self.jobs, self.loaded = {}, {}
         base = YAML().load(read_experiment(self.recipe / BASE))
         self.known = [*base, *RUN_OPTIONS]
+        for key, group in filter(
+            lambda item: is_mapping(item[1]), base.items()
+        ):
+            self.known += [f"{key}.{name}" for name in group]
         self.corpora = self._entries(content, "corpora", "corpora")
         self.only = list(self.corpora) if only is None else only
         for option, names in (("--data", data), ("--corpus", self.only)):
@@ -253,7 +257,7 @@ class _Reader:
         options = _named(_merged(options, own), "student", name, file)
         hparams, needs = self._load(BASE, options), ()
         if method != "ctc" or can_stream(hparams["student"]["model"]):
-            teacher = teacher or hparams["corpus"]["teacher"]
+            teacher = teacher or Path(hparams["teacher"]["yaml"]).stem
             of_teacher, needs = self._teacher(corpus, teacher)
             options |= of_teacher
         # The name that train.py gives by itself
@@ -281,9 +285,9 @@ class _Reader:
                 raise PlanError(
                     f"teachers: {name}: there is no finished run in {folder}"
                 )
-            return {"teacher_folder": folder}, ()
+            return {"teacher.folder": folder}, ()
         if "source" in own:
-            return {f"teacher_{key}": value for key, value in own.items()}, ()
+            return {f"teacher.{key}": value for key, value in own.items()}, ()
         own = dict(own)
         seed = own.pop("seed", TEACHER_SEED)
         shared = _mapping(self.content.get("options"), "options")
@@ -295,7 +299,7 @@ class _Reader:
         hparams = self._load(TEACHER, options)
         folder = f"{corpus}/teacher_{name}"
         job = self._add(folder, TEACHER, options, seed, hparams)
-        return {"teacher_folder": job.folder}, (job.folder,)
+        return {"teacher.folder": job.folder}, (job.folder,)
 
     def _match(self, corpus, student, baselines, students):
         """Add a baseline with as many epochs as runs of a method cost."""

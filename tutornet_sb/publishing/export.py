@@ -42,6 +42,7 @@ from tutornet_sb.training.stages import STAGES
 from tutornet_sb.util.environment import require
 from tutornet_sb.util.errors import InputError, OccupiedError
 from tutornet_sb.util.files import write_folder_atomically, write_json
+from tutornet_sb.util.mappings import flatten
 
 HYPERPARAMS = "hyperparams.yaml"
 # SpeechBrain's Pretrainer names what it loads so.
@@ -52,7 +53,7 @@ FOREIGN_CLASS = "speechbrain.inference.interfaces.foreign_class"
 
 # Settings of the experiment that are published, besides those of its stages.
 # The others are paths, or of no use to users of the model.
-SETTINGS = ("lr", "weight_decay", "batch_seconds", "speed_perturb")
+SETTINGS = ("lr", "weight_decay", "batch_seconds", "augmentation.speeds")
 CORPUS_SETTINGS = ("train_splits", "untranscribed_splits", "minilibri")
 
 PACKAGE = __name__.partition(".")[0]
@@ -297,15 +298,19 @@ def _find_baseline(run, results):
 def _training(run, results):
     """Settings of a run and its stages, without local paths."""
     values = describe(runs.read_hyperparams(run))
-    return {
-        "stages": {
-            name: {"epochs": figures.get("epochs")}
-            | _pick(values, STAGES[name].settings)
+    flat, stages = flatten(values), {}
+    for name, figures in results["stages"].items():
+        stages[name] = {"epochs": figures.get("epochs")} | {
+            key: value
+            for key, value in flat.items()
+            if key.startswith(STAGES[name].settings)
+        }
+        if "frame_weighting" in figures:
             # As it was resolved for the kind of teacher
-            | _pick(figures, ("frame_weighting",))
-            for name, figures in results["stages"].items()
-        },
-        **_pick(values, SETTINGS),
+            stages[name]["rkd.frame_weighting"] = figures["frame_weighting"]
+    return {
+        "stages": stages,
+        **_pick(flat, SETTINGS),
         **_pick(values.get("corpus", {}), CORPUS_SETTINGS),
         "versions": results.get("versions"),
     }

@@ -23,6 +23,7 @@ from tutornet_sb.targets.encodings import (
 )
 from tutornet_sb.util.errors import InputError, MissingFileError, OccupiedError
 from tutornet_sb.util.files import UNFINISHED, write_atomically, write_json
+from tutornet_sb.util.mappings import flatten
 
 FORMAT = 3
 HEADER = "header.json"
@@ -32,23 +33,6 @@ LOCK = "filling.lock"
 
 # No honest header is longer (bytes).
 HEADER_BYTES = 2**24
-
-
-def flatten(tree, prefix=""):
-    """Dotted path -> value of mappings in mappings, without None.
-
-    Example
-    -------
-    >>> flatten({"a": {"b": 1, "c": [2]}, "d": None})
-    {'a.b': 1, 'a.c': [2]}
-    """
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif value is not None:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def check_same(folder, theirs, ours):

@@ -82,7 +82,7 @@ def prepare_corpus(settings):
     )
 
     corpus = read_corpus(settings, root, manifests, splits, file, tokenizer)
-    _check_letters(corpus, settings["max_skipped"])
+    _check_letters(corpus, settings["utterances"]["max_skipped"])
     return corpus
 
 
@@ -92,10 +92,10 @@ def read_corpus(settings, root, manifests, splits, tokenizer_file, tokenizer):
     def read(names, speeds=(100,)):
         return _read_manifests({n: manifests[n] for n in names}, root, speeds)
 
-    speeds = settings["speed_perturb"] or [100]
+    speeds = settings["augmentation"]["speeds"] or [100]
     train = read(splits["train"], speeds)
     silent = read(splits["untranscribed"], speeds)
-    silent |= keep_share(train, settings["transcribed_share"])
+    silent |= keep_share(train, settings["utterances"]["transcribed_share"])
     for key in silent:
         silent[key] |= {"transcribed": False}
     return Corpus(
@@ -116,8 +116,8 @@ def read_corpus(settings, root, manifests, splits, tokenizer_file, tokenizer):
 def _limits(settings):
     return {
         "sample_rate": settings["student"]["model"].features.sample_rate,
-        "max_skipped": settings["max_skipped"],
-        "max_seconds": settings["max_seconds"],
+        "max_skipped": settings["utterances"]["max_skipped"],
+        "max_seconds": settings["utterances"]["max_seconds"],
     }
 
 

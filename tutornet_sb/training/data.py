@@ -131,7 +131,7 @@ def training_items(stage, experiment):
         )
         silent = {}
     if stage.teacher != "hidden" and (
-        stage.teacher != "posteriors" or settings["ctc_weight"]
+        stage.teacher != "posteriors" or settings["skd"]["ctc_weight"]
     ):
         items = fit_for_ctc(
             items,

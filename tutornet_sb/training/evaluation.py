@@ -30,6 +30,8 @@ from tutornet_sb.util.processes import own_share, run_on_main
 logger = logging.getLogger(__name__)
 
 STAGE_SUMMARY = "stage.json"
+# Of the first test split, by which the real-time factor is measured
+SPEED_UTTERANCES = 20
 # What is told of a teacher that is a run
 OF_TEACHER = (
     "method",
@@ -69,14 +71,13 @@ def _save_weights(model, path):
 
 def make_searcher(experiment):
     """Make the beam searcher, if one is asked for."""
-    settings = experiment.settings
-    if settings["beam_size"] is None:
+    decoding = experiment.settings["decoding"]
+    if decoding["beam_size"] is None:
         return None
     return CTCBeamSearcher(
         blank_index=BLANK,
         vocab_list=pieces(experiment.corpus.tokenizer),
-        beam_size=settings["beam_size"],
-        kenlm_model_path=settings["kenlm_model_path"],
+        **decoding,
     )
 
 
@@ -86,7 +87,7 @@ def evaluate(stage, figures, experiment, run_opts):
     A split that was scored before with the same decoding is left alone.
     """
     settings, folder = experiment.settings, experiment.stage_folder(stage)
-    decoding = {key: settings[key] for key in ("beam_size", "kenlm_model_path")}
+    decoding = dict(settings["decoding"])
     if figures.get("decoding") != decoding:
         figures |= {"decoding": decoding, "splits": {}}
     known, counts = figures["splits"], folder / runs.ERRORS
@@ -155,7 +156,7 @@ def _measure_speed(experiment):
     """Real-time factor on a few utterances of the first test split."""
     split = experiment.corpus.splits["test"][0]
     data = make_dataset(experiment.corpus.scored[split], experiment)
-    count = min(len(data), experiment.settings["rtf_utterances"])
+    count = min(len(data), SPEED_UTTERANCES)
     return real_time_factor(
         experiment.student.eval(),
         [data[index]["sig"] for index in range(count)],

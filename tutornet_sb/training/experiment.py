@@ -22,6 +22,7 @@ from tutornet_sb.training.corpus import Corpus
 from tutornet_sb.training.settings import expand_home, load_experiment
 from tutornet_sb.training.stages import Stage, find_stages, name_method
 from tutornet_sb.util.errors import SettingError
+from tutornet_sb.util.mappings import nest
 
 
 @dataclass
@@ -73,17 +74,18 @@ class Experiment:
         main_file = Path(main_file)
         if not main_file.is_file() and (recipe / main_file).is_file():
             main_file = recipe / main_file
-        values = expand_home(options) | {"recipe_folder": str(recipe)}
+        values = options | {"recipe_folder": str(recipe)}
+        expand_home(values)
         text, settings = load_experiment(
             main_file, values, recipe / "hparams" / "base.yaml"
         )
         return cls(
             main_file,
             dict(options),
-            resolve_references(text, values).read(),
+            resolve_references(text, nest(values)).read(),
             MappingProxyType(settings),
             share_epochs(settings),
-            head_frames=settings["head_frames"],
+            head_frames=settings["rkd"]["head_frames"],
         )._check()
 
     @property
@@ -129,26 +131,28 @@ class Experiment:
                 "key 'model'"
             )
         if self.needs("posteriors") and not (
-            settings["ctc_weight"] or settings["skd_weight_final"]
+            settings["skd"]["ctc_weight"] or settings["skd"]["weight_final"]
         ):
             raise SettingError(
-                "ctc_weight and skd_weight_final are both 0, so the last epoch "
-                "would have no loss: give --skd_weight_final 1 too"
+                "skd.ctc_weight and skd.weight_final are both 0, so the last "
+                "epoch would have no loss: give --skd.weight_final 1 too"
             )
-        if settings["kenlm_model_path"] is not None:
-            if settings["beam_size"] is None:
+        language_model = settings["decoding"]["kenlm_model_path"]
+        if language_model is not None:
+            if settings["decoding"]["beam_size"] is None:
                 raise SettingError(
-                    "kenlm_model_path is of beam search: give --beam_size 100 "
-                    "too"
+                    "decoding.kenlm_model_path is of beam search: give "
+                    "--decoding.beam_size 100 too"
                 )
-            check_language_model(settings["kenlm_model_path"])
-        is_coded = settings["hidden_encoding"] in QUANTISERS
+            check_language_model(language_model)
+        is_coded = settings["store"]["hidden"] in QUANTISERS
         if self.needs("hidden") and settings["targets"] == "store" and is_coded:
             # It makes the codebooks.
             import_module("faiss")
         layers = [row["student"] for row in settings["intermediate"]]
-        if self.needs("hidden") and not isinstance(settings["pairs"], int):
-            layers += [pair["student"] for pair in settings["pairs"]]
+        pairs = settings["rkd"]["pairs"]
+        if self.needs("hidden") and not isinstance(pairs, int):
+            layers += [pair["student"] for pair in pairs]
         # Either tries out whether the student can encode, too.
         if layers:
             select_taps(student, dict.fromkeys(layers), "student")
@@ -173,17 +177,17 @@ def share_epochs(settings):
     stages, epochs = find_stages(settings["stages"]), settings["epochs"]
     if len(stages) == 1:
         return {stages[0]: epochs}
-    share = settings["rkd_share"]
+    share = settings["rkd"]["share"]
     first = round(epochs * share)
     if not 0 < first < epochs:
-        remedies = ["--rkd_share 0.5"] if epochs > 1 else []
+        remedies = ["--rkd.share 0.5"] if epochs > 1 else []
         if 0 < share < 1:
             start = max(2, math.floor(0.5 / min(share, 1 - share)))
             least = next(n for n in count(start) if 0 < round(n * share) < n)
             remedies.insert(0, f"--epochs {least} or more")
         remedy = ", or ".join(remedies)
         raise SettingError(
-            f"rkd_share {share} of {epochs} epochs leaves a stage without any: "
-            f"give {remedy or '--epochs 2 or more and --rkd_share 0.5'}"
+            f"rkd.share {share} of {epochs} epochs leaves a stage without any: "
+            f"give {remedy or '--epochs 2 or more and --rkd.share 0.5'}"
         )
     return {stages[0]: first, stages[1]: epochs - first}

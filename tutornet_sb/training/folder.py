@@ -11,7 +11,6 @@ from ruamel.yaml import YAML
 
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.networks import runs
-from tutornet_sb.targets.header import flatten
 from tutornet_sb.util import processes
 from tutornet_sb.util.errors import InputError, SettingError
 from tutornet_sb.util.files import (
@@ -21,6 +20,7 @@ from tutornet_sb.util.files import (
     write_atomically,
     write_json,
 )
+from tutornet_sb.util.mappings import flatten
 from tutornet_sb.util.processes import run_on_main
 
 logger = logging.getLogger(__name__)
@@ -30,20 +30,18 @@ LOCK = "run.lock"
 # What may differ when a run is resumed or scored again
 CHANGEABLE = {
     "baseline_folder",
-    "beam_size",
     "ckpt_interval_minutes",
     "compute_matched_to",
     "continue_anyway",
     "data_folder",
-    "kenlm_model_path",
-    "max_seconds",
-    "max_skipped",
+    "decoding",
     "num_workers",
     "recipe_folder",
-    "rtf_utterances",
-    "store_folder",
+    "store.folder",
     "test_csv",
     "train_csv",
+    "utterances.max_seconds",
+    "utterances.max_skipped",
     "valid_csv",
 }
 # Paths and what follows from them, which do not make a teacher another one
@@ -58,10 +56,16 @@ NOT_OF_TEACHER = {
     "student_overrides",
     "student_size",
     "student_yaml",
-    "trust_remote_code",
+    "teacher",
+    "teacher_name",
 }
 # What of the corpus makes a teacher another one
-OF_TEACHER = "minilibri", "train_splits", "tokenizer_type", "vocab_size"
+OF_TEACHER = (
+    "corpus.minilibri",
+    "corpus.train_splits",
+    "corpus.tokenizer_type",
+    "corpus.vocab_size",
+)
 
 
 @contextmanager
@@ -130,19 +134,23 @@ def save_corpus(experiment):
 
 
 def compare(experiment):
-    """Give what is compared of the folder's experiment and of this one."""
+    """Give what is compared of the folder's experiment and of this one.
+
+    Both by dotted keys.
+    """
     path, yaml = experiment.folder / runs.HYPERPARAMS, YAML()
     texts = [experiment.text, experiment.text]
     if path.is_file():
         texts[0] = path.read_text(encoding="utf-8")
     return [
-        {
-            key: _plain(value)
-            for key, value in yaml.load(text).items()
-            if key not in CHANGEABLE
-        }
-        for text in texts
+        _without(flatten(_plain(yaml.load(text))), CHANGEABLE) for text in texts
     ]
+
+
+def _without(values, groups):
+    """Leave out keys and all within them."""
+    groups = tuple(f"{group}." for group in groups)
+    return {k: v for k, v in values.items() if not f"{k}.".startswith(groups)}
 
 
 def refuse_other(there, now, folder, settings):
@@ -173,20 +181,16 @@ def refuse_other_teacher(teacher, settings):
     It may have been trained by another command, so only what made it counts.
     """
     there, now = (
-        {
-            key: value
-            for key, value in values.items()
-            if key not in NOT_OF_TEACHER and not key.startswith("teacher_")
-        }
-        | {f"corpus.{key}": values["corpus"].get(key) for key in OF_TEACHER}
+        _without(values, NOT_OF_TEACHER)
+        | {k: v for k, v in values.items() if k.startswith(OF_TEACHER)}
         for values in compare(teacher)
     )
     other, folder = _differences(there, now), teacher.folder
     if other and not settings["continue_anyway"]:
         raise SettingError(
             f"{folder} holds another teacher than this command asks for: "
-            f"{other}. Use it all the same by --teacher_folder {folder}, or "
-            "give another --teacher_folder"
+            f"{other}. Use it all the same by --teacher.folder {folder}, or "
+            "give another --teacher.folder"
         )
     if other:
         logger.warning("%s holds another teacher: %s", folder, other)

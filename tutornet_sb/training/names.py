@@ -21,11 +21,11 @@ def name_teacher(
     Arguments
     ---------
     network, size : str
-        ``teacher_yaml``, the file of its network, and ``teacher_size``.
+        ``teacher.yaml``, the file of its network, and ``teacher.size``.
     usual_size : str
         That of the corpus.
     folder, source, revision, kind : str, optional
-        ``teacher_folder`` and so on. With either of the first two, the network
+        ``teacher.folder`` and so on. With either of the first two, the network
         does not count.
 
     Returns

@@ -28,6 +28,7 @@ from tutornet_sb.util.processes import main_first, run_on_main
 logger = logging.getLogger(__name__)
 
 STATISTICS = "hidden_statistics.json"
+ENCODINGS = "posteriors", "top_k", "hidden", "code_bytes"
 
 
 def fill_targets(experiment, sets, run_opts):
@@ -45,14 +46,9 @@ def fill_targets(experiment, sets, run_opts):
     what = describe(
         teacher,
         pieces(experiment.corpus.tokenizer),
-        {
-            "posteriors": settings["posterior_encoding"],
-            "top_k": settings["top_k"],
-            "hidden": settings["hidden_encoding"],
-            "code_bytes": settings["code_bytes"],
-        },
+        {key: settings["store"][key] for key in ENCODINGS},
     )
-    folder = settings["store_folder"]
+    folder = settings["store"]["folder"]
     if folder is None:
         folder = default_folder(settings["corpus_folder"], what)
     for items in sets:

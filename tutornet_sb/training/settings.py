@@ -32,12 +32,14 @@ from tutornet_sb.training.stages import find_stages
 from tutornet_sb.util.composition import (
     dump,
     find_references,
+    is_mapping,
     read_comments,
     read_files,
     read_merged,
     tag_of,
 )
 from tutornet_sb.util.errors import SettingError, explain, nearest, one_line
+from tutornet_sb.util.mappings import nest
 from tutornet_sb.util.options import write_value
 
 HELP = """  --debug  show the traceback of an error, before its line
@@ -47,7 +49,7 @@ by a signal (the same command resumes).
 Options of SpeechBrain:"""
 CALLS = "!new:", "!name:", "!apply:", "!applyref:"
 # Keys of values that may begin with ~, the user's home
-PATH = re.compile("_(folder|yaml|hparams|source|path)$")
+PATH = re.compile("(^|_)(folder|yaml|main_file|source|path)$")
 
 Text = Annotated[str, Field(min_length=1)]
 Texts = Annotated[list[Text], Field(min_length=1)]
@@ -62,27 +64,26 @@ Share = Annotated[float, Field(ge=0, le=1)]
 def one_of(registry):
     """Make a check of names in a registry, as it is when a value is read."""
 
-    def check(name, info):
+    def check(name):
         if name not in registry:
             *names, last = map(repr, registry)
             hint = nearest(name, registry)
             raise SettingError(
-                f"{info.field_name} must be {', '.join(names)} or {last}, got "
-                f"{name!r}" + (f"; {hint}" if hint.endswith("?") else "")
+                f"must be {', '.join(names)} or {last}, got {name!r}"
+                + (f"; {hint}" if hint.endswith("?") else "")
             )
         return name
 
     return AfterValidator(check)
 
 
-def _check_tables(value, info):
+def _check_tables(value):
     texts = value if isinstance(value, list) else [value]
     if value is not None and not (
         texts and all(isinstance(text, str) and text for text in texts)
     ):
         raise SettingError(
-            f"{info.field_name} must be a file, a list of files, or null, got "
-            f"{value!r}"
+            f"must be a file, a list of files, or null, got {value!r}"
         )
 
 
@@ -101,10 +102,14 @@ def _check_minilibri(value):
 Tables = Annotated[Any, AfterValidator(_check_tables)]
 
 
-class CorpusSettings(BaseModel):
-    """Values of a corpus file."""
+class Group(BaseModel):
+    """Values that belong together."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class CorpusSettings(Group):
+    """Values of a corpus file."""
 
     name: Text
     data_folder: Text | None
@@ -115,10 +120,9 @@ class CorpusSettings(BaseModel):
     untranscribed_splits: list[Text]
     tokenizer_type: Literal["char", "bpe", "unigram"]
     vocab_size: Annotated[int, Field(ge=2)] | None
-    teacher: Text
-    teacher_speed_perturb: Counts | None
     model_size: Text
     teacher_epochs: Count
+    teacher_speeds: Counts | None
     epochs: Count
     batch_seconds: Positive
     num_buckets: Count
@@ -127,6 +131,72 @@ class CorpusSettings(BaseModel):
     license: Text | None
     language: Text | None
     synthetic: bool
+
+
+class UtteranceSettings(Group):
+    """Which utterances of a corpus are used."""
+
+    transcribed_share: Share
+    max_skipped: Share
+    max_seconds: Positive
+
+
+class AugmentationSettings(BaseModel):
+    """How training utterances are changed; the other values are calls."""
+
+    speeds: Counts | None
+
+
+class TeacherSettings(Group):
+    """The teacher."""
+
+    yaml: Text
+    main_file: Text
+    size: Text
+    folder: Text | None
+    source: Text | None
+    revision: Text | None
+    kind: Literal[tuple(KINDS)] | None
+    trust_remote_code: bool
+
+
+class StoreSettings(Group):
+    """How targets are stored."""
+
+    folder: Text | None
+    posteriors: Literal[tuple(POSTERIORS)]
+    top_k: Count
+    hidden: Literal[tuple(HIDDEN)]
+    code_bytes: Count
+
+
+class RKDSettings(Group):
+    """Representation-level distillation."""
+
+    share: Share
+    pairs: Annotated[Any, AfterValidator(_check_pairs)]
+    frame_weighting: Annotated[str, one_of(FRAME_WEIGHTINGS)] | None
+    projector_hidden: Count | None
+    head_frames: Index
+
+
+class SKDSettings(Group):
+    """Softmax-level distillation."""
+
+    loss: Annotated[str, one_of(SOFTMAX_LOSSES)]
+    temperature: Positive
+    tolerance: Index
+    selection: Index | None
+    weight: NotNegative
+    weight_final: NotNegative
+    ctc_weight: NotNegative
+
+
+class DecodingSettings(Group):
+    """Decoding by beam search."""
+
+    beam_size: Count | None
+    kenlm_model_path: Text | None
 
 
 class Settings(BaseModel):
@@ -148,31 +218,17 @@ class Settings(BaseModel):
     train_csv: Tables
     valid_csv: Tables
     test_csv: Tables
-    transcribed_share: Share
-    max_skipped: Share
-    max_seconds: Positive
+    utterances: UtteranceSettings
     results_folder: Text
     corpus_folder: Text
     output_folder: Text
     continue_anyway: bool
     baseline_folder: Text
     compute_matched_to: Texts | None
-    teacher_yaml: Text
-    teacher_hparams: Text
-    teacher_size: Text
-    teacher_folder: Text | None
-    teacher_source: Text | None
-    teacher_revision: Text | None
-    teacher_kind: Literal[tuple(KINDS)] | None
-    trust_remote_code: bool
+    teacher: TeacherSettings
     targets: Literal["online", "store"]
-    store_folder: Text | None
-    posterior_encoding: Literal[tuple(POSTERIORS)]
-    top_k: Count
-    hidden_encoding: Literal[tuple(HIDDEN)]
-    code_bytes: Count
+    store: StoreSettings
     epochs: Count
-    rkd_share: Share
     batch_seconds: Positive
     num_buckets: Count
     num_workers: Index
@@ -181,24 +237,13 @@ class Settings(BaseModel):
     lr: Positive
     weight_decay: NotNegative
     max_grad_norm: Positive
-    speed_perturb: Counts | None
+    augmentation: AugmentationSettings
     delay: NotNegative
-    pairs: Annotated[Any, AfterValidator(_check_pairs)]
-    frame_weighting: Annotated[str, one_of(FRAME_WEIGHTINGS)] | None
-    projector_hidden: Count | None
-    head_frames: Index
-    skd_weight: NotNegative
-    skd_weight_final: NotNegative
-    ctc_weight: NotNegative
-    skd_loss: Annotated[str, one_of(SOFTMAX_LOSSES)]
-    temperature: Positive
-    skd_tolerance: Index
-    skd_selection: Index | None
+    rkd: RKDSettings
+    skd: SKDSettings
     intermediate: Annotated[Any, AfterValidator(read_intermediate)]
     min_confidence: Share
-    beam_size: Count | None
-    kenlm_model_path: Text | None
-    rtf_utterances: Count
+    decoding: DecodingSettings
 
 
 def load_experiment(path, overrides, base):
@@ -244,7 +289,7 @@ def resolve_experiment(path, overrides, base):
     references resolved.
     """
     content, known, faults = read_merged(path), read_merged(base), []
-    content.update(expand_home(dict(content)))
+    expand_home(content)
     missing = [key for key in known if key not in content]
     if missing:
         raise SettingError(
@@ -260,8 +305,8 @@ def resolve_experiment(path, overrides, base):
                 f"it; {nearest(key, known)}"
             )
     usable = {}
-    for key, value in overrides.items():
-        found = list(_find_unknown(f"--{key}", key, value, content, known))
+    for key, value in nest(overrides).items():
+        found = list(_find_unknown("--", key, value, content, known))
         faults += found
         if not found:
             usable[key] = value
@@ -273,7 +318,7 @@ def resolve_experiment(path, overrides, base):
         tree = YAML().load(resolved)
     except Exception as error:
         faults += getattr(error, "faults", [f"{path}: {one_line(error)}"])
-        tree = {k: v for k, v in (content | usable).items() if not tag_of(v)}
+        tree = _without_tags(content | usable)
     faults += check_values(Settings, tree, tree.get("corpus_yaml"))
     faults += find_call_faults(tree)
     if faults:
@@ -281,33 +326,46 @@ def resolve_experiment(path, overrides, base):
     return text, resolved
 
 
-def _find_unknown(option, key, value, content, known):
+def _without_tags(tree):
+    return {
+        key: _without_tags(value) if hasattr(value, "items") else value
+        for key, value in tree.items()
+        if not tag_of(value)
+    }
+
+
+def _find_unknown(prefix, key, value, content, known):
     """Faults of an option that names no value, or a part of a single one."""
+    option, old = f"{prefix}{key}", content.get(key)
+    # Others are open: arguments of calls, overrides of a file.
+    is_group = is_mapping(old) and known.get(key)
     if key not in content:
         names = [*content, *RunOptions.__dataclass_fields__]
+        names += [f"{k}.{n}" for k in content for n in _inner(content[k])]
         yield f"{option}: there is no such value; {nearest(key, names)}"
-    elif hasattr(value, "items"):
-        if not hasattr(content[key], "items"):
-            yield (
-                f"{option} must be a single value or a list, got the mapping "
-                f"{dict(value)}"
-            )
-        # Others are open: arguments of calls, overrides of a file.
-        elif known.get(key) and not tag_of(known[key]):
-            for name, inner in value.items():
-                yield from _find_unknown(
-                    f"{option}.{name}", name, inner, content[key], known[key]
-                )
+    elif hasattr(value, "items") and not hasattr(old, "items"):
+        yield (
+            f"{option} must be a single value or a list, got the mapping "
+            f"{dict(value)}"
+        )
+    elif is_group and not hasattr(value, "items"):
+        yield f"{option} has several values: {', '.join(map(str, old))}"
+    elif is_group:
+        for name, inner in value.items():
+            yield from _find_unknown(f"{option}.", name, inner, old, known[key])
+
+
+def _inner(value):
+    return value if is_mapping(value) else ()
 
 
 def expand_home(values):
     """Replace ~ at the beginning of paths, as a shell does before a space."""
-    return {
-        key: os.path.expanduser(value)
-        if PATH.search(key) and isinstance(value, str)
-        else value
-        for key, value in values.items()
-    }
+    for key, value in values.items():
+        if is_mapping(value):
+            expand_home(value)
+        elif PATH.search(key.split(".")[-1]) and isinstance(value, str):
+            values[key] = os.path.expanduser(value)
 
 
 # Pydantic's words, and those of the recipe
@@ -339,8 +397,8 @@ def check_values(model, values, corpus_file=None):
         return [
             _describe(fault, corpus_file)
             for fault in error.errors(include_url=False)
-            # At the top, of a file whose references cannot be resolved
-            if fault["type"] != "missing" or len(fault["loc"]) > 1
+            # Others are of a file whose references cannot be resolved.
+            if fault["type"] != "missing" or fault["loc"][:-1] == ("corpus",)
         ]
     return []
 
@@ -348,18 +406,22 @@ def check_values(model, values, corpus_file=None):
 def _describe(fault, corpus_file):
     """A fault found by pydantic in one line."""
     kind, value, context = fault["type"], fault["input"], fault.get("ctx", {})
-    if kind == "value_error":
-        return one_line(context["error"])
     path = "".join(
         f"[{part}]" if isinstance(part, int) else f".{part}"
         for part in fault["loc"]
     ).removeprefix(".")
+    if kind == "value_error":
+        text = one_line(context["error"])
+        return f"{path} {text}" if text.startswith("must") else text
     if kind == "missing":
         return f"{path}: {corpus_file} gives no value for it"
     if kind == "extra_forbidden":
+        group, name = fault["loc"]
+        known = Settings.model_fields[group].annotation.model_fields
+        where = f"{corpus_file} gives" if group == "corpus" else "this is"
         return (
-            f"{path}: {corpus_file} gives a value that no corpus has; "
-            + nearest(fault["loc"][-1], CorpusSettings.model_fields)
+            f"{path}: {where} a value that {group} does not have; "
+            + nearest(name, known)
         )
     text = fault["msg"]
     for theirs, ours in WORDS.items():

@@ -11,30 +11,31 @@ from tutornet_sb.util.errors import InputError
 class SKDBrain(CTCBrain):
     """Train a student by CTC and by its teacher's posteriors.
 
-    The loss is ``ctc_weight * L_CTC + skd_weight * L_SKD``, both summed over
+    The loss is ``ctc_weight * L_CTC + lambda * L_SKD``, both summed over
     the frames of an utterance and averaged over utterances (TutorNet, arXiv
     2008.00671; the form of the sum follows Inter-KD, arXiv 2211.15075). An
     utterance that is not ``transcribed`` has no CTC term, and the weight of its
-    SKD term stays ``skd_weight``. With intermediate heads, each has such a loss
-    of its own, and they are added by their weights (Inter-KD).
+    SKD term stays that of the first epoch. With intermediate heads, each has
+    such a loss of its own, and they are added by their weights (Inter-KD).
 
     Symbols of the teacher that the student's frames cannot show have no SKD
     term (see ``align``). Where there may be any, their percentage is logged as
     ``skd_left_out``.
 
     ``modules`` holds ``teacher`` besides ``student``; ``hparams`` holds
-    ``softmax_loss``, ``ctc_weight`` (with 0, transcripts are not needed),
-    ``skd_weight`` (of the first epoch), ``skd_weight_final``
-    (of the last, linear between them) and ``delay`` (seconds by which the
-    teacher's frames are moved back). The teacher needs no taps.
+    ``softmax_loss``, ``skd`` (``ctc_weight``; with 0, transcripts are not
+    needed; ``weight`` of the first epoch and ``weight_final`` of the last,
+    linear between them) and ``delay`` (seconds by which the teacher's frames
+    are moved back). The teacher needs no taps.
     """
 
     def __init__(self, modules, hparams, **kwargs):
         super().__init__(modules, hparams, **kwargs)
-        if not (self.hparams.ctc_weight or self.hparams.skd_weight_final):
+        self.ctc_weight = self.hparams.skd["ctc_weight"]
+        if not (self.ctc_weight or self.hparams.skd["weight_final"]):
             raise InputError(
-                "ctc_weight and skd_weight_final are both 0, so nothing would "
-                "be learnt in the end: say --skd_weight_final 1 too"
+                "skd.ctc_weight and skd.weight_final are both 0, so the last "
+                "epoch would have no loss: give --skd.weight_final 1 too"
             )
         logits = torch.zeros(1, 1, self.modules.teacher.symbols)
         self.try_loss(self.hparams.softmax_loss, logits)
@@ -63,7 +64,7 @@ class SKDBrain(CTCBrain):
         self.note_left_out(given, targets)
         weights = {
             True: ("skd", self.skd_weight),
-            False: ("skd_untranscribed", self.hparams.skd_weight),
+            False: ("skd_untranscribed", self.hparams.skd["weight"]),
         }
         size = len(batch.id)
         kinds = getattr(batch, "transcribed", [True] * size)
@@ -81,9 +82,9 @@ class SKDBrain(CTCBrain):
                 share *= len(rows) / size
                 skd = self.hparams.softmax_loss(encoding.logits[part], known)
                 terms[f"{name}{end}"] = (share * weight, skd)
-                if transcribed and self.hparams.ctc_weight:
+                if transcribed and self.ctc_weight:
                     ctc = self.ctc(encoding, batch, part)
-                    terms[f"ctc{end}"] = (share * self.hparams.ctc_weight, ctc)
+                    terms[f"ctc{end}"] = (share * self.ctc_weight, ctc)
         return self.total(**terms)
 
     def note_left_out(self, given, targets):
@@ -105,6 +106,7 @@ class SKDBrain(CTCBrain):
     @property
     def skd_weight(self):
         """Weight of the SKD term in this epoch."""
-        first, last = self.hparams.skd_weight, self.hparams.skd_weight_final
+        skd = self.hparams.skd
+        first, last = skd["weight"], skd["weight_final"]
         epochs = self.hparams.epoch_counter.limit
         return first + (last - first) * (self.epoch - 1) / max(1, epochs - 1)

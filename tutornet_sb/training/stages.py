@@ -31,7 +31,8 @@ class Stage:
     initialises : bool
         Whether another stage may follow, and the head is fitted for it.
     settings : tuple of str
-        Hyperparameters of this stage alone, listed in model cards.
+        What the hyperparameters of this stage alone start with, which model
+        cards list.
     """
 
     name: str
@@ -64,7 +65,7 @@ STAGES = {
             RKDBrain,
             teacher="hidden",
             initialises=True,
-            settings=("pairs", "frame_weighting", "delay", "head_frames"),
+            settings=("rkd.", "delay"),
         ),
         Stage(
             "skd",
@@ -74,15 +75,7 @@ STAGES = {
             "0.",
             SKDBrain,
             teacher="posteriors",
-            settings=(
-                "skd_loss",
-                "temperature",
-                "skd_tolerance",
-                "skd_weight",
-                "skd_weight_final",
-                "ctc_weight",
-                "delay",
-            ),
+            settings=("skd.", "delay"),
         ),
         Stage(
             "pseudo",

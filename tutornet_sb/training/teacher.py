@@ -34,11 +34,8 @@ PASSED_ON = (
     "corpus_overrides",
     "corpus_yaml",
     "data_folder",
-    "max_seconds",
-    "max_skipped",
     "num_workers",
     "results_folder",
-    "rtf_utterances",
     "test_csv",
     "train_csv",
     "valid_csv",
@@ -47,8 +44,8 @@ PASSED_ON = (
 
 def teacher_folder(settings):
     """Where the teacher's run is, or will be."""
-    if settings["teacher_folder"] is not None:
-        return settings["teacher_folder"]
+    if settings["teacher"]["folder"] is not None:
+        return settings["teacher"]["folder"]
     name = f"teacher_{settings['teacher_name']}"
     return str(Path(settings["corpus_folder"]) / name / "1234")
 
@@ -56,13 +53,16 @@ def teacher_folder(settings):
 def load_teacher_experiment(experiment):
     """Read the experiment by which this recipe trains the teacher."""
     settings = experiment.settings
+    teacher, utterances = settings["teacher"], settings["utterances"]
     options = {key: settings[key] for key in PASSED_ON} | {
-        "student_yaml": settings["teacher_yaml"],
-        "student_size": settings["teacher_size"],
+        "utterances.max_seconds": utterances["max_seconds"],
+        "utterances.max_skipped": utterances["max_skipped"],
+        "student_yaml": teacher["yaml"],
+        "student_size": teacher["size"],
         "output_folder": teacher_folder(settings),
     }
-    file, recipe = settings["teacher_hparams"], settings["recipe_folder"]
-    return main_first(Experiment.load, [file, options, recipe])
+    recipe = settings["recipe_folder"]
+    return main_first(Experiment.load, [teacher["main_file"], options, recipe])
 
 
 def find_teacher(experiment, run_opts):
@@ -79,8 +79,8 @@ def find_teacher(experiment, run_opts):
         if finished and can_stream(experiment.student):
             set_teacher(experiment, run_opts)
         return None
-    given = settings["teacher_folder"] is not None and finished
-    if settings["teacher_source"] is None and not given:
+    given = settings["teacher"]["folder"] is not None and finished
+    if settings["teacher"]["source"] is None and not given:
         teacher = load_teacher_experiment(experiment)
         if not finished:
             there, now = compare(teacher)
@@ -95,19 +95,19 @@ def find_teacher(experiment, run_opts):
 
 def set_teacher(experiment, run_opts):
     """Load the teacher: a run of this recipe, or a pretrained model."""
-    settings = experiment.settings
+    settings, teacher = experiment.settings, experiment.settings["teacher"]
     source = main_first(
         load_teacher,
-        [settings["teacher_source"] or teacher_folder(settings)],
+        [teacher["source"] or teacher_folder(settings)],
         {
-            "revision": settings["teacher_revision"],
-            "kind": settings["teacher_kind"],
+            "revision": teacher["revision"],
+            "kind": teacher["kind"],
             # One's own run may be of any parts.
-            "trust_remote_code": settings["trust_remote_code"]
-            or settings["teacher_source"] is None,
+            "trust_remote_code": teacher["trust_remote_code"]
+            or teacher["source"] is None,
         },
     )
-    asked, has_head = settings["pairs"], source.pieces is not None
+    asked, has_head = settings["rkd"]["pairs"], source.pieces is not None
     pairs = check_teacher(source.source, source.model, has_head, experiment)
     for pair in pairs:
         logger.info(
@@ -118,8 +118,8 @@ def set_teacher(experiment, run_opts):
         )
     if pairs and isinstance(asked, int) and len(pairs) < asked:
         logger.warning(
-            "pairs: %d instead of %d, for an encoder has no more layers in a "
-            "row at its frame rate; `tutornet layers` lists what can be named",
+            "rkd.pairs: %d instead of %d, for an encoder has no more layers in "
+            "a row at its frame rate; `tutornet layers` lists them",
             len(pairs),
             asked,
         )
@@ -146,27 +146,27 @@ def check_teacher(name, model, has_head, experiment):
                 )
     if not experiment.needs("hidden"):
         return []
-    if not has_head and settings["frame_weighting"] == "nonblank":
+    weighting = settings["rkd"]["frame_weighting"]
+    if not has_head and weighting == "nonblank":
         raise InputError(
             f"teacher {name} has no CTC head, whose posteriors frame weighting "
-            "nonblank needs: leave frame_weighting out, or choose uniform or "
-            "energy"
+            "nonblank needs: leave rkd.frame_weighting out, or choose uniform "
+            "or energy"
         )
-    if not has_head and settings["frame_weighting"] is None:
+    if not has_head and weighting is None:
         logger.info(
-            "frame_weighting is energy: teacher %s has no CTC head", name
+            "rkd.frame_weighting is energy: teacher %s has no CTC head", name
         )
-    pairs = choose_pairs(settings["pairs"], model, student)
+    pairs = choose_pairs(settings["rkd"]["pairs"], model, student)
     taps = select_taps(model, teacher_taps(pairs), "teacher")
-    if settings["targets"] == "store" and (
-        settings["hidden_encoding"] in QUANTISERS
-    ):
+    store = settings["store"]
+    if settings["targets"] == "store" and store["hidden"] in QUANTISERS:
         for path, tap in taps.items():
-            if settings["code_bytes"] > tap.hidden_size:
+            if store["code_bytes"] > tap.hidden_size:
                 raise SettingError(
-                    f"code_bytes must be 1 to {tap.hidden_size}, the "
+                    f"store.code_bytes must be 1 to {tap.hidden_size}, the "
                     f"dimensions of the teacher's layer {path}, got "
-                    f"{settings['code_bytes']}"
+                    f"{store['code_bytes']}"
                 )
     return pairs
 

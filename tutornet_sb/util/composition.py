@@ -4,7 +4,7 @@ HyperPyYAML's own ``!include`` cannot be swapped from the command line without
 losing the overrides beside it, so files are composed here: main files by
 :func:`read_experiment`, networks and corpora by :func:`include`. Any of them
 may extend others of its kind: ``extends: base.yaml``, or a list, of which later
-files win; its own keys win over all.
+files win; its own keys win over all. Mappings without a tag are merged.
 """
 
 import re
@@ -179,9 +179,21 @@ def read_merged(path):
     """Read a YAML file merged with those it extends, tags kept."""
     (_, merged), *others = read_files(path)
     for _, content in others:
-        for key, value in content.items():
-            merged[key] = value
+        _merge(merged, content)
     return merged
+
+
+def _merge(merged, content):
+    for key, value in content.items():
+        if is_mapping(value) and is_mapping(merged.get(key)):
+            _merge(merged[key], value)
+        else:
+            merged[key] = value
+
+
+def is_mapping(node):
+    """Whether a part of a YAML tree is a mapping of keys, and no call."""
+    return hasattr(node, "items") and not tag_of(node)
 
 
 def read_files(path, above=()):

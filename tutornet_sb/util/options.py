@@ -67,8 +67,8 @@ def read_options(words):
     -------
     >>> read_options(["--lr", "0.1", "--results_folder=runs/lr=1 #2"])
     {'lr': 0.1, 'results_folder': 'runs/lr=1 #2'}
-    >>> read_options(["--teacher.source", "me/model", "--teacher.kind", "ctc"])
-    {'teacher': {'source': 'me/model', 'kind': 'ctc'}}
+    >>> read_options(["--teacher.source", "me/model"])
+    {'teacher.source': 'me/model'}
     """
     typed = {}
     for word in words:
@@ -85,23 +85,12 @@ def read_options(words):
     for key, parts in typed.items():
         text = " ".join(parts)
         try:
-            value = read_value(text)
+            values[key] = read_value(text)
         except YAMLError as error:
             raise SettingError(
                 f"--{key}: {text}: {error.problem or error}: quote a value "
                 "that has braces or blanks"
             ) from None
-        *outer, last = key.split(".")
-        inner = values
-        for name in outer:
-            inner = inner.setdefault(name, {})
-            if not hasattr(inner, "items"):
-                break
-        if not hasattr(inner, "items") or last in inner:
-            raise SettingError(
-                f"--{key}: two options give it a value, leave one out"
-            )
-        inner[last] = value
     return values
 
 

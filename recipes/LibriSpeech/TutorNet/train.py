@@ -178,7 +178,7 @@ def prepare(experiment, run_opts):
     models = {"student": experiment.student}
     if experiment.distils and experiment.teacher:
         models["teacher"] = experiment.teacher.model
-    slowest = min(experiment.settings["speed_perturb"] or [100])
+    slowest = min(experiment.settings["augmentation"]["speeds"] or [100])
     check_longest(experiment.corpus, models, slowest)
     return untrained
 
@@ -188,8 +188,8 @@ def train(experiment, run_opts):
     settings, student = experiment.settings, experiment.student
     # Networks of waveforms mask their frames themselves.
     if student.features.output_size > 1:
-        student.augment = settings["augment"]
-    student.augment_waveform = settings["augment_waveform"]
+        student.augment = settings["augmentation"]["features"]
+    student.augment_waveform = settings["augmentation"]["waveform"]
     if experiment.distils:
         # The same whether the teacher was trained just now or long ago
         sb.utils.seed.seed_everything(settings["seed"])
@@ -225,7 +225,7 @@ def show(experiment):
     if experiment.distils:
         shown = [settings["baseline_folder"], *shown]
         # A pretrained teacher is no run and has no row.
-        if settings["teacher_source"] is None:
+        if settings["teacher"]["source"] is None:
             shown = [teacher_folder(settings), *shown]
     finished = filter(runs.is_finished, dict.fromkeys(map(str, shown)))
     if sb.utils.distributed.if_main_process():
