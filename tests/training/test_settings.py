@@ -96,7 +96,7 @@ def test_what_values_are_allowed(key, allowed, refused):
         ),
         (
             {"store.posteriors": "top_k"},
-            "store.posteriors must be 'fp16', 'uint8' or 'topk', got "
+            "store.posteriors must be 'fp16' or 'topk', got "
             "'top_k'; did you mean topk?",
         ),
     ],

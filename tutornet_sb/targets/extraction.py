@@ -22,17 +22,16 @@ from tutornet_sb.distillation.losses import RepresentationLoss
 from tutornet_sb.distillation.standardisation import Standardiser, measure
 from tutornet_sb.distillation.targets import TeacherTargets, zero_padding
 from tutornet_sb.networks.acoustic_model import frame_mask
-from tutornet_sb.targets.encodings import QUANTISERS, train_codebooks
+from tutornet_sb.targets.encodings import train_codebooks
 from tutornet_sb.targets.header import (
     FORMAT,
     add_seconds,
     check_same,
-    codebook_shapes,
     create_store,
     make_codec,
     read_header,
 )
-from tutornet_sb.targets.store import ShardWriter, TargetStore, filling
+from tutornet_sb.targets.store import TargetStore, filling, writing
 from tutornet_sb.teachers.pseudo_labels import longest_first
 from tutornet_sb.teachers.teacher import Teacher
 from tutornet_sb.util import processes, signals
@@ -85,8 +84,9 @@ def _settings(features):
 def describe(teacher, pieces, encodings):
     """Describe the targets of a teacher, to be compared with a store's.
 
-    `pieces` are the student's symbols; `encodings` holds ``posteriors``,
-    ``top_k``, ``hidden`` and ``code_bytes`` as for ``TargetCodec``.
+    `pieces` are the student's symbols; `encodings` holds ``posteriors``
+    (``fp16`` or ``topk``), ``top_k``, ``hidden`` (``fp16`` or ``rq``) and
+    ``code_bytes``, those of ``rq`` for each frame and layer.
     """
     taps = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
     if not taps and not teacher.symbols:
@@ -101,7 +101,7 @@ def describe(teacher, pieces, encodings):
             used["top_k"] = encodings["top_k"]
     if taps:
         used["hidden"] = encodings["hidden"]
-        if encodings["hidden"] in QUANTISERS:
+        if encodings["hidden"] == "rq":
             used["code_bytes"] = encodings["code_bytes"]
     vocabulary = None
     if teacher.symbols:
@@ -175,13 +175,12 @@ class StoredTeacher(torch.nn.Module):
 
 
 def repair_store(folder):
-    """Remove what is damaged in a store; returns a list of ``Damage``."""
+    """Remove the damaged shards of a store; returns a list of ``Damage``."""
     read_header(folder)
     with filling(folder):
-        store = TargetStore(folder, partial=True)
-        damaged = store.check()
+        damaged = TargetStore(folder, partial=True).check()
         for damage in damaged:
-            store.drop(damage)
+            damage.path.unlink()
     return damaged
 
 
@@ -207,7 +206,7 @@ def fill_store(
     The teacher runs on its device in batches of up to `batch_seconds`, padding
     included, in ``fp32``, ``fp16`` or ``bf16``. Returns the store.
     """
-    extract = _Extractor(batch_seconds, num_workers, precision, progressbar)
+    extract = _Extractor(batch_seconds, num_workers, precision)
     with ExitStack() as stack:
         stack.enter_context(_same_random_numbers(teacher))
         if if_main_process():
@@ -219,7 +218,7 @@ def fill_store(
         check_same(folder, store.what, what)
         # All must have seen what is missing before one writes.
         processes.wait_for_all()
-        _fill(store, teacher, extract, data)
+        _fill(store, teacher, extract, data, progressbar)
         processes.wait_for_all()
     return TargetStore(folder)
 
@@ -235,10 +234,9 @@ class _Extractor(NamedTuple):
     batch_seconds: float
     num_workers: int
     precision: str
-    progressbar: bool = True
 
     def __call__(self, teacher, data, keys, done=()):
-        """Yield batches and their targets.
+        """Yield batches, their targets, and masks of the valid frames.
 
         Batches of utterances that are all done are left out.
         """
@@ -251,12 +249,16 @@ class _Extractor(NamedTuple):
         ):
             with TorchAutocast(device_type=device.type, dtype=dtype):
                 targets = teacher.targets(batch.to(device))
-            yield batch, targets
-
-    def bar(self, **options):
-        """Progress bar of the main process; none outside a terminal."""
-        shown = self.progressbar and if_main_process()
-        return tqdm(disable=None if shown else True, **options)
+            mask = frame_mask(targets.lengths, targets.hidden.shape[1])
+            finite = [x.isfinite().all(-1) for x in targets[:2]]
+            finite = (finite[0] & finite[1] | ~mask).all(-1)
+            for key, is_finite in zip(batch.id, finite.tolist(), strict=True):
+                if not is_finite:
+                    raise InputError(
+                        f"utterance {key}: targets of the teacher are not "
+                        "finite"
+                    )
+            yield batch, targets, mask
 
 
 def _create(folder, what, teacher, extract, data, made):
@@ -280,8 +282,16 @@ def _create(folder, what, teacher, extract, data, made):
         made["statistics"] = measure(_states(sample), sizes)
         standardise = Standardiser(made["statistics"], sizes)
         sample = [t._replace(hidden=standardise(t.hidden)) for t in sample]
-        if codebook_shapes(what):
-            codebooks = _train_codebooks(what, _states(sample))
+        if what["encodings"]["hidden"] == "rq":
+            states = _states(sample)
+            logger.info("Codebooks are trained on %d frames", len(states))
+            code_bytes = what["encodings"]["code_bytes"]
+            codebooks = {
+                path: train_codebooks(part, code_bytes)
+                for path, part in zip(
+                    sizes, states.split([*sizes.values()], -1), strict=True
+                )
+            }
         made["errors"] = _errors(make_codec(what, codebooks), sample)
     made["seconds"] = time.monotonic() - started
     create_store(folder, what, made, codebooks)
@@ -297,39 +307,21 @@ def _sample(extract, teacher, data):
     order = torch.randperm(len(data), generator=generator).tolist()
     # Few at a time, since only so many frames are wanted.
     found, frames = [], 0
-    with extract.bar(
-        desc="hidden states", total=SAMPLE_FRAMES, unit="frame"
-    ) as bar:
-        for begin in range(0, len(order), 64):
-            keys = [data.data_ids[i] for i in order[begin : begin + 64]]
-            for batch, targets in extract(teacher, data, keys):
-                mask = _check_finite(batch.id, targets)
-                found.append(
-                    TeacherTargets(
-                        zero_padding(targets.hidden, mask).cpu(),
-                        targets.posteriors.cpu(),
-                        targets.lengths.cpu(),
-                        targets.frame_period,
-                    )
+    for begin in range(0, len(order), 64):
+        keys = [data.data_ids[i] for i in order[begin : begin + 64]]
+        for _, targets, mask in extract(teacher, data, keys):
+            found.append(
+                TeacherTargets(
+                    zero_padding(targets.hidden, mask).cpu(),
+                    targets.posteriors.cpu(),
+                    targets.lengths.cpu(),
+                    targets.frame_period,
                 )
-                frames += int(mask.sum())
-                bar.update(min(frames, SAMPLE_FRAMES) - bar.n)
-            if frames >= SAMPLE_FRAMES:
-                break
-    return found
-
-
-def _check_finite(keys, targets):
-    """Name an utterance whose targets are not finite; returns the mask."""
-    mask = frame_mask(targets.lengths, targets.hidden.shape[1])
-    finite = [x.isfinite().all(-1) for x in targets[:2]]
-    finite = (finite[0] & finite[1] | ~mask).all(-1)
-    for key, is_finite in zip(keys, finite.tolist(), strict=True):
-        if not is_finite:
-            raise InputError(
-                f"utterance {key}: targets of the teacher are not finite"
             )
-    return mask
+            frames += int(mask.sum())
+        if frames >= SAMPLE_FRAMES:
+            break
+    return found
 
 
 def _states(sample):
@@ -355,17 +347,6 @@ def measure_hidden(teacher, data, batch_seconds=60.0, num_workers=0):
         return measure(_states(_sample(extract, teacher, data)), sizes)
 
 
-def _train_codebooks(what, states):
-    """Train the codebooks on a sample of frames, ``(frames, dim)``."""
-    logger.info("Codebooks are trained on %d frames", len(states))
-    sizes, used = what["teacher"]["taps"], what["encodings"]
-    parts = states.split(list(sizes.values()), dim=-1)
-    return {
-        path: train_codebooks(used["hidden"], part, used["code_bytes"])
-        for path, part in zip(sizes, parts, strict=True)
-    }
-
-
 def _errors(codec, sample):
     """Representation loss of encoded states, by layer and frame weighting."""
     sizes = list(codec.taps.values())
@@ -389,7 +370,7 @@ def _errors(codec, sample):
     return errors
 
 
-def _fill(store, teacher, extract, data):
+def _fill(store, teacher, extract, data, progressbar):
     """Write this process' part of what is missing."""
     missing = {key for key in data.data_ids if key not in store}
     if not missing:
@@ -413,32 +394,30 @@ def _fill(store, teacher, extract, data):
             len(missing),
             len(data),
         )
-    done, together = 0.0, processes.count()
-    started = time.monotonic()
+    started, done = time.monotonic(), 0.0
     with ExitStack() as stack:
         stack.enter_context(signals.finishing())
         bar = stack.enter_context(
-            extract.bar(
+            tqdm(
                 desc="targets",
                 total=hours,
                 unit="h",
+                disable=None if progressbar and if_main_process() else True,
                 bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/"
-                "{total:.2f} hours of audio [{elapsed}<{remaining}{postfix}]",
+                "{total:.2f} hours of audio [{elapsed}<{remaining}]",
             )
         )
         stack.callback(_count_time, store.folder, started)
-        writer = stack.enter_context(ShardWriter(store.folder))
-        for batch, targets in extract(teacher, data, keys, store):
-            _write(writer, codec, batch, targets, missing)
+        writer = stack.enter_context(writing(store.folder))
+        for batch, targets, mask in extract(teacher, data, keys, store):
+            _write(writer, codec, batch, targets, mask, missing)
             if signals.requested():
                 writer.finish()
                 signals.check()
             new = missing.intersection(batch.id)
             done += sum(seconds[key] for key in new) / 3600
-            rate = together * done * 3600 / (time.monotonic() - started)
             # Sums in another order may end slightly above the total.
             bar.update(min(done, hours) - bar.n)
-            bar.set_postfix_str(f"{rate:.0f} audio hours per hour", False)
 
 
 def _count_time(folder, started):
@@ -449,9 +428,8 @@ def _count_time(folder, started):
             add_seconds(folder, time.monotonic() - started)
 
 
-def _write(writer, codec, batch, targets, missing):
+def _write(writer, codec, batch, targets, mask, missing):
     """Write what is missing of a batch, without its padding."""
-    mask = _check_finite(batch.id, targets)
     valid = targets._replace(
         hidden=targets.hidden[mask].unsqueeze(0),
         posteriors=targets.posteriors[mask].unsqueeze(0),

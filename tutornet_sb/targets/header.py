@@ -17,9 +17,10 @@ import numpy
 import torch
 
 from tutornet_sb.targets.encodings import (
-    QUANTISERS,
+    CENTROIDS,
+    HIDDEN,
+    POSTERIORS,
     TargetCodec,
-    codebook_shape,
 )
 from tutornet_sb.util.errors import InputError, MissingFileError, OccupiedError
 from tutornet_sb.util.files import UNFINISHED, write_atomically, write_json
@@ -125,20 +126,19 @@ def _check_header(header):
     period = what["frame_period"]
     is_number = type(period) in (int, float)
     check("frame_period", period, is_number and 0 < period < math.inf)
-    for name in ("posteriors", "hidden"):
-        value = encodings.get(name, "")
-        check(name, value, isinstance(value, str))
-    for name in ("top_k", "code_bytes"):
-        check_whole(name, encodings.get(name, 1))
-    if encodings.get("hidden") in QUANTISERS and "code_bytes" not in encodings:
-        raise InputError("code_bytes is missing")
+    if taps:
+        check("hidden", encodings["hidden"], encodings["hidden"] in HIDDEN)
+        if encodings["hidden"] == "rq":
+            check_whole("code_bytes", encodings["code_bytes"])
     if what["vocabulary"] is not None:
-        symbols = what["vocabulary"]["symbols"]
-        check("symbols", symbols, isinstance(symbols, list))
+        symbols, kind = what["vocabulary"]["symbols"], encodings["posteriors"]
+        check("symbols", symbols, type(symbols) is list and len(symbols) > 1)
+        check("posteriors", kind, kind in POSTERIORS)
+        if kind == "topk":
+            check_whole("top_k", encodings["top_k"])
     check("id", made["id"], len(bytes.fromhex(made["id"])) == 8)
     checksum = made["codebooks"]
     check("codebooks", checksum, isinstance(checksum, (str, type(None))))
-    statistics = made.get("statistics", {})
     for name in ("errors", "statistics"):
         value = made.get(name, {})
         check(name, value, isinstance(value, dict))
@@ -146,7 +146,7 @@ def _check_header(header):
         if name.partition(".")[0] in ("seconds", "errors", "statistics"):
             for x in value if isinstance(value, list) else [value]:
                 check(name, x, type(x) is float and math.isfinite(x))
-    for path, found in statistics.items():
+    for path, found in made.get("statistics", {}).items():
         if {*map(len, found.values())} != {taps[path]}:
             raise InputError(f"statistics.{path} are of other dimensions")
 
@@ -162,24 +162,23 @@ def _check_depth(tree, most=50):
 
 def make_codec(what, codebooks=None):
     """``TargetCodec`` of a store; `codebooks` are the centroids by layer."""
-    vocabulary = what["vocabulary"]
+    vocabulary, encodings = what["vocabulary"], what["encodings"]
+    is_top = encodings.get("posteriors") == "topk"
     return TargetCodec(
         0 if vocabulary is None else len(vocabulary["symbols"]),
         what["teacher"]["taps"],
         what["frame_period"],
-        codebooks=codebooks,
-        **what["encodings"],
+        encodings["top_k"] if is_top else None,
+        codebooks,
     )
 
 
 def codebook_shapes(what):
     """Shapes of the codebooks by layer; none without quantisation."""
-    kind = what["encodings"].get("hidden")
-    if kind not in QUANTISERS:
+    if what["encodings"].get("hidden") != "rq":
         return {}
-    code_bytes = what["encodings"]["code_bytes"]
     return {
-        path: codebook_shape(kind, size, code_bytes)
+        path: (what["encodings"]["code_bytes"], CENTROIDS, size)
         for path, size in what["teacher"]["taps"].items()
     }
 
@@ -199,8 +198,6 @@ def create_store(folder, what, made=None, codebooks=None):
                 f"{folder} holds {path.name} and no target store: choose "
                 "another folder"
             )
-    # Checks that they go together
-    make_codec(what, codebooks)
     content = b"".join(
         numpy.ascontiguousarray(codebooks[path].cpu().numpy(), "<f2").tobytes()
         for path in codebook_shapes(what)

@@ -13,7 +13,6 @@ Keys are ids of utterances, with their speed where that is not 100 %.
 
 import errno
 import hashlib
-import math
 import mmap
 import os
 import secrets
@@ -30,14 +29,13 @@ import torch
 
 from tutornet_sb.targets.header import (
     FORMAT,
-    HEADER,
     LOCK,
     SHARDS,
     make_codec,
     read_codebooks,
     read_header,
 )
-from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.errors import FullDiskError, InputError
 from tutornet_sb.util.files import UNFINISHED, locked, sync
 
 # Bytes of the key, frames, samples of the waveform, CRC-32 of these, the key
@@ -57,42 +55,21 @@ SHARD_SECONDS = 300
 # Shards that a process has mapped at a time, each of which takes a descriptor
 MAPPED = 128
 
-
-class Record(NamedTuple):
-    """Place of one utterance in a shard.
-
-    Samples are of the teacher's input. The checksums are of all up to the
-    posteriors, and of the hidden states. The last are the first byte of the
-    record and of its posteriors, and the one after it.
-    """
-
-    key: str
-    frames: int
-    samples: int
-    checksums: tuple
-    begin: int
-    body: int
-    end: int
+REMEDY = "`tutornet targets` with --repair fills it again"
 
 
 class Damage(NamedTuple):
-    """A damaged shard: what was found, lost utterances, and sound records.
+    """A damaged shard: what was found, and the keys of damaged records.
 
-    Utterances are listed as far as their names can be read.
+    Keys are listed as far as they can be read.
     """
 
     path: Path
     reason: str
     keys: list
-    sound: list
 
     def __str__(self):
-        lost = f"{len(self.keys)} utterances are lost"
-        if self.keys:
-            some = ", ".join(self.keys[:3])
-            more = len(self.keys) - 3
-            lost += f": {some}" + (f" and {more} more" if more > 0 else "")
-        return f"{self.path} is damaged ({self.reason}); {lost}"
+        return f"{self.path} is damaged ({self.reason})"
 
 
 class ShardDamage(ValueError):
@@ -100,8 +77,11 @@ class ShardDamage(ValueError):
 
 
 def _hash(key):
-    digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
+    return _to_int(hashlib.blake2b(key.encode(), digest_size=8).digest())
+
+
+def _to_int(content):
+    return int.from_bytes(content, "little")
 
 
 def _map_file(path):
@@ -111,27 +91,22 @@ def _map_file(path):
 
 def _read_index(path, store):
     """Checked index of a shard, and the first byte after the last record."""
-    size = path.stat().st_size
+    end = path.stat().st_size - FOOTER.size
     with open(path, "rb") as file:
-        if size < FOOTER.size:
-            raise ShardDamage("it is too short")
-        file.seek(size - FOOTER.size)
-        footer = file.read(FOOTER.size)
-        magic, version, owner, count, begin, checksum, own = FOOTER.unpack(
-            footer
-        )
-        if magic != MAGIC or own != zlib.crc32(footer[:-4]):
+        file.seek(max(end, 0))
+        footer = file.read()
+        if end < 0 or zlib.crc32(footer[:-4]) != _to_int(footer[-4:]):
             raise ShardDamage("its end is missing or damaged")
-        if version != FORMAT:
-            raise ShardDamage(f"its format is {version}, not {FORMAT}")
-        if owner != store:
+        *owner, count, begin, checksum, _ = FOOTER.unpack(footer)
+        if owner != [MAGIC, FORMAT, store]:
             raise ShardDamage("it belongs to another store")
-        if begin + count * ENTRY.itemsize != size - FOOTER.size:
-            raise ShardDamage("its sizes do not add up")
-        file.seek(begin)
-        content = file.read(count * ENTRY.itemsize)
-    if zlib.crc32(content) != checksum:
-        raise ShardDamage("its index is damaged")
+        content = b""
+        # No more than there is, whatever the numbers claim
+        if begin + count * ENTRY.itemsize == end:
+            file.seek(begin)
+            content = file.read(count * ENTRY.itemsize)
+        if begin + len(content) != end or zlib.crc32(content) != checksum:
+            raise ShardDamage("its index is damaged")
     return numpy.frombuffer(content, ENTRY), begin
 
 
@@ -151,75 +126,49 @@ def filling(folder):
 class ShardWriter:
     """Write shards of a store, one after another.
 
-    For use in a ``with`` block: the current shard is finished at its end, and
-    removed if the block raises. A shard is closed at `limit_bytes`, or when it
-    is `limit_seconds` old.
+    From :func:`writing`. A shard is closed at `limit_bytes`, or when it is
+    ``SHARD_SECONDS`` old.
     """
 
-    def __init__(
-        self, folder, limit_bytes=SHARD_BYTES, limit_seconds=SHARD_SECONDS
-    ):
+    def __init__(self, folder, limit_bytes):
         self.folder = Path(folder)
         self.limit_bytes = limit_bytes
-        self.limit_seconds = limit_seconds
         self.store = bytes.fromhex(read_header(folder)["made"]["id"])
         self.file = None
         self.written = 0
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, traceback):
-        if kind is None:
-            with self._explaining():
-                self.finish()
-        else:
-            self._drop()
-
     def add(self, key, posteriors, hidden, samples):
-        """Add an utterance; shards before the current one are never lost.
+        """Add an utterance.
 
         Posteriors and hidden states are from ``TargetCodec.encode``,
         ``(frames, bytes)``, on the CPU; samples are of the waveform.
         """
         name = key.encode()
-        if len(name) >= 2**16:
-            raise InputError(f"the id {key[:40]}... is too long")
         parts = [x.contiguous().numpy().tobytes() for x in (posteriors, hidden)]
         sizes = len(name), len(posteriors), samples
         # The first checksum is also of what is before the posteriors.
         head = zlib.crc32(RECORD.pack(*sizes, 0, 0) + name)
         checksums = zlib.crc32(parts[0], head), zlib.crc32(parts[1])
-        head = RECORD.pack(*sizes, *checksums)
-        record = b"".join([head, name, *parts])
-        with self._explaining():
-            if self.file is None:
-                shards = self.folder / SHARDS
-                self.path = shards / f"{secrets.token_hex(8)}.shard"
-                self.file = open(self.path.with_suffix(UNFINISHED), "wb")
-                self.index, self.end = [], 0
-                self.started = time.monotonic()
-            self.file.write(record)
-            self.index.append((_hash(key), self.end))
-            self.end += len(record)
-            age = time.monotonic() - self.started
-            if self.end >= self.limit_bytes or age >= self.limit_seconds:
-                self.finish()
+        record = b"".join([RECORD.pack(*sizes, *checksums), name, *parts])
+        if self.file is None:
+            self.path = self.folder / SHARDS / f"{secrets.token_hex(8)}.shard"
+            self.file = open(self.path.with_suffix(UNFINISHED), "wb")
+            self.index, self.end = [], 0
+            self.started = time.monotonic()
+        self.file.write(record)
+        self.index.append((_hash(key), self.end))
+        self.end += len(record)
+        age = time.monotonic() - self.started
+        if self.end >= self.limit_bytes or age >= SHARD_SECONDS:
+            self.finish()
 
     def finish(self):
         """Complete the current shard, if there is one."""
         if self.file is None:
             return
-        index = numpy.array(self.index, ENTRY).tobytes()
-        footer = FOOTER.pack(
-            MAGIC,
-            FORMAT,
-            self.store,
-            len(self.index),
-            self.end,
-            zlib.crc32(index),
-            0,
-        )[:-4]
+        count, index = len(self.index), numpy.array(self.index, ENTRY).tobytes()
+        numbers = self.store, count, self.end, zlib.crc32(index), 0
+        footer = FOOTER.pack(MAGIC, FORMAT, *numbers)[:-4]
         checksum = struct.pack("<I", zlib.crc32(footer))
         self.file.write(index + footer + checksum)
         self.file.flush()
@@ -227,32 +176,40 @@ class ShardWriter:
         self.file.close()
         os.replace(self.file.name, self.path)
         sync(self.path.parent)
-        self.written += len(self.index)
+        self.written += count
         self.file = None
 
-    def _drop(self):
+    def drop(self):
+        """Remove the current shard, if there is one."""
         if self.file is not None:
-            # What is in its buffer cannot be written either.
+            # What is in its buffer of a full disk cannot be written either.
             with suppress(OSError):
                 self.file.close()
             Path(self.file.name).unlink(missing_ok=True)
             self.file = None
 
-    @contextmanager
-    def _explaining(self):
-        """Say what a full disk means for the store."""
-        try:
-            yield
-        except OSError as error:
-            self._drop()
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise OSError(
-                error.errno,
-                f"the disk of the target store {self.folder} is full. The "
-                f"{self.written} utterances written before stay: make room, "
-                "and run the same command again",
-            ) from None
+
+@contextmanager
+def writing(folder, limit_bytes=SHARD_BYTES):
+    """Open a ``ShardWriter`` for a ``with`` block.
+
+    The current shard is finished at its end, and removed if the block raises.
+    Shards before it are never lost.
+    """
+    writer = ShardWriter(folder, limit_bytes)
+    try:
+        yield writer
+        writer.finish()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise FullDiskError(
+            f"the disk of the target store {folder} is full. The "
+            f"{writer.written} utterances written before stay: make room, and "
+            "run the same command again"
+        ) from None
+    finally:
+        writer.drop()
 
 
 class TargetStore:
@@ -270,29 +227,21 @@ class TargetStore:
         header = read_header(folder)
         self.what, self.made = header["what"], header["made"]
         self.partial = partial
-        codebooks = read_codebooks(self.folder, header)
-        try:
-            self.codec = make_codec(self.what, codebooks)
-        except (TypeError, ValueError) as error:
-            raise InputError(
-                f"{self.folder / HEADER} is damaged ({error}): delete the "
-                "folder and fill it again"
-            ) from None
+        self.codec = make_codec(self.what, read_codebooks(folder, header))
         self.taps = self.codec.taps
         self._store = bytes.fromhex(self.made["id"])
         self._maps = OrderedDict()
-        self._shards, self._ends = [], []
+        self._shards, self._ends, self._damaged = [], [], []
         entries, shards = [numpy.zeros(0, ENTRY)], [numpy.zeros(0, "<u4")]
         for path in sorted((self.folder / SHARDS).glob("*.shard")):
             try:
                 index, end = _read_index(path, self._store)
-            except ShardDamage:
-                if partial:
-                    continue
-                raise InputError(
-                    f"{self._diagnose(path)}. `tutornet targets` with --repair "
-                    "fills them again"
-                ) from None
+            except ShardDamage as error:
+                damage = Damage(path, str(error), [])
+                if not partial:
+                    raise InputError(f"{damage}. {REMEDY}") from None
+                self._damaged.append(damage)
+                continue
             entries.append(index)
             shards.append(numpy.full(len(index), len(self._shards), "<u4"))
             self._shards.append(path)
@@ -312,17 +261,8 @@ class TargetStore:
     def __contains__(self, key):
         return self._find(key) is not None
 
-    def keys(self):
-        """Yield the key of every utterance, in no particular order."""
-        for shard, begin in zip(
-            self._shard_of.tolist(), self._offsets.tolist(), strict=True
-        ):
-            mapped = self._map(self._shards[shard])
-            record = self._record(mapped, begin, self._ends[shard])
-            if record is not None:
-                yield record.key
-
     def _find(self, key):
+        """Shard of an utterance, and the first byte of its record."""
         wanted = numpy.uint64(_hash(key))
         at = numpy.searchsorted(self._hashes, wanted)
         if at == len(self._hashes) or self._hashes[at] != wanted:
@@ -331,48 +271,36 @@ class TargetStore:
 
     def _map(self, path):
         if path not in self._maps:
-            self._maps[path] = _map_file(path)
+            with open(path, "rb") as file:
+                self._maps[path] = mmap.mmap(
+                    file.fileno(), 0, access=mmap.ACCESS_READ
+                )
             if len(self._maps) > MAPPED:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(path)
         return self._maps[path]
 
-    def _record(self, mapped, begin, end):
-        """Read where a record is, or None where there cannot be one."""
+    def _read_record(self, mapped, begin, end, hidden=True):
+        """Key (bytes), samples, and parts, which are None if damaged."""
         if begin + RECORD.size > end:
-            return None
+            return b"", 0, None
         length, frames, samples, *checksums = RECORD.unpack_from(mapped, begin)
-        body = begin + RECORD.size + length
-        frame_bytes = self.codec.posterior_bytes + self.codec.hidden_bytes
-        finish = body + frames * frame_bytes
-        if finish > end:
-            return None
-        try:
-            key = mapped[begin + RECORD.size : body].decode()
-        except UnicodeDecodeError:
-            return None
-        return Record(
-            key, frames, samples, tuple(checksums), begin, body, finish
-        )
-
-    def _parts(self, mapped, record, hidden=True):
-        """Bytes of a record, or None if their checksums are wrong."""
-        codec, at, parts = self.codec, record.body, []
-        sizes = [codec.posterior_bytes, codec.hidden_bytes]
-        key = record.key.encode()
-        head = RECORD.pack(len(key), record.frames, record.samples, 0, 0)
-        head = zlib.crc32(head + key)
-        for size, checksum in zip(
-            sizes[: 1 + hidden], record.checksums, strict=False
-        ):
-            count = record.frames * size
-            part = numpy.frombuffer(mapped, numpy.uint8, count, at)
-            if zlib.crc32(part, head) != checksum:
-                return None
-            parts.append(part.reshape(record.frames, size))
-            at += count
-            head = 0
-        return parts
+        at = begin + RECORD.size + length
+        name = mapped[begin + RECORD.size : at]
+        sizes = [self.codec.posterior_bytes, self.codec.hidden_bytes]
+        if at + frames * sum(sizes) > end:
+            return name, samples, None
+        found = zlib.crc32(RECORD.pack(length, frames, samples, 0, 0) + name)
+        parts = []
+        for size, checksum in zip(sizes, checksums, strict=True):
+            part = numpy.frombuffer(mapped, numpy.uint8, frames * size, at)
+            if zlib.crc32(part, found) != checksum:
+                return name, samples, None
+            parts.append(part.reshape(frames, size))
+            at, found = at + len(part), 0
+            if not hidden:
+                break
+        return name, samples, parts
 
     def read(self, key, samples=None, hidden=True):
         """Read encoded targets ``(frames, bytes)``, for ``TargetCodec.decode``.
@@ -384,87 +312,39 @@ class TargetStore:
         place = self._find(key)
         if place is None:
             raise KeyError(f"the target store {self.folder} has no {key}")
-        path = self._shards[place[0]]
-        mapped = self._map(path)
-        record = self._record(mapped, place[1], self._ends[place[0]])
-        parts = None
-        if record is not None and record.key == key:
-            parts = self._parts(mapped, record, hidden)
-        if parts is None:
+        shard, begin = place
+        path, end = self._shards[shard], self._ends[shard]
+        name, received, parts = self._read_record(
+            self._map(path), begin, end, hidden
+        )
+        if parts is None or name != key.encode():
             raise InputError(
                 f"{path} is damaged: the targets of {key} are not what was "
-                "written. `tutornet targets` with --repair fills them again"
+                f"written. {REMEDY}"
             )
-        if samples is not None and samples != record.samples:
+        if samples is not None and samples != received:
             raise InputError(
-                f"utterance {key}: the teacher received {record.samples} "
-                f"samples when {self.folder} was filled, and now it has "
-                f"{samples}. Has the corpus changed, or is the waveform "
-                "changed before it reaches the student? Delete that store, or "
-                "use --targets online"
+                f"utterance {key}: the teacher received {received} samples "
+                f"when {self.folder} was filled, and now it has {samples}. Has "
+                "the corpus changed, or is the waveform changed before it "
+                "reaches the student? Delete that store, or use --targets "
+                "online"
             )
         # A copy, since the file must not be written to.
         return torch.from_numpy(numpy.concatenate(parts, axis=1))
 
     def check(self):
         """Read everything; a list with a ``Damage`` for each damaged shard."""
-        shards = sorted((self.folder / SHARDS).glob("*.shard"))
-        return [found for found in map(self._diagnose, shards) if found]
-
-    def _diagnose(self, path):
-        """Damage of a shard, or None."""
-        try:
+        damaged = list(self._damaged)
+        for path in self._shards:
             index, end = _read_index(path, self._store)
-            reason = "its records are not what was written"
-        except ShardDamage as error:
-            index, end, reason = None, path.stat().st_size, str(error)
-        if reason == "it belongs to another store":
-            return Damage(path, reason, [], [])
-        sound, lost, nameless = [], [], 0
-        if end:
-            mapped = _map_file(path)
-            if index is None:
-                begins = self._walk(mapped, end)
-            else:
-                begins = index["offset"].tolist()
-            for position, begin in enumerate(begins):
-                record = self._record(mapped, begin, end)
-                if index is not None and record is not None:
-                    if _hash(record.key) != index["hash"][position]:
-                        record = None
-                if record is None:
-                    nameless += 1
-                elif self._parts(mapped, record) is None:
-                    lost.append(record.key)
-                else:
-                    sound.append(record)
-        if index is not None and not lost and not nameless:
-            return None
-        if nameless:
-            reason += f", the names of {nameless} too"
-        elif index is None:
-            reason += ", and more may have followed"
-        return Damage(path, reason, lost, sound)
-
-    def _walk(self, mapped, end):
-        """First bytes of the records one after another, without an index."""
-        begin = 0
-        while (record := self._record(mapped, begin, end)) is not None:
-            if not record.frames:
-                return
-            yield begin
-            begin = record.end
-
-    def drop(self, damage):
-        """Remove a damaged shard, keeping the records that are sound.
-
-        Call it under :func:`filling`, and open the store again after it.
-        """
-        if damage.sound:
-            mapped = self._map(damage.path)
-            with ShardWriter(self.folder, math.inf, math.inf) as writer:
-                for record in damage.sound:
-                    parts = self._parts(mapped, record)
-                    parts = [torch.from_numpy(part.copy()) for part in parts]
-                    writer.add(record.key, *parts, record.samples)
-        damage.path.unlink()
+            lost = []
+            for wanted, begin in index.tolist():
+                name, _, parts = self._read_record(self._map(path), begin, end)
+                key = name.decode(errors="replace")
+                if parts is None or _hash(key) != wanted:
+                    lost.append(key)
+            if lost:
+                reason = f"{len(lost)} of its {len(index)} utterances"
+                damaged.append(Damage(path, reason, lost))
+        return damaged

@@ -15,7 +15,6 @@ from tutornet_sb.distillation.taps import find_taps, select_taps
 from tutornet_sb.inference.transcription import check_language_model
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import AcousticModel
-from tutornet_sb.targets.encodings import QUANTISERS
 from tutornet_sb.teachers.sources import TeacherSource
 from tutornet_sb.teachers.vocabulary import VocabularyMap
 from tutornet_sb.training.corpus import Corpus
@@ -145,7 +144,7 @@ class Experiment:
                     "--decoding.beam_size 100 too"
                 )
             check_language_model(language_model)
-        is_coded = settings["store"]["hidden"] in QUANTISERS
+        is_coded = settings["store"]["hidden"] == "rq"
         if self.needs("hidden") and settings["targets"] == "store" and is_coded:
             # It makes the codebooks.
             import_module("faiss")

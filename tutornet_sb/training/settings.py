@@ -164,9 +164,9 @@ class StoreSettings(Group):
     """How targets are stored."""
 
     folder: Text | None
-    posteriors: Literal[tuple(POSTERIORS)]
+    posteriors: Literal[POSTERIORS]
     top_k: Count
-    hidden: Literal[tuple(HIDDEN)]
+    hidden: Literal[HIDDEN]
     code_bytes: Count
 
 

@@ -10,7 +10,6 @@ from tutornet_sb.distillation.pairs import choose_pairs, teacher_taps
 from tutornet_sb.distillation.taps import select_taps
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.streaming import can_stream
-from tutornet_sb.targets.encodings import QUANTISERS
 from tutornet_sb.teachers.sources import load_teacher
 from tutornet_sb.teachers.vocabulary import (
     VocabularyError,
@@ -160,7 +159,7 @@ def check_teacher(name, model, has_head, experiment):
     pairs = choose_pairs(settings["rkd"]["pairs"], model, student)
     taps = select_taps(model, teacher_taps(pairs), "teacher")
     store = settings["store"]
-    if settings["targets"] == "store" and store["hidden"] in QUANTISERS:
+    if settings["targets"] == "store" and store["hidden"] == "rq":
         for path, tap in taps.items():
             if store["code_bytes"] > tap.hidden_size:
                 raise SettingError(
