@@ -507,7 +507,7 @@ CASES = {
         ),
         yaml(
             "key of a pair",
-            r"pairs\[0\]: no key techer",
+            r"pairs\[0\] must be a mapping such as .*techer",
             **{"rkd.pairs": "[{techer: encoder, student: encoder}]"},
         ),
         yaml(
@@ -530,7 +530,7 @@ CASES = {
         ),
         yaml(
             "key of an intermediate head",
-            r"intermediate\[0\]: no key teacher, only student, weight",
+            r"intermediate\[0\] must be a mapping such as {student: .*teacher",
             intermediate="[{teacher: encoder}]",
         ),
         yaml(

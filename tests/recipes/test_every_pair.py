@@ -17,7 +17,7 @@ from speechbrain.utils.epoch_loop import EpochCounter
 
 from tutornet_sb.corpora.tokenizer import train_tokenizer
 from tutornet_sb.distillation.losses import RepresentationLoss, SoftmaxLoss
-from tutornet_sb.distillation.pairs import Pair, choose_pairs, make_projectors
+from tutornet_sb.distillation.pairs import Pair, Projectors, choose_pairs
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.distillation.taps import find_stack
 from tutornet_sb.teachers.teacher import Teacher
@@ -196,9 +196,7 @@ def batch():
 def make_brain(stage, teacher, student, ctc_weight=1.0, **hparams):
     modules = {"student": student, "teacher": teacher}
     if stage == "rkd":
-        modules["projector"] = make_projectors(
-            Projector, PAIRS, teacher, student
-        )
+        modules["projector"] = Projectors(Projector, PAIRS, teacher, student)
     hparams = {
         "blank_index": 0,
         "delay": 0.0,

@@ -499,7 +499,8 @@ def test_a_full_disk_is_a_clear_error_and_the_store_goes_on(
         ({"frame_period": 0.04}, "frame_period is 0.02", "0.04"),
         ({"vocabulary": None}, "symbols is .*'s0'", "nothing"),
         ({"vocabulary__map": [0, 2]}, "map is nothing", r"\[0, 2\]"),
-        ({"vocabulary__symbols": ["a"]}, "list of 29 .* at 0", r"\['a'\]"),
+        ({"vocabulary__symbols": ["a"]}, r"symbols\[0\] is s0", "a"),
+        ({"vocabulary__symbols": ["s0"]}, r"symbols\[1\] is s1", "nothing"),
         ({"encodings__posteriors": "fp16"}, "posteriors is topk", "fp16"),
         ({"encodings__top_k": 5}, "top_k is 4", "5"),
         ({"encodings__code_bytes": 8}, "code_bytes is 4", "8"),
@@ -662,18 +663,11 @@ def test_a_damaged_header(folder, text):
         TargetStore(folder)
 
 
-def test_a_header_that_lacks_a_number_or_is_too_deep(folder):
+def test_a_header_that_lacks_a_number(folder):
     path = folder / "header.json"
     good = path.read_text()
     path.write_text(good.replace('"code_bytes": 4', '"code_byte": 4'))
     with pytest.raises(ValueError, match="damaged .*'code_bytes'"):
-        TargetStore(folder)
-    # Deep enough for what compares headers, not for what reads JSON
-    deep = "[" * 500 + "]" * 500
-    path.write_text(
-        good.replace('"features": {', f'"features": {{"x": {deep},')
-    )
-    with pytest.raises(ValueError, match="damaged .nested too deeply"):
         TargetStore(folder)
 
 

@@ -172,16 +172,6 @@ def test_without_taps_there_is_no_hidden_representation(batch):
     assert aligned.posteriors.shape == (3, 16, SYMBOLS)
 
 
-def test_one_name_is_not_a_list_of_taps():
-    with pytest.raises(ValueError, match=r"a list: \[encoder\]"):
-        Teacher(make_model(), taps="encoder")
-
-
-def test_a_layer_is_tapped_once():
-    with pytest.raises(ValueError, match="'encoder.conv' is tapped twice"):
-        Teacher(make_model(), ["encoder.conv", "head", "encoder.conv"])
-
-
 class Merge(torch.nn.Module):
     """The teacher's symbols 0 and 1 are one of the student's."""
 

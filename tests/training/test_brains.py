@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
 from tutornet_sb.distillation.intermediate import IntermediateHeads
 from tutornet_sb.distillation.losses import RepresentationLoss
-from tutornet_sb.distillation.pairs import Pair, make_projectors, teacher_taps
+from tutornet_sb.distillation.pairs import Pair, Projectors, teacher_taps
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.inference.scores import score
 from tutornet_sb.networks.acoustic_model import (
@@ -130,7 +130,7 @@ class Run:
         self.student = make_model(seed=0, hidden_size=4)
         torch.manual_seed(1)
         if name == "rkd":
-            self.projector = make_projectors(
+            self.projector = Projectors(
                 Projector, pairs, self.teacher, self.student
             )
         modules = {"student": self.student}

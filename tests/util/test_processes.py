@@ -18,7 +18,7 @@ from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.epoch_loop import EpochCounter
 
 from tutornet_sb.corpora.tokenizer import train_tokenizer
-from tutornet_sb.distillation.pairs import Pair, make_projectors, teacher_taps
+from tutornet_sb.distillation.pairs import Pair, Projectors, teacher_taps
 from tutornet_sb.distillation.projector import Projector
 from tutornet_sb.networks.batch_norm import (
     CpuSyncBatchNorm,
@@ -407,7 +407,7 @@ def fit(
         modules["teacher"] = Teacher(teacher, taps)
     if name == "rkd":
         torch.manual_seed(1)
-        modules["projector"] = make_projectors(
+        modules["projector"] = Projectors(
             Projector, PAIRS, modules["teacher"], student
         )
     counter = EpochCounter(epochs)

@@ -44,25 +44,14 @@ def align(targets, lengths, frame_period, delay=0.0, frames=None):
     repeated, without its spike. Utterances whose durations differ by more than
     both frames and half of the shorter one are an error.
 
-    Arguments
-    ---------
-    targets : TeacherTargets
-        On the teacher's frames.
-    lengths : torch.Tensor
-        Student's valid frames, integers of shape ``(batch,)``.
-    frame_period : float
-        Distance between two of the student's frames (seconds).
-    delay : float
-        How much later the targets arrive (seconds), for unidirectional
-        students: their frame at time ``t`` gets the teacher of ``t - delay``.
-    frames : int, optional
-        Frames of the student's padded batch; by default the greatest length.
+    The lengths are the student's valid frames, ``(batch,)``, `frames` those of
+    its padded batch (by default the greatest length), and periods and `delay`
+    are in seconds. The targets of a unidirectional student arrive that much
+    later: its frame at time ``t`` gets the teacher of ``t - delay``.
 
-    Returns
-    -------
-    TeacherTargets
-        On the student's frames, zero on padding. Where nothing needs to change,
-        the tensors that came in, and no ``posterior_mask``.
+    Returns targets on the student's frames, zero on padding. Where nothing
+    needs to change, these are the tensors that came in, and no
+    ``posterior_mask``.
 
     Example
     -------
@@ -76,13 +65,6 @@ def align(targets, lengths, frame_period, delay=0.0, frames=None):
     >>> aligned.posteriors[0, :, 1]  # the spike is kept
     tensor([0.1000, 0.9000])
     """
-    if delay < 0:
-        raise InputError(f"delay must not be negative, got {delay} seconds")
-    if len(lengths) != len(targets.lengths):
-        raise InputError(
-            f"the teacher's batch has {len(targets.lengths)} utterances, "
-            f"the student's {len(lengths)}"
-        )
     # Times in whole ticks, `teacher` of them a teacher frame and `student` a
     # student frame: windows that touch and ties come out exact.
     ratio = Fraction(frame_period / targets.frame_period)
@@ -97,11 +79,7 @@ def align(targets, lengths, frame_period, delay=0.0, frames=None):
     _check_durations(
         theirs, ours, teacher, student, targets.frame_period, frame_period
     )
-    longest = max(ours)
-    frames = longest if frames is None else frames
-    if frames < longest:
-        raise InputError(f"{frames} frames cannot hold {longest} valid ones")
-
+    frames = frames or max(ours)
     hidden, posteriors = targets.hidden, targets.posteriors
     is_target = None
     if teacher != student or lag or theirs != ours or hidden.shape[1] != frames:

@@ -28,15 +28,8 @@ class IntermediateHeads(torch.nn.ModuleList):
     by the teacher's posteriors (Inter-KD, arXiv 2211.15075), so that the layers
     below it get a loss nearby. As projectors, they are dropped afterwards.
 
-    Arguments
-    ---------
-    rows : list of dict
-        ``student`` (dotted path of a layer) and ``weight`` (of this head's
-        losses beside those of the student's own head, by default 1).
-    student : AcousticModel
-        In any mode; it is not changed.
-    symbols : int
-        Of the student's own head.
+    The rows are mappings as of :func:`read_intermediate`, the symbols those of
+    the student's own head. The student is not changed.
     """
 
     def __init__(self, rows, student, symbols):

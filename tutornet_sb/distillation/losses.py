@@ -11,10 +11,7 @@ from functools import partial
 import torch
 
 from tutornet_sb.corpora.tokenizer import BLANK
-from tutornet_sb.distillation.frame_weighting import (
-    FRAME_WEIGHTINGS,
-    frame_weights,
-)
+from tutornet_sb.distillation.frame_weighting import frame_weights
 from tutornet_sb.distillation.targets import (
     at_least_float32,
     require_ctc_head,
@@ -99,20 +96,12 @@ class RepresentationLoss(torch.nn.Module):
     where ``h_t^T`` is standardised by dimension (see ``standardisation``), so
     that neither the teacher's scale nor its largest dimensions dominate.
 
-    Arguments
-    ---------
-    weighting : str, optional
-        Frame weighting, one of ``frame_weighting.FRAME_WEIGHTINGS``; by
-        default ``nonblank``, or ``energy`` for a teacher without a CTC head.
+    `weighting` is one of ``FRAME_WEIGHTINGS``; by default ``nonblank``, or
+    ``energy`` for a teacher without a CTC head.
     """
 
     def __init__(self, weighting=None):
         super().__init__()
-        if weighting is not None and weighting not in FRAME_WEIGHTINGS:
-            raise InputError(
-                f"no frame weighting {weighting!r}; choose from: "
-                + ", ".join(FRAME_WEIGHTINGS)
-            )
         self.weighting = weighting
 
     def forward(self, projected, targets):
@@ -153,23 +142,13 @@ class SoftmaxLoss(torch.nn.Module):
 
     where the loss is one of ``SOFTMAX_LOSSES``. ``l2`` is the default because
     CTC posteriors are spiky and nearly all blank: the divergence explodes where
-    the two models spike one frame apart. With a tolerance, the sum is over the
-    pairs of frames of the cheapest monotone alignment of teacher and student
-    that pairs no frames further apart, see :func:`warped_loss`: a student may
-    spike that much earlier or later, but may neither omit nor insert a spike.
-
-    Arguments
-    ---------
-    kind : str
-        One of ``SOFTMAX_LOSSES``.
-    temperature : float
-        Softens both distributions if greater than 1; not for ``guided``.
-    tolerance : int
-        Frames by which the student may spike earlier or later.
-    selection : int, optional
-        Only frames within so many of the teacher's spikes have a cost, see
-        :func:`select_frames`; by default all. Not for ``guided``, which has a
-        selection of its own.
+    the two models spike one frame apart. With a `tolerance` in frames, the sum
+    is over the pairs of frames of the cheapest monotone alignment of teacher
+    and student that pairs no frames further apart, see :func:`warped_loss`: a
+    student may spike that much earlier or later, but may neither omit nor
+    insert a spike. With a `selection`, only frames within so many of the
+    teacher's spikes have a cost, see :func:`select_frames`. The guided loss has
+    a selection of its own, and no temperature.
 
     Example
     -------
@@ -178,33 +157,15 @@ class SoftmaxLoss(torch.nn.Module):
     >>> targets = TeacherTargets(p, p, torch.tensor([2]), 0.02)
     >>> SoftmaxLoss()(torch.zeros(1, 2, 2), targets).item()
     1.0
-    >>> round(SoftmaxLoss("kl")(torch.zeros(1, 2, 2), targets).item(), 4)
-    1.3863
     """
 
     def __init__(self, kind="l2", temperature=1.0, tolerance=0, selection=None):
         super().__init__()
-        if kind not in SOFTMAX_LOSSES:
-            raise InputError(
-                f"kind must be one of {', '.join(SOFTMAX_LOSSES)}, got {kind!r}"
-            )
-        if temperature <= 0:
-            raise InputError(f"temperature must be positive, got {temperature}")
-        if kind == "guided" and temperature != 1:
-            raise InputError(
-                f"temperature is not for the guided loss, got {temperature}"
-            )
-        if kind == "guided" and selection is not None:
+        if kind == "guided" and (temperature != 1 or selection is not None):
             raise InputError(
                 "the guided loss has only the teacher's spikes, and takes no "
-                f"selection, got {selection}"
+                "temperature and no selection"
             )
-        frames_of = {"tolerance": tolerance, "selection": selection or 0}
-        for name, frames in frames_of.items():
-            if not isinstance(frames, int) or frames < 0:
-                raise InputError(
-                    f"{name} must be a number of frames, got {frames!r}"
-                )
         self.frame_loss = SOFTMAX_LOSSES[kind]
         if kind == "kl":
             self.frame_loss = partial(kl, temperature=temperature)
@@ -247,22 +208,19 @@ def _check_shapes(student_name, student, teacher_name, teacher, last):
         )
 
 
-def frames_needed(tokens, token_lengths=None):
-    """Frames that CTC needs for transcripts.
+def frames_needed(tokens, token_lengths):
+    """Frames that CTC needs for transcripts, ``(batch,)``.
 
     One for every symbol and one for the blank between equal neighbours (Graves
-    et al., ICML 2006): of a transcript, a list or ``(tokens,)``, or of several
-    padded ones, ``(batch, tokens)``, with their lengths, ``(batch,)``.
+    et al., ICML 2006), of padded transcripts ``(batch, tokens)`` with their
+    lengths ``(batch,)``.
 
     Example
     -------
-    >>> frames_needed([2, 2, 3, 3])
-    tensor(6)
+    >>> frames_needed(torch.tensor([[2, 2, 3, 3]]), torch.tensor([4]))
+    tensor([6])
     """
-    tokens = torch.as_tensor(tokens)
-    equal = tokens[..., 1:] == tokens[..., :-1]
-    if token_lengths is None:
-        return tokens.shape[-1] + equal.sum(-1)
+    equal = tokens[:, 1:] == tokens[:, :-1]
     mask = frame_mask(token_lengths, tokens.shape[1])[:, 1:]
     return token_lengths + (equal & mask).sum(-1)
 
@@ -271,21 +229,9 @@ def ctc_loss(logits, tokens, lengths, token_lengths):
     """CTC loss ``-log P(y|x)`` (Graves et al., ICML 2006), mean of utterances.
 
     One with fewer frames than :func:`frames_needed` counts as 0, as in
-    SpeechBrain.
-
-    Arguments
-    ---------
-    logits : torch.Tensor
-        Student's scores before the softmax, ``(batch, frames, symbols)``.
-    tokens : torch.Tensor
-        Transcripts, padded integers of shape ``(batch, tokens)``.
-    lengths, token_lengths : torch.Tensor
-        Valid frames and tokens of each utterance, integers ``(batch,)``.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar (nats).
+    SpeechBrain. Logits of the student are ``(batch, frames, symbols)``, tokens
+    padded, ``(batch, tokens)``; lengths are the valid frames and tokens of
+    each utterance, integers ``(batch,)``.
     """
     mask = frame_mask(lengths, logits.shape[1])
     logits = zero_padding(at_least_float32(logits), mask)

@@ -78,15 +78,11 @@ def read_rows(rows, name, kind, example):
     *layers, _ = kind._fields
     for index, row in enumerate(rows):
         where = f"{name}[{index}]"
-        if not hasattr(row, "items"):
-            raise InputError(f"{where} must be a mapping, got {row!r}")
-        for key in row:
-            if key not in kind._fields:
-                known = ", ".join(kind._fields)
-                raise InputError(f"{where}: no key {key}, only {known}")
-        for key in layers:
-            if key not in row:
-                raise InputError(f"{where}: {key} is missing")
+        keys = set(row) if hasattr(row, "items") else set()
+        if not set(layers) <= keys <= set(kind._fields):
+            raise InputError(
+                f"{where} must be a mapping such as {example}, got {row!r}"
+            )
         made = kind(**row)
         if (
             isinstance(made.weight, bool)
@@ -97,13 +93,8 @@ def read_rows(rows, name, kind, example):
                 f"{where}: weight must be a number from 0 up, "
                 f"got {made.weight!r}"
             )
-        for other, earlier in enumerate(checked):
-            if earlier[:-1] == made[:-1]:
-                named = ", ".join(f"{key} {row[key]}" for key in layers)
-                raise InputError(
-                    f"{where} names the layers of {name}[{other}] again: "
-                    f"{named}"
-                )
+        if made[:-1] in [earlier[:-1] for earlier in checked]:
+            raise InputError(f"{where} names layers again: {row!r}")
         checked.append(made)
     return checked
 
@@ -114,17 +105,28 @@ def teacher_taps(pairs):
 
 
 class Projectors(torch.nn.ModuleList):
-    """One projector for each pair; from :func:`make_projectors`.
+    """One projector for each pair, by ``factory(student_size, teacher_size)``.
 
+    The teacher must be tapped at the layers of :func:`teacher_taps`, or more.
     ``student_taps`` are those of the student's layers, each once, and ``parts``
     the slices of each pair in the teacher's hidden states along dim.
     """
 
-    def __init__(self, projectors, pairs, student_taps, parts):
-        super().__init__(projectors)
+    def __init__(self, factory, pairs, teacher, student):
+        sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
+        ends = dict(zip(sizes, accumulate(sizes.values()), strict=True))
+        paths = dict.fromkeys(pair.student for pair in pairs)
+        taps = select_taps(student, paths, "student")
+        super().__init__(
+            factory(taps[pair.student].hidden_size, sizes[pair.teacher])
+            for pair in pairs
+        )
         self.pairs = pairs
-        self.student_taps = student_taps
-        self.parts = parts
+        self.student_taps = taps
+        self.parts = [
+            slice(ends[pair.teacher] - sizes[pair.teacher], ends[pair.teacher])
+            for pair in pairs
+        ]
 
     def forward(self, hidden):
         """Project hidden states, given one for each of ``student_taps``.
@@ -136,33 +138,3 @@ class Projectors(torch.nn.ModuleList):
             projector(hidden[pair.student])
             for projector, pair in zip(self, self.pairs, strict=True)
         ]
-
-
-def make_projectors(factory, pairs, teacher, student):
-    """Make ``factory(student_size, teacher_size)`` for each pair.
-
-    The teacher must be tapped at the layers of :func:`teacher_taps`, or more.
-    """
-    sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
-    parts = {
-        path: slice(end - sizes[path], end)
-        for path, end in zip(sizes, accumulate(sizes.values()), strict=True)
-    }
-    for pair in pairs:
-        if pair.teacher not in parts:
-            raise InputError(
-                f"the teacher is not tapped at {pair.teacher}, only at: "
-                f"{', '.join(parts) or 'no layer'}; make it by "
-                "Teacher(model, taps=teacher_taps(pairs))"
-            )
-    paths = dict.fromkeys(pair.student for pair in pairs)
-    taps = select_taps(student, paths, "student")
-    return Projectors(
-        [
-            factory(taps[pair.student].hidden_size, sizes[pair.teacher])
-            for pair in pairs
-        ],
-        pairs,
-        taps,
-        [parts[pair.teacher] for pair in pairs],
-    )

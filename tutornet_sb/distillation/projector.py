@@ -10,12 +10,7 @@ class Projector(torch.nn.Module):
     could collapse both to a constant. It is trained in the representation stage
     and dropped after it.
 
-    Arguments
-    ---------
-    student_size, teacher_size : int
-        Dimensions of the hidden states.
-    hidden_size : int, optional
-        If given, one hidden layer of this size; else the map is linear.
+    It is linear, or has one hidden layer of `hidden_size`.
 
     Example
     -------

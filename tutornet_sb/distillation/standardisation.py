@@ -34,12 +34,8 @@ def measure(states, taps):
 class Standardiser(torch.nn.Module):
     """Standardise hidden states; a dimension that is constant becomes 0.
 
-    Arguments
-    ---------
-    statistics : dict
-        From :func:`measure`.
-    taps : iterable of str
-        Paths of the layers, in the order of the hidden states.
+    The statistics are from :func:`measure`, the taps paths of the layers in the
+    order of the hidden states.
 
     Example
     -------

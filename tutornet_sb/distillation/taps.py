@@ -195,19 +195,15 @@ def select_taps(model, paths, owner):
 
     The model is not changed; `owner` is ``teacher`` or ``student``, for errors.
     """
-    if isinstance(paths, str):
-        raise InputError(f"the taps of the {owner} are a list: [{paths}]")
     layers = dict(model.named_modules(remove_duplicate=False))
     del layers[""]
     paths = list(paths)
-    for index, path in enumerate(paths):
+    for path in paths:
         if path not in layers:
             raise InputError(
                 f"the {owner} has no layer {path!r}; nearest: "
                 + _nearest(path, layers)
             )
-        if path in paths[:index]:
-            raise InputError(f"the {owner}'s layer {path!r} is tapped twice")
     found = find_taps(model) if paths else {}
     for path in paths:
         if path not in found:

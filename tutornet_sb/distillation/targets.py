@@ -10,22 +10,15 @@ from tutornet_sb.util.errors import InputError
 class TeacherTargets(NamedTuple):
     """Targets of one batch of utterances.
 
-    Attributes
-    ----------
-    hidden : torch.Tensor
-        Hidden states of the tapped layers, concatenated along dim and
-        standardised for representation-level distillation,
-        ``(batch, frames, dim)``; dim is 0 if none is tapped.
-    posteriors : torch.Tensor
-        Softmax of the teacher's logits at temperature 1,
-        ``(batch, frames, symbols)``; without a CTC head there are 0 symbols.
-    lengths : torch.Tensor
-        Valid frames of each utterance, integers of shape ``(batch,)``.
-    frame_period : float
-        Distance between two frames (seconds).
-    posterior_mask : torch.Tensor or None
-        Frames whose posteriors are a target, boolean ``(batch, frames)``; None
-        if all are.
+    ``hidden`` are the hidden states of the tapped layers, concatenated along
+    dim and standardised for representation-level distillation,
+    ``(batch, frames, dim)``; dim is 0 if none is tapped. ``posteriors`` are the
+    softmax of the teacher's logits at temperature 1,
+    ``(batch, frames, symbols)``; without a CTC head there are 0 symbols.
+    ``lengths`` are valid frames, integers ``(batch,)``; ``frame_period`` is the
+    distance between two (seconds). ``posterior_mask``, boolean
+    ``(batch, frames)``, marks frames whose posteriors are a target; None if all
+    are.
     """
 
     hidden: torch.Tensor

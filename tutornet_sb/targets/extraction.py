@@ -5,10 +5,10 @@ import json
 import logging
 import platform
 import time
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from speechbrain.dataio.dataset import FilteredSortedDynamicItemDataset
@@ -45,13 +45,7 @@ SAMPLE_FRAMES = 49_152
 
 
 def weights_hash(model):
-    """SHA-256 of all parameters and buffers of a model, with their names.
-
-    Example
-    -------
-    >>> weights_hash(torch.nn.ReLU())[:8]
-    'e3b0c442'
-    """
+    """SHA-256 of all parameters and buffers of a model, with their names."""
     tensors = dict(model.state_dict())
     # Its statistics are no buffers.
     for path, layer in model.named_modules():
@@ -127,13 +121,7 @@ def describe(teacher, pieces, encodings):
 
 
 def default_folder(folder, what):
-    """Folder of a store, named by a hash of what its targets are.
-
-    Example
-    -------
-    >>> default_folder("results", {"teacher": "me"}).name
-    'targets_9e1655ba2330'
-    """
+    """Folder of a store, named by a hash of what its targets are."""
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     return Path(folder) / f"targets_{digest.hexdigest()[:12]}"
 
@@ -141,12 +129,10 @@ def default_folder(folder, what):
 class StoredTeacher(torch.nn.Module):
     """A teacher whose targets are read from a store.
 
-    It takes the place of a ``Teacher`` in a stage, with the same attributes and
-    ``targets(batch)``. Its batches have ``targets``, which :meth:`read` returns
-    for each utterance.
-
-    `taps` are the layers wanted, of those in the store. ``errors`` are those of
-    the encoded hidden states by layer and frame weighting.
+    It takes the place of a ``Teacher`` in a stage. Its batches have
+    ``targets``, which :meth:`read` returns for each utterance. `taps` are the
+    layers wanted, of those in the store; ``errors`` are those of the encoded
+    hidden states by layer and frame weighting.
     """
 
     def __init__(self, store, taps=()):
@@ -195,7 +181,7 @@ def fill_store(
     made=None,
     progressbar=True,
 ):
-    """Fill a store with the targets that it lacks.
+    """Fill a store with the targets that it lacks, and return it.
 
     Under DDP all processes call it, and each writes its part. A call after a
     killed one resumes. Random numbers are left as found.
@@ -203,16 +189,17 @@ def fill_store(
     `what` the targets are is from :func:`describe`, `made` is noted beside it.
     The data set, a ``DynamicItemDataset``, provides ``id`` (the key in the
     store), ``sig`` (at the teacher's sample rate) and ``duration`` (seconds).
-    The teacher runs on its device in batches of up to `batch_seconds`, padding
-    included, in ``fp32``, ``fp16`` or ``bf16``. Returns the store.
+    A batch holds up to `batch_seconds`, padding included.
     """
-    extract = _Extractor(batch_seconds, num_workers, precision)
-    with ExitStack() as stack:
-        stack.enter_context(_same_random_numbers(teacher))
-        if if_main_process():
-            stack.enter_context(filling(folder))
+    extract = partial(_extract, data, batch_seconds, num_workers, precision)
+    made = {"precision": precision, **(made or {})}
+    is_main = if_main_process()
+    with (
+        _same_random_numbers(teacher),
+        filling(folder) if is_main else nullcontext(),
+    ):
         processes.run_on_main(
-            _create, [folder, what, teacher, extract, data, made]
+            _create, [folder, what, teacher, extract, data.data_ids, made]
         )
         store = TargetStore(folder)
         check_same(folder, store.what, what)
@@ -228,40 +215,32 @@ def _same_random_numbers(teacher):
     return torch.random.fork_rng([device] if device.type == "cuda" else [])
 
 
-class _Extractor(NamedTuple):
-    """How a teacher runs over a data set."""
+def _extract(
+    data, batch_seconds, num_workers, precision, teacher, keys, done=()
+):
+    """Yield batches, their targets, and masks of the valid frames.
 
-    batch_seconds: float
-    num_workers: int
-    precision: str
-
-    def __call__(self, teacher, data, keys, done=()):
-        """Yield batches, their targets, and masks of the valid frames.
-
-        Batches of utterances that are all done are left out.
-        """
-        part = FilteredSortedDynamicItemDataset(data, keys)
-        part.set_output_keys(["id", "sig"])
-        device = next(teacher.parameters()).device
-        dtype = AMPConfig.from_name(self.precision).dtype
-        for batch in longest_first(
-            part, self.batch_seconds, self.num_workers, done
-        ):
-            with TorchAutocast(device_type=device.type, dtype=dtype):
-                targets = teacher.targets(batch.to(device))
-            mask = frame_mask(targets.lengths, targets.hidden.shape[1])
-            finite = [x.isfinite().all(-1) for x in targets[:2]]
-            finite = (finite[0] & finite[1] | ~mask).all(-1)
-            for key, is_finite in zip(batch.id, finite.tolist(), strict=True):
-                if not is_finite:
-                    raise InputError(
-                        f"utterance {key}: targets of the teacher are not "
-                        "finite"
-                    )
-            yield batch, targets, mask
+    Batches of utterances that are all done are left out.
+    """
+    part = FilteredSortedDynamicItemDataset(data, keys)
+    part.set_output_keys(["id", "sig"])
+    device = next(teacher.parameters()).device
+    dtype = AMPConfig.from_name(precision).dtype
+    for batch in longest_first(part, batch_seconds, num_workers, done):
+        with TorchAutocast(device_type=device.type, dtype=dtype):
+            targets = teacher.targets(batch.to(device))
+        mask = frame_mask(targets.lengths, targets.hidden.shape[1])
+        finite = [x.isfinite().all(-1) for x in targets[:2]]
+        finite = (finite[0] & finite[1] | ~mask).all(-1)
+        for key, is_finite in zip(batch.id, finite.tolist(), strict=True):
+            if not is_finite:
+                raise InputError(
+                    f"utterance {key}: targets of the teacher are not finite"
+                )
+        yield batch, targets, mask
 
 
-def _create(folder, what, teacher, extract, data, made):
+def _create(folder, what, teacher, extract, keys, made):
     """Make the store, if it is new."""
     try:
         read_header(folder)
@@ -270,15 +249,14 @@ def _create(folder, what, teacher, extract, data, made):
         pass
     started = time.monotonic()
     made = {
-        "precision": extract.precision,
         "device": next(teacher.parameters()).device.type,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        **(made or {}),
+        **made,
     }
     codebooks, sizes = {}, what["teacher"]["taps"]
     if sizes:
-        sample = _sample(extract, teacher, data)
+        sample = _sample(extract, teacher, keys)
         made["statistics"] = measure(_states(sample), sizes)
         standardise = Standardiser(made["statistics"], sizes)
         sample = [t._replace(hidden=standardise(t.hidden)) for t in sample]
@@ -297,19 +275,19 @@ def _create(folder, what, teacher, extract, data, made):
     create_store(folder, what, made, codebooks)
 
 
-def _sample(extract, teacher, data):
+def _sample(extract, teacher, keys):
     """Targets of some utterances, on the CPU, in batches."""
     logger.info(
         "The teacher encodes up to %d frames, to measure its hidden states",
         SAMPLE_FRAMES,
     )
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(data), generator=generator).tolist()
+    order = torch.randperm(len(keys), generator=generator).tolist()
     # Few at a time, since only so many frames are wanted.
     found, frames = [], 0
     for begin in range(0, len(order), 64):
-        keys = [data.data_ids[i] for i in order[begin : begin + 64]]
-        for _, targets, mask in extract(teacher, data, keys):
+        few = [keys[i] for i in order[begin : begin + 64]]
+        for _, targets, mask in extract(teacher, few):
             found.append(
                 TeacherTargets(
                     zero_padding(targets.hidden, mask).cpu(),
@@ -341,10 +319,10 @@ def measure_hidden(teacher, data, batch_seconds=60.0, num_workers=0):
     numbers are left as found. Returns the statistics that
     :func:`~tutornet_sb.distillation.standardisation.measure` does.
     """
-    extract = _Extractor(batch_seconds, num_workers, "fp32")
+    extract = partial(_extract, data, batch_seconds, num_workers, "fp32")
     sizes = dict(zip(teacher.taps, teacher.hidden_sizes, strict=True))
     with _same_random_numbers(teacher):
-        return measure(_states(_sample(extract, teacher, data)), sizes)
+        return measure(_states(_sample(extract, teacher, data.data_ids)), sizes)
 
 
 def _errors(codec, sample):
@@ -360,9 +338,8 @@ def _errors(codec, sample):
     for targets in sample:
         share = len(targets.lengths) / utterances
         parts = targets.hidden.split(sizes, dim=-1)
-        for (path, states), exact in zip(
-            codec.states.items(), parts, strict=True
-        ):
+        for path, exact in zip(codec.taps, parts, strict=True):
+            states = codec.states[path]
             decoded = states.decode(states.encode(exact))
             own = targets._replace(hidden=exact)
             for name, loss in losses.items():
@@ -382,11 +359,12 @@ def _fill(store, teacher, extract, data, progressbar):
         teacher.model, store.taps, teacher.vocabulary, standardise
     )
     codec = store.codec.to(next(teacher.parameters()).device)
-    seconds = {key: float(data.data[key]["duration"]) for key in data.data_ids}
     # Of utterances of similar length, each process takes one.
-    keys = sorted(data.data_ids, key=lambda key: (seconds[key], key))
+    keys = sorted(
+        data.data_ids,
+        key=lambda key: (float(data.data[key]["duration"]), key),
+    )
     keys = processes.own_share(keys)
-    hours = sum(seconds[key] for key in keys if key in missing) / 3600
     if if_main_process():
         logger.info(
             "The teacher fills %s: %d of %d utterances are missing",
@@ -394,38 +372,36 @@ def _fill(store, teacher, extract, data, progressbar):
             len(missing),
             len(data),
         )
-    started, done = time.monotonic(), 0.0
-    with ExitStack() as stack:
-        stack.enter_context(signals.finishing())
-        bar = stack.enter_context(
-            tqdm(
-                desc="targets",
-                total=hours,
-                unit="h",
-                disable=None if progressbar and if_main_process() else True,
-                bar_format="{desc}: {percentage:3.0f}%|{bar}| {n:.2f}/"
-                "{total:.2f} hours of audio [{elapsed}<{remaining}]",
-            )
-        )
-        stack.callback(_count_time, store.folder, started)
-        writer = stack.enter_context(writing(store.folder))
-        for batch, targets, mask in extract(teacher, data, keys, store):
+    with (
+        signals.finishing(),
+        tqdm(
+            desc="targets",
+            total=len(missing.intersection(keys)),
+            unit="utt",
+            disable=None if progressbar and if_main_process() else True,
+        ) as bar,
+        _counting_time(store.folder),
+        writing(store.folder) as writer,
+    ):
+        for batch, targets, mask in extract(teacher, keys, store):
             _write(writer, codec, batch, targets, mask, missing)
             if signals.requested():
                 writer.finish()
                 signals.check()
-            new = missing.intersection(batch.id)
-            done += sum(seconds[key] for key in new) / 3600
-            # Sums in another order may end slightly above the total.
-            bar.update(min(done, hours) - bar.n)
+            bar.update(len(missing.intersection(batch.id)))
 
 
-def _count_time(folder, started):
-    """Note the time of a filling, also of one that has been stopped."""
-    if if_main_process():
-        # The writer reports the error of a full disk.
-        with suppress(OSError):
-            add_seconds(folder, time.monotonic() - started)
+@contextmanager
+def _counting_time(folder):
+    """Note the time of a filling, also of one that is stopped."""
+    started = time.monotonic()
+    try:
+        yield
+    finally:
+        if if_main_process():
+            # The writer reports the error of a full disk.
+            with suppress(OSError):
+                add_seconds(folder, time.monotonic() - started)
 
 
 def _write(writer, codec, batch, targets, mask, missing):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import secrets
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy
@@ -44,39 +45,27 @@ def check_same(folder, theirs, ours):
     """
     theirs, ours = json.loads(json.dumps([theirs, ours]))
     has, wants = theirs["teacher"].pop("taps"), ours["teacher"].pop("taps")
-    if any(has.get(path) != size for path, size in wants.items()):
-        _differ(folder, "teacher.taps", has, wants)
     if not wants:
         # The encoding of hidden states does not matter.
         for side in (theirs, ours):
             for key in ("hidden", "code_bytes"):
                 side["encodings"].pop(key, None)
     theirs, ours = flatten(theirs), flatten(ours)
+    if any(has.get(path) != size for path, size in wants.items()):
+        theirs["teacher.taps"], ours["teacher.taps"] = has, wants
     for key in {**ours, **theirs}:
         there, now = theirs.get(key, "nothing"), ours.get(key, "nothing")
-        if there != now:
-            _differ(folder, key, there, now)
-
-
-def _differ(folder, key, there, now):
-    there, now = _shorten(there, now), _shorten(now, there)
-    raise InputError(
-        f"the target store {folder} holds other targets than this run wants: "
-        f"there {key} is {there}, and now it is {now}. Choose another folder, "
-        "or delete that one"
-    )
-
-
-def _shorten(value, other, most=120):
-    """Show a value, or where a long list begins to differ from another."""
-    text = str(value)
-    if len(text) <= most:
-        return text
-    if isinstance(value, list) and isinstance(other, list):
-        pairs = enumerate(zip(value, other, strict=False))
-        at = next((i for i, (a, b) in pairs if a != b), len(other))
-        return f"a list of {len(value)} with {value[at : at + 3]} at {at}"
-    return text[:most] + "..."
+        if there == now:
+            continue
+        if isinstance(there, list) and isinstance(now, list):
+            pairs = enumerate(zip_longest(there, now, fillvalue="nothing"))
+            at, (there, now) = next((i, p) for i, p in pairs if p[0] != p[1])
+            key += f"[{at}]"
+        raise InputError(
+            f"the target store {folder} holds other targets than this run "
+            f"wants: there {key} is {str(there)[:120]}, and now it is "
+            f"{str(now)[:120]}. Choose another folder, or delete that one"
+        )
 
 
 def read_header(folder):
@@ -117,7 +106,6 @@ def _check_header(header):
     def check_whole(name, value, low=1, high=2**20):
         check(name, value, type(value) is int and low <= value <= high)
 
-    _check_depth(header)
     what, made = header["what"], header["made"]
     taps, encodings = what["teacher"]["taps"], what["encodings"]
     check_whole("format", what["format"], 0, 2**31)
@@ -149,15 +137,6 @@ def _check_header(header):
     for path, found in made.get("statistics", {}).items():
         if {*map(len, found.values())} != {taps[path]}:
             raise InputError(f"statistics.{path} are of other dimensions")
-
-
-def _check_depth(tree, most=50):
-    """Raise where a tree is too deep for what compares headers."""
-    if most < 0:
-        raise RecursionError
-    for value in tree.values() if isinstance(tree, dict) else tree:
-        if isinstance(value, (dict, list)):
-            _check_depth(value, most - 1)
 
 
 def make_codec(what, codebooks=None):

@@ -18,6 +18,7 @@ from speechbrain.utils.checkpoints import (
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.distillation.taps import watching
 from tutornet_sb.networks.acoustic_model import OneByOneModel
+from tutornet_sb.networks.weights import fill_weights
 from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.redaction import first_line
 
@@ -31,9 +32,10 @@ class PipelineEncoder(torch.nn.Module):
     """The pipeline of an ``EncoderASR`` up to its CTC head.
 
     SpeechBrain's pipelines go from waveform to log-probabilities at once. The
-    hidden representation is the input of the last linear layer, found by a
-    trial on noise, which also measures the frame period. Padding would change
-    the output, since SpeechBrain's containers drop the lengths.
+    hidden representation is the input of the last linear layer from which the
+    output follows by a softmax. It is found by a trial on noise, which also
+    measures the frame period. Padding would change the output, since
+    SpeechBrain's containers drop the lengths.
 
     The pipeline is called as ``(wavs, wav_lens)``, in evaluation mode.
     """
@@ -47,21 +49,20 @@ class PipelineEncoder(torch.nn.Module):
             if isinstance(layer, torch.nn.Linear)
         }
         generator = torch.Generator().manual_seed(0)
-        shapes = []
-        with torch.no_grad():
-            for samples in PROBE_SAMPLES:
-                wavs = 0.1 * torch.randn(1, samples, generator=generator)
+        frames = []
+        for samples in PROBE_SAMPLES:
+            wavs = 0.1 * torch.randn(1, samples, generator=generator)
+            with torch.no_grad():
                 calls, output = self._run(wavs, linear)
-                shapes.append(tuple(output.shape))
-        if any(len(shape) != 3 for shape in shapes):
-            raise InputError(
-                "the encoder must return (batch, frames, symbols), got "
-                f"{shapes[0]}"
-            )
+            if output.dim() != 3:
+                raise InputError(
+                    "the encoder must return (batch, frames, symbols), got "
+                    f"{tuple(output.shape)}"
+                )
+            frames.append(output.shape[1])
         self.stride = (PROBE_SAMPLES[1] - PROBE_SAMPLES[0]) / (
-            shapes[1][1] - shapes[0][1]
+            frames[1] - frames[0]
         )
-        # The last layer from which the output follows by a softmax
         wanted = torch.log_softmax(output, -1)
         for path, hidden in reversed(calls):
             found = torch.log_softmax(linear[path](hidden), -1)
@@ -70,11 +71,10 @@ class PipelineEncoder(torch.nn.Module):
             ):
                 self._head = path
                 self.output_size = linear[path].in_features
-                break
-        else:
-            raise InputError(
-                "the encoder has no linear layer whose softmax is its output"
-            )
+                return
+        raise InputError(
+            "the encoder has no linear layer whose softmax is its output"
+        )
 
     @property
     def head(self):
@@ -88,11 +88,9 @@ class PipelineEncoder(torch.nn.Module):
         def keep(path, inputs, output):
             calls.append((path, inputs[0]))
 
+        lengths = torch.ones(len(wavs), device=wavs.device)
         with watching(self.pipeline, layers, keep):
-            output = self.pipeline(
-                wavs, torch.ones(len(wavs), device=wavs.device)
-            )
-        return calls, output
+            return calls, self.pipeline(wavs, lengths)
 
     def forward(self, x, lengths):
         """Encode ``(batch, samples)`` without padding.
@@ -109,25 +107,25 @@ def load_encoder_asr(folder):
     from tutornet_sb.networks.huggingface import Waveform
 
     folder = Path(folder)
-    if not (folder / HYPERPARAMS).is_file():
+    file = folder / HYPERPARAMS
+    if not file.is_file():
         raise MissingFileError(f"{folder} has no {HYPERPARAMS}")
     try:
-        with open(folder / HYPERPARAMS, encoding="utf-8") as file:
-            hparams = load_hyperpyyaml(file)
+        with open(file, encoding="utf-8") as text:
+            hparams = load_hyperpyyaml(text)
     # It can raise anything.
     except Exception as error:
         raise InputError(
-            f"{folder / HYPERPARAMS} cannot be loaded "
-            f"({type(error).__name__}: {first_line(error)})"
+            f"{file} cannot be loaded ({type(error).__name__}: "
+            f"{first_line(error)})"
         ) from None
     for key in ("modules", "pretrainer", "tokenizer", "decoding_function"):
         if key not in hparams:
             raise InputError(
-                f"{folder / HYPERPARAMS} has no {key!r}, so it is not that of "
-                "an EncoderASR"
+                f"{file} has no {key!r}, so it is not that of an EncoderASR"
             )
     if "encoder" not in hparams["modules"]:
-        raise InputError(f"{folder / HYPERPARAMS}: modules has no 'encoder'")
+        raise InputError(f"{file}: modules has no 'encoder'")
     pipeline = hparams["modules"]["encoder"].eval()
     _collect(hparams["pretrainer"], pipeline, folder)
 
@@ -151,45 +149,52 @@ def load_encoder_asr(folder):
         raise InputError(f"{folder}: {error}") from None
     sample_rate = hparams.get("sample_rate")
     if sample_rate is None:
-        normalizer = hparams.get("audio_normalizer")
         # EncoderASR's own default
+        normalizer = hparams.get("audio_normalizer")
         sample_rate = getattr(normalizer, "sample_rate", 16000)
     features = Waveform(sample_rate, normalize=False)
     # Its layers may read the padding of a batch.
     model = OneByOneModel(features, encoder, encoder.head)
-    blank_index = _blank_index(hparams, folder) % encoder.head.out_features
+    blank_index = _blank_index(hparams)
+    if blank_index is None:
+        raise InputError(
+            f"{file} names no blank: decoding_function has neither blank_id "
+            "nor blank_index"
+        )
     largest = max(
         pipeline.children(),
         key=lambda part: sum(p.numel() for p in part.parameters()),
     )
-    name = type(largest).__name__
-    return name, model, symbols, blank_index, decode
+    name, outputs = type(largest).__name__, encoder.head.out_features
+    return name, model, symbols, blank_index % outputs, decode
 
 
 def _collect(pretrainer, pipeline, folder):
     """Load the files of a Pretrainer, strictly and from the folder."""
-    for name in pretrainer.loadables:
-        # Paths often begin with a hub id, so without its revision.
-        file = Path(str(pretrainer.paths.get(name, f"{name}.ckpt"))).name
-        if (folder / file).is_file():
-            pretrainer.paths[name] = str(folder / file)
-        elif name not in pretrainer.paths:
-            raise MissingFileError(f"{folder} has no {file}")
     loaded = set()
     for name, thing in pretrainer.loadables.items():
+        # Paths often begin with a hub id, so without its revision.
+        path = Path(str(pretrainer.paths.get(name, f"{name}.ckpt"))).name
+        if (folder / path).is_file():
+            pretrainer.paths[name] = str(folder / path)
+        elif name not in pretrainer.paths:
+            raise MissingFileError(f"{folder} has no {path}")
         if isinstance(thing, torch.nn.Module):
             loaded.update(thing.parameters())
             hook = get_default_hook(thing, DEFAULT_TRANSFER_HOOKS)
             if hook is torch_parameter_transfer:
                 pretrainer.custom_hooks.setdefault(name, _load_strictly)
-    left = {
-        name: parameter
-        for name, parameter in pipeline.named_parameters()
-        if parameter not in loaded
-    }
-    if left:
-        published = _published(pipeline)
-        left = [name for name, p in left.items() if p not in published]
+    left = dict(pipeline.named_parameters())
+    if not loaded.issuperset(left.values()):
+        from speechbrain.integrations.huggingface.huggingface import (
+            HFTransformersInterface,
+        )
+
+        # From the hub, when the pipeline was made
+        for layer in pipeline.modules():
+            if isinstance(layer, HFTransformersInterface):
+                loaded.update(layer.parameters())
+    left = [name for name, p in left.items() if p not in loaded]
     if left:
         raise InputError(
             f"{folder / HYPERPARAMS}: the pretrainer does not load {len(left)} "
@@ -198,20 +203,6 @@ def _collect(pretrainer, pipeline, folder):
     pretrainer.set_collect_in(None)
     pretrainer.collect_files()
     pretrainer.load_collected()
-
-
-def _published(pipeline):
-    """Parameters that were loaded from the hub when the pipeline was made."""
-    from speechbrain.integrations.huggingface.huggingface import (
-        HFTransformersInterface,
-    )
-
-    return {
-        parameter
-        for layer in pipeline.modules()
-        if isinstance(layer, HFTransformersInterface)
-        for parameter in layer.parameters()
-    }
 
 
 def _load_strictly(module, path):
@@ -223,16 +214,10 @@ def _load_strictly(module, path):
             f"{path} cannot be read as model weights "
             f"({type(error).__name__}: {first_line(error)})"
         ) from None
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        faults = " ".join(str(error).split()[:40])
-        raise InputError(
-            f"{path} holds the weights of another network: {faults}"
-        ) from None
+    fill_weights(module, weights, path)
 
 
-def _blank_index(hparams, folder):
+def _blank_index(hparams):
     function = hparams["decoding_function"]
     parameters = inspect.signature(function).parameters
     options = hparams.get("test_beam_search") or {}
@@ -243,7 +228,4 @@ def _blank_index(hparams, folder):
         default = getattr(parameters.get(name), "default", inspect._empty)
         if default is not inspect._empty:
             return default
-    raise InputError(
-        f"{folder / HYPERPARAMS} names no blank: decoding_function has neither "
-        "blank_id nor blank_index"
-    )
+    return None

@@ -31,24 +31,15 @@ _TAG = re.compile(r"<[^<>\s]*>|\[[^\[\]\s]*\]")
 _APOSTROPHES = str.maketrans("\N{RIGHT SINGLE QUOTATION MARK}`", "''")
 
 
-class Hypothesis(NamedTuple):
-    """A teacher's transcript of an utterance, and its confidence, 0 to 1."""
-
-    text: str
-    confidence: float
-
-
 class PseudoLabels(NamedTuple):
     """Transcripts by id to train on, and counts of what was dropped.
 
-    These are utterances below the required confidence, utterances without a
-    word, and characters outside the student's vocabulary.
+    These are utterances below the required confidence, and without a word.
     """
 
     transcripts: dict
     unsure: int
     empty: int
-    left_out: int
 
 
 @torch.no_grad()
@@ -64,7 +55,7 @@ def transcribe(source, wavs, wav_lens):
 
     The source is a ``TeacherSource`` with a CTC head, in evaluation mode; the
     waveforms, ``(batch, samples)``, and their relative lengths are as for its
-    model. Returns a ``Hypothesis`` for each.
+    model. Returns a text and a confidence, 0 to 1, for each.
     """
     _, logits, lengths = source.model(wavs, wav_lens)
     log_probs = torch.log_softmax(logits.float(), dim=-1)
@@ -82,10 +73,8 @@ def transcribe(source, wavs, wav_lens):
             f"the output of {source.source} is not finite for an utterance: "
             "are its weights intact, and is the audio at its sample rate?"
         )
-    return [
-        Hypothesis(source.decode(ids), confidence)
-        for ids, confidence in zip(symbols, confidences, strict=True)
-    ]
+    texts = map(source.decode, symbols)
+    return list(zip(texts, confidences, strict=True))
 
 
 def surprise(log_probs, lengths, symbols, blank_index=0):
@@ -152,17 +141,14 @@ def write_pseudo_labels(
     """Transcribe a data set by a teacher into a CSV file.
 
     The columns are ``ID, confidence, left_out, transcript``; see
-    :func:`transcribe` and :func:`normalise`. Rows are written batch by batch: a
-    call after a killed one resumes, and one for a data set that has grown adds
-    what is new. Beside the file, ``PATH.json`` holds the teacher, the letters
-    and whether the labels are complete.
-
-    For one process: under DDP call it in the main process only.
+    :func:`transcribe` and :func:`normalise`. Rows are written batch by batch,
+    in one process: a call after a killed one resumes, and one for a data set
+    that has grown adds what is new. Beside the file, ``PATH.json`` holds the
+    teacher, the letters (from :func:`letters_of`) and whether the labels are
+    complete. Labels by another teacher or in other letters are an error.
 
     The data set, a ``DynamicItemDataset``, provides ``id``, ``sig`` (at the
-    teacher's sample rate) and ``duration`` (seconds); a batch holds up to
-    `batch_seconds`, padding included. `letters` are from :func:`letters_of`.
-    A file of labels by another teacher or in other letters is an error.
+    teacher's sample rate) and ``duration`` (seconds).
     """
     path = Path(path)
     if source.pieces is None:
@@ -172,9 +158,6 @@ def write_pseudo_labels(
     made = {"teacher": source.source, "letters": "".join(sorted(letters))}
     done = _resume(path, made)
     todo = {key for key in data.data_ids if key not in done}
-    if not todo and path.is_file():
-        write_json(_state(path), made | {"complete": True})
-        return
     logger.info("%s transcribes %d utterances", source.source, len(todo))
     write_json(_state(path), made | {"complete": False})
     everything = FilteredSortedDynamicItemDataset(data, data.data_ids)
@@ -195,14 +178,14 @@ def write_pseudo_labels(
             everything, batch_seconds, num_workers, done
         ):
             found = transcribe(source, *batch.to(device).sig)
-            for key, hypothesis in zip(batch.id, found, strict=True):
+            for key, (text, confidence) in zip(batch.id, found, strict=True):
                 if key not in todo:
                     continue
-                text, lost = normalise(hypothesis.text, letters)
+                text, lost = normalise(text, letters)
                 left_out += lost
                 touched += bool(lost)
-                confidence = f"{hypothesis.confidence:.6f}"
-                writer.writerow([key, confidence, lost.total(), text])
+                row = [key, f"{confidence:.6f}", lost.total(), text]
+                writer.writerow(row)
             file.flush()
             bar.update(len(todo.intersection(batch.id)))
     if left_out:
@@ -223,10 +206,6 @@ def read_pseudo_labels(path, min_confidence=0.0):
     Utterances whose confidence is below `min_confidence`, 0 to 1, are dropped.
     """
     path = Path(path)
-    if not 0 <= min_confidence <= 1:
-        raise InputError(
-            f"min_confidence must be from 0 to 1, got {min_confidence}"
-        )
     state = _state(path)
     if not (
         path.is_file() and state.is_file() and read_json(state)["complete"]
@@ -248,7 +227,6 @@ def read_pseudo_labels(path, min_confidence=0.0):
         transcripts={row["ID"]: row["transcript"] for row in kept},
         unsure=len(rows) - len(sure),
         empty=len(sure) - len(kept),
-        left_out=sum(int(row["left_out"]) for row in kept),
     )
 
 

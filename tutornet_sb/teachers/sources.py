@@ -13,16 +13,19 @@ from huggingface_hub import errors, snapshot_download
 from tutornet_sb.corpora.tokenizer import BLANK, decoder, pieces
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import AcousticModel
-from tutornet_sb.networks.export_folder import EXPORT, SAFETENSORS, load_export
+from tutornet_sb.networks.export_folder import (
+    CONFIG,
+    EXPORT,
+    SAFETENSORS,
+    load_export,
+)
 from tutornet_sb.teachers.encoder_asr import HYPERPARAMS, load_encoder_asr
 from tutornet_sb.util.errors import InputError, MissingFileError
-from tutornet_sb.util.redaction import first_line, hide_secrets
+from tutornet_sb.util.redaction import first_line
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-CONFIG = "config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
-# The format in the config.json of an export, before the version
 # No honest config.json is longer.
 _MOST_BYTES = 2**24
 
@@ -30,26 +33,13 @@ _MOST_BYTES = 2**24
 class TeacherSource(NamedTuple):
     """A teacher's model and its symbols.
 
-    Attributes
-    ----------
-    name : str
-        Network: the student's name of a run or an export, the model type of
-        Hugging Face (``wav2vec2``), or the class of its largest part.
-    source : str
-        Folder, or hub id with its revision.
-    kind : str
-        One of ``KINDS``.
-    model : AcousticModel
-        In evaluation mode. Without a CTC head, its logits have no symbols,
-        ``(batch, frames, 0)``.
-    pieces : list of str or None
-        Symbols by index, None without a CTC head.
-    blank_index : int or None
-        Index of the blank of CTC.
-    decode : Callable or None
-        From a list of symbol indices, repetitions and blanks removed, to text.
-    sample_rate : int
-        Sample rate that the teacher expects (Hz).
+    ``name`` is the network: the student's name of a run or an export, the model
+    type of Hugging Face (``wav2vec2``), or the class of its largest part.
+    ``source`` is a folder, or a hub id with its revision, and ``kind`` one of
+    ``KINDS``. The model is in evaluation mode. ``pieces`` are the symbols by
+    index, ``blank_index`` is that of CTC, and ``decode`` turns symbol indices,
+    repetitions and blanks removed, into text; without a CTC head these three
+    are None, and logits have no symbols, ``(batch, frames, 0)``.
     """
 
     name: str
@@ -59,7 +49,6 @@ class TeacherSource(NamedTuple):
     pieces: list[str] | None
     blank_index: int | None
     decode: Callable[[list[int]], str] | None
-    sample_rate: int
 
     def describe(self):
         """What ``results.json`` holds of a teacher that is no run."""
@@ -87,21 +76,9 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
     if it names other parts than the recipe's networks have: both require
     `trust_remote_code`.
 
-    Arguments
-    ---------
-    source : str or pathlib.Path
-        Folder, or id on the Hugging Face hub (not of a ``run``).
-    revision : str, optional
-        Commit, tag or branch of a hub id. Only a commit never changes.
-    kind : str, optional
-        One of the above; by default, recognised by the files.
-    trust_remote_code : bool
-        Whether code that comes with the model may run.
-
-    Returns
-    -------
-    TeacherSource
-        The teacher, loaded whole: missing and unexpected weights are errors.
+    The source is a folder, or an id on the Hugging Face hub (not of a ``run``)
+    with a revision, of which only a commit never changes. Without `kind`, it is
+    recognised by the files. Missing and unexpected weights are errors.
     """
     source = str(source)
     is_folder = Path(source).is_dir()
@@ -113,13 +90,7 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
         raise MissingFileError(
             f"{source} is neither a folder nor a hub id (owner/name)"
         )
-    if kind is None:
-        kind = recognise(source, revision)
-    if kind not in KINDS:
-        raise InputError(
-            f"no kind of teacher is called {kind!r}; there are "
-            + ", ".join(KINDS)
-        )
+    kind = kind or recognise(source, revision)
     try:
         name, model, symbols, blank_index, decode = KINDS[kind](
             source, revision, trust_remote_code
@@ -145,7 +116,6 @@ def load_teacher(source, revision=None, kind=None, trust_remote_code=False):
         symbols,
         blank_index,
         decode,
-        model.features.sample_rate,
     )
 
 
@@ -166,13 +136,13 @@ def download(source, revision, files=None):
         reason = f"it has no revision {revision}"
     except errors.LocalEntryNotFoundError:
         reason = "the hub cannot be reached, and it is not in the local cache"
+    # The last is a connection that is cut.
     except (
         errors.HfHubHTTPError,
         errors.HFValidationError,
-        # A connection that is cut
         httpx2.HTTPError,
     ) as error:
-        reason = hide_secrets(str(error).strip().partition("\n")[0])
+        reason = first_line(error)
     raise InputError(
         f"there is no folder {source}, and as a hub id it cannot be loaded: "
         + reason
@@ -227,9 +197,6 @@ def recognise(source, revision=None):
     return "ctc" if is_ctc else "encoder"
 
 
-# ------------------------------------------------------------------- own models
-
-
 def _load_run(source, revision, trust_remote_code):
     if not Path(source).is_dir():
         raise InputError(f"a run must be a folder, got {source}")
@@ -245,9 +212,6 @@ def _load_export(source, revision, trust_remote_code):
     return name, model, symbols, blank_index, decoder(symbols)
 
 
-# ------------------------------------------------------------------ SpeechBrain
-
-
 def _load_encoder_asr(source, revision, trust_remote_code):
     if not trust_remote_code:
         raise InputError(
@@ -259,8 +223,7 @@ def _load_encoder_asr(source, revision, trust_remote_code):
     return load_encoder_asr(_folder(source, revision))
 
 
-# ----------------------------------------- transformers, which takes seconds to
-# import, so it is imported where it is needed
+# transformers takes seconds to import, so it is imported where it is needed.
 
 
 def _check_type(source, revision, known):

@@ -23,45 +23,23 @@ class Teacher(torch.nn.Module):
         The trained model. It is frozen in place.
     taps : list of str
         Dotted paths of the layers whose outputs, concatenated along dim, are
-        the hidden representation. Of a tuple, the first tensor is taken; of
-        several calls in one pass, the last. Without any, the hidden
-        representation has dim 0.
-    vocabulary : callable, optional
-        Maps the posteriors, ``(batch, frames, symbols)``, and the valid
-        frames, ``(batch,)``, onto the symbols of the student.
+        the hidden representation, see ``encode_with_taps``.
+    vocabulary : VocabularyMap, optional
+        From the teacher's symbols to those of the student.
     standardise : Standardiser, optional
         Of the hidden states, for representation-level distillation.
 
     Attributes
     ----------
     taps : dict
-        Path -> ``Tap``, in the order given.
-    hidden_sizes : list of int
-        Dimension of each layer.
+        Path -> ``Tap``, in the order given; ``hidden_sizes`` lists their
+        dimensions.
     symbols : int
         Symbols of the targets; 0 for a teacher without a CTC head.
     frame_period : float
         Distance between two frames (seconds).
     errors : dict
         Error of encoded hidden states; none, since they are exact.
-
-    Example
-    -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> from tutornet_sb.networks.recurrent import RecurrentEncoder
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=4, layers=1)
-    >>> head = torch.nn.Linear(encoder.output_size, 29)
-    >>> teacher = Teacher(AcousticModel(LogMelFeatures(), encoder, head))
-    >>> targets = teacher(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> tuple(targets.hidden.shape), tuple(targets.posteriors.shape)
-    ((2, 51, 8), (2, 51, 29))
-    >>> teacher.hidden_sizes, teacher.symbols, teacher.frame_period
-    ([8], 29, 0.02)
-    >>> teacher.train().training
-    False
     """
 
     def __init__(
@@ -78,15 +56,12 @@ class Teacher(torch.nn.Module):
         self.frame_period = model.frame_period
         self.errors = {}
         self.to(next(model.parameters()).device)
-        self.symbols = self._count_symbols()
-
-    def _count_symbols(self):
-        """Symbols of the targets, from half a second of silence."""
-        samples = self.model.features.sample_rate // 2
-        with trying_out(self.model) as device:
+        # From half a second of silence
+        samples = model.features.sample_rate // 2
+        with trying_out(model) as device:
             silence = torch.zeros(1, samples, device=device)
             targets = self(silence, torch.ones(1, device=device))
-        return targets.posteriors.shape[-1]
+        self.symbols = targets.posteriors.shape[-1]
 
     def train(self, mode=True):
         """Stay in evaluation mode, in which batch statistics do not drift."""

@@ -36,7 +36,8 @@ class VocabularyMap(torch.nn.Module):
 
     `targets` are the student's symbol for each of the teacher's, or None for
     one that only the teacher has; `boundary_index` is the student's word
-    boundary, where the teacher's is elsewhere.
+    boundary, where the teacher's is elsewhere. ``lines`` are about what
+    differs, for a person.
     """
 
     def __init__(self, targets, symbols, boundary_index=None):
@@ -48,10 +49,6 @@ class VocabularyMap(torch.nn.Module):
         # Follows from the two vocabularies: no part of a checkpoint.
         self.register_buffer("index", torch.tensor(index), persistent=False)
         self.lines = []
-
-    def describe(self):
-        """Lines about what differs, for a person; none if nothing does."""
-        return list(self.lines)
 
     def forward(self, posteriors, lengths):
         """Map ``(batch, frames, symbols)``, of ``(batch,)`` valid frames.
@@ -111,10 +108,8 @@ def match_vocabulary(
     >>> vocabulary = match_vocabulary(
     ...     ["<pad>", "<s>", "|", "b", "a"], ["<unk>", "▁", "A", "B"]
     ... )
-    >>> print("\n".join(vocabulary.describe()))
+    >>> print("\n".join(vocabulary.lines))
     teacher (5 symbols) -> student (4 symbols)
-    blank: '<pad>' 0 -> '<unk>' 0
-    changed: '|' 2 -> '▁' 1, 'b' 3 -> 'B' 3, 'a' 4 -> 'A' 2
     only in teacher, counted as blank: '<s>'
     word boundary: '▁' before each word instead of '|' after it
     """
@@ -143,8 +138,8 @@ def match_vocabulary(
     targets[teacher_blank] = BLANK
 
     found = set(targets)
-    missing = [i for i in range(len(ours)) if i not in found]
-    unknown = [ours[i] for i in missing if ours[i] not in set(unused)]
+    missing = [piece for i, piece in enumerate(ours) if i not in found]
+    unknown = [piece for piece in missing if piece not in set(unused)]
     if unknown:
         raise VocabularyError(
             f"{len(unknown)} of the {len(ours)} symbols of {student_name} are "
@@ -162,8 +157,16 @@ def match_vocabulary(
     vocabulary.lines = [
         f"{teacher_name} ({len(theirs)} symbols) -> "
         f"{student_name} ({len(ours)} symbols)",
-        *_differences(theirs, ours, targets, teacher_blank),
     ]
+    own = [p for p, t in zip(theirs, targets, strict=True) if t is None]
+    if own:
+        vocabulary.lines.append(
+            f"only in teacher, counted as blank: {_list(own)}"
+        )
+    if missing:
+        vocabulary.lines.append(
+            f"not in teacher, probability 0: {_list(missing)}"
+        )
     if boundary is not None:
         vocabulary.lines.append(
             f"word boundary: {_BOUNDARY!r} before each word instead of "
@@ -179,28 +182,6 @@ def _normal_form(piece):
     return unicodedata.normalize("NFC", piece.translate(_SPACES)).lower()
 
 
-def _differences(theirs, ours, targets, blank):
-    """Lines about what is not the same."""
-    changed = {
-        i: f"{piece!r} {i} -> {ours[target]!r} {target}"
-        for i, (piece, target) in enumerate(zip(theirs, targets, strict=True))
-        if target is not None and (i, piece) != (target, ours[target])
-    }
-    own = [p for p, t in zip(theirs, targets, strict=True) if t is None]
-    never = [p for i, p in enumerate(ours) if i not in targets]
-    lines = []
-    if blank in changed:
-        lines.append(f"blank: {changed.pop(blank)}")
-    if changed:
-        lines.append(f"changed: {_list(changed.values(), str)}")
-    if own:
-        lines.append(f"only in teacher, counted as blank: {_list(own)}")
-    if never:
-        lines.append(f"not in teacher, probability 0: {_list(never)}")
-    return lines
-
-
-def _list(items, write=repr, most=40):
-    items = list(items)
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(map(write, items[:most])) + more
+def _list(pieces, most=40):
+    more = f" and {len(pieces) - most} more" if len(pieces) > most else ""
+    return ", ".join(map(repr, pieces[:most])) + more

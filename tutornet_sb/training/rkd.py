@@ -38,7 +38,7 @@ class RKDBrain(StageBrain):
     No transcript is used. The head of the student is not trained here; the
     projectors are trained with the student and dropped after the stage.
 
-    ``modules`` holds ``teacher`` and ``projector`` (from ``make_projectors``)
+    ``modules`` holds ``teacher`` and ``projector`` (from ``Projectors``)
     besides ``student``; ``hparams`` holds ``representation_loss`` and ``delay``
     (seconds).
     """

@@ -194,7 +194,7 @@ def match_symbols(experiment):
             teacher_name=f"teacher {source.source}",
             student_name=f"corpus {experiment.settings['corpus']['name']}",
         )
-        for line in vocabulary.describe():
+        for line in vocabulary.lines:
             logger.info("Vocabulary: %s", line)
     except VocabularyError as error:
         if experiment.needs("posteriors"):

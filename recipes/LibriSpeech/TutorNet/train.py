@@ -30,7 +30,7 @@ from speechbrain.utils.train_logger import FileTrainLogger
 
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.distillation.intermediate import IntermediateHeads
-from tutornet_sb.distillation.pairs import make_projectors
+from tutornet_sb.distillation.pairs import Projectors
 from tutornet_sb.experiments.compare import short_table
 from tutornet_sb.networks import runs
 from tutornet_sb.training import folder
@@ -115,7 +115,7 @@ def train_stage(stage, epochs, experiment, run_opts):
     )
     modules = {"student": student}
     if stage.teacher == "hidden":
-        modules["projector"] = make_projectors(
+        modules["projector"] = Projectors(
             settings["projector"], experiment.pairs, teacher, student
         )
     elif settings["intermediate"]:
