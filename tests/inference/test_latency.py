@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.decoders.ctc import ctc_greedy_decode
 
+from tutornet_sb.inference import latency
 from tutornet_sb.inference.latency import (
     align_symbols,
     emission_latency,
@@ -135,7 +136,7 @@ def test_alignments_are_the_best_of_all_paths(frames, symbols, seed):
         )
 
 
-def test_ends_of_tones_with_gaps():
+def test_ends_of_tones_with_gaps(monkeypatch):
     # Spikes lie early in a tone, as those of CTC do, and the last one of a
     # word well before its end.
     spans = [(0.2, 0.5), (0.75, 1.0), (1.08, 1.4)]
@@ -147,7 +148,8 @@ def test_ends_of_tones_with_gaps():
     ends = word_ends(model, [batch], PIECES)
     assert ends["long"] == pytest.approx([0.5, 1.0, 1.4], abs=0.0101)
     assert ends["short"] == pytest.approx([0.3], abs=0.0101)
-    ends = word_ends(model, [batch], PIECES, shortest_pause=0.1)
+    monkeypatch.setattr(latency, "_PAUSE", 0.1)
+    ends = word_ends(model, [batch], PIECES)
     # The gap of 80 ms counts no more: then the next word's first symbol.
     assert ends["long"] == pytest.approx([0.5, 1.1, 1.4], abs=0.0101)
 
@@ -179,14 +181,15 @@ def test_alignment_is_to_the_transcript_not_to_the_greedy_path():
     assert ends["x"] == pytest.approx([0.4, 0.9], abs=0.0101)
 
 
-def test_threshold_is_below_the_loud_frames():
+def test_threshold_is_below_the_loud_frames(monkeypatch):
     wav = tones([(0.1, 0.3)], 0.6)
     tail = slice(round(0.3 * RATE), round(0.4 * RATE))
     wav[tail] += 0.1 * 0.3 * torch.sin(torch.arange(round(0.1 * RATE)) * 0.1)
     model = Scripted([path({6: "A"}, 31)])
     batch = batch_of([("x", wav, "A")])
     for threshold, end in ((30.0, 0.4), (15.0, 0.3)):
-        ends = word_ends(model, [batch], PIECES, threshold=threshold)
+        monkeypatch.setattr(latency, "_THRESHOLD", threshold)
+        ends = word_ends(model, [batch], PIECES)
         assert ends["x"] == pytest.approx([end], abs=0.0101)
 
 

@@ -238,7 +238,7 @@ def test_a_model_that_cannot_stream_is_refused_with_the_reason():
         assert not can_stream(model)
 
     assert_refused(
-        "^features: .*whole utterance.*`causal: true`",
+        "^features: LogMelFeatures cannot stream.*`causal: true`",
         features=LogMelFeatures(N_MELS),
     )
     assert_refused(
@@ -246,7 +246,7 @@ def test_a_model_that_cannot_stream_is_refused_with_the_reason():
         features=Waveform(),
     )
     assert_refused(
-        "^encoder: bidirectional.*`directions: 1`",
+        "^encoder: RecurrentEncoder cannot stream.*`directions: 1`",
         encoder=RecurrentEncoder(N_MELS, 6, 7, layers=1),
     )
     assert_refused(

@@ -284,7 +284,7 @@ def make_norm(shape, affine, momentum):
 def normalise_share(cases):
     found = []
     for shape, affine, momentum in cases:
-        norm = CpuSyncBatchNorm.like(make_norm(shape, affine, momentum))
+        norm = CpuSyncBatchNorm(make_norm(shape, affine, momentum))
         part = make_inputs(shape)[processes.rank()]
         found.append(normalise(norm, [part]))
     return found

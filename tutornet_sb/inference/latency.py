@@ -10,10 +10,12 @@ import torch
 from torchaudio.functional import forced_align
 
 from tutornet_sb.corpora.tokenizer import split_words
+from tutornet_sb.networks.acoustic_model import valid_counts
 from tutornet_sb.util.errors import InputError
 
-# Energy is measured over frames of this length (seconds).
-_ENERGY_FRAME = 0.01
+# Energy is measured over frames of this length (seconds); those so far below
+# the loud ones (dB) are silence, which is a pause from a length on (seconds).
+_ENERGY_FRAME, _THRESHOLD, _PAUSE = 0.01, 30.0, 0.06
 
 
 def symbol_runs(path, blank_index=0):
@@ -37,10 +39,6 @@ def align_symbols(log_probs, symbols, blank_index=0):
     """First and last frame of each symbol on CTC's most probable path.
 
     Of log-probabilities ``(frames, symbols)``; None if frames are too few.
-
-    >>> probs = torch.tensor([[0.2, 0.8], [0.9, 0.1], [0.4, 0.6]])
-    >>> align_symbols(probs.log(), [1, 1])
-    [(0, 0), (2, 2)]
     """
     repeated = sum(a == b for a, b in zip(symbols, symbols[1:], strict=False))
     if len(symbols) + repeated > len(log_probs):
@@ -57,79 +55,75 @@ def align_symbols(log_probs, symbols, blank_index=0):
     ]
 
 
+def _encode(model, batches):
+    """Yield index in the batch, id, words, batch and logits of utterances."""
+    device = next(model.parameters()).device
+    for batch in batches:
+        wavs, wav_lens = batch.sig
+        _, logits, lengths = model(wavs.to(device), wav_lens.to(device))
+        for i, (key, text) in enumerate(zip(batch.id, batch.wrd, strict=True)):
+            yield i, key, text.split(), batch, logits[i, : lengths[i]]
+
+
 @torch.no_grad()
-def word_ends(
-    model, batches, pieces, blank_index=0, threshold=30.0, shortest_pause=0.06
-):
+def word_ends(model, batches, pieces, blank_index=0):
     """Estimate when the words of transcribed utterances end (seconds).
 
     A model that receives the whole utterance (as the teacher) is aligned to the
     transcript. Its spike for a word's last symbol precedes the word's end,
     which lies between there and the first symbol of the next word: at the start
-    of the last pause between the two, if one of at least ``shortest_pause``
-    seconds (shorter silence may be the closure of a stop), else at that symbol.
-    The last word ends with the last frame of speech; if that is the last of the
+    of the last pause between the two, if one of at least ``_PAUSE`` seconds
+    (shorter silence may be the closure of a stop), else at that symbol. The
+    last word ends with the last frame of speech; if that is the last of the
     recording, its end is unknown. Compare latencies by the same word ends only.
 
     Batches have ``id``, ``sig``, ``wrd`` and ``tokens`` (symbols of the model).
-    Frames of 10 ms ``threshold`` dB below the loud ones are silence. Returned
-    are, by utterance id, the end of each word of ``wrd``, None where unknown:
-    all, if the tokens do not spell the transcript or frames are too few.
+    Returned are, by utterance id, the end of each word of ``wrd``, None where
+    unknown: all, if the tokens do not spell the transcript or frames are too
+    few.
     """
-    device = next(model.parameters()).device
-    sample_rate = model.features.sample_rate
     ends = {}
-    for batch in batches:
-        wavs, wav_lens = batch.sig
-        tokens, token_lens = batch.tokens
-        encoding = model(wavs.to(device), wav_lens.to(device))
-        log_probs = torch.log_softmax(encoding.logits.float(), dim=-1).cpu()
-        wavs, tokens = wavs.cpu(), tokens.cpu()
-        samples = (wav_lens * wavs.shape[1]).round().long()
-        counts = (token_lens * tokens.shape[1]).round().long()
-        for i, (key, text) in enumerate(zip(batch.id, batch.wrd, strict=True)):
-            starts = _align(
-                log_probs[i, : encoding.lengths[i]],
-                tokens[i, : counts[i]],
-                text.split(),
-                pieces,
-                blank_index,
-            )
-            if starts is None:
-                ends[key] = [None] * len(text.split())
-                continue
+    for i, key, words, batch, logits in _encode(model, batches):
+        wav, tokens = (
+            padded[i, : valid_counts(padded, lengths)[i]].cpu()
+            for padded, lengths in (batch.sig, batch.tokens)
+        )
+        log_probs = logits.float().log_softmax(-1).cpu()
+        starts = _align(log_probs, tokens.tolist(), words, pieces, blank_index)
+        ends[key] = [None] * len(words)
+        if starts is not None:
+            period = model.frame_period
             ends[key] = _find_ends(
-                [[s * model.frame_period for s in word] for word in starts],
-                _is_speech(wavs[i, : samples[i]], sample_rate, threshold),
-                round(shortest_pause / _ENERGY_FRAME),
+                [[frame * period for frame in word] for word in starts],
+                _is_speech(wav, model.features.sample_rate),
             )
     return ends
 
 
 def _align(log_probs, tokens, words, pieces, blank_index):
     """First and last symbol's frame of each word, or None."""
-    spelled = split_words(tokens.tolist(), pieces)
+    spelled = split_words(tokens, pieces)
     if [word for word, _, _ in spelled] != words:
         return None
-    frames = align_symbols(log_probs, tokens.tolist(), blank_index)
+    frames = align_symbols(log_probs, tokens, blank_index)
     if frames is None:
         return None
     return [(frames[first][0], frames[last][0]) for _, first, last in spelled]
 
 
-def _is_speech(wav, sample_rate, threshold):
+def _is_speech(wav, sample_rate):
     """Which frames of 10 ms are loud, ``(frames,)``."""
     size = round(_ENERGY_FRAME * sample_rate)
     frames = wav[: len(wav) // size * size].view(-1, size)
     power = frames.double().square().mean(1).numpy()
     if not len(power):
         return np.zeros(0, dtype=bool)
-    return power > np.percentile(power, 95) / 10 ** (threshold / 10)
+    return power > np.percentile(power, 95) / 10 ** (_THRESHOLD / 10)
 
 
-def _find_ends(words, speech, shortest_pause):
+def _find_ends(words, speech):
     """Ends of words (seconds) from their first and last symbol's times."""
-    ends = []
+    ends, shortest_pause = [], round(_PAUSE / _ENERGY_FRAME)
     for (_, last), (following, _) in zip(words, words[1:], strict=False):
         between = range(
             min(round(last / _ENERGY_FRAME), len(speech)),
@@ -163,34 +157,26 @@ def emission_latency(
     Returns ``mean``, ``median`` and ``p95`` (None if no word counts), ``words``
     (that count), ``hits`` and ``reference_words``.
     """
-    device = next(model.parameters()).device
     latencies, hits, reference_words = [], 0, 0
-    for batch in batches:
-        wavs, wav_lens = batch.sig
-        _, logits, lengths = model(wavs.to(device), wav_lens.to(device))
-        best = logits.argmax(-1)
-        for i, (key, text) in enumerate(zip(batch.id, batch.wrd, strict=True)):
-            reference = text.split()
-            if len(ends.get(key, ())) != len(reference):
-                raise InputError(
-                    f"{key}: word ends must be as many as its "
-                    f"{len(reference)} words, got {len(ends.get(key, ()))}"
-                )
-            runs = symbol_runs(best[i, : lengths[i]], blank_index)
-            written = split_words([symbol for symbol, _, _ in runs], pieces)
-            reference_words += len(reference)
-            for theirs, ours in _hits(reference, [w for w, _, _ in written]):
-                hits += 1
-                if ends[key][theirs] is not None:
-                    _, frame, _ = runs[written[ours][2]]
-                    time = frame * model.frame_period + look_ahead
-                    latencies.append(1000 * (time - ends[key][theirs]))
-    figures = dict.fromkeys(("mean", "median", "p95"))
-    if latencies:
-        figures["mean"] = float(np.mean(latencies))
-        figures["median"] = float(np.median(latencies))
-        figures["p95"] = float(np.percentile(latencies, 95))
-    return figures | {
+    for _, key, reference, _, logits in _encode(model, batches):
+        if len(ends.get(key, ())) != len(reference):
+            raise InputError(
+                f"{key}: word ends must be as many as its {len(reference)} "
+                f"words, got {len(ends.get(key, ()))}"
+            )
+        runs = symbol_runs(logits.argmax(-1), blank_index)
+        written = split_words([symbol for symbol, _, _ in runs], pieces)
+        reference_words += len(reference)
+        for theirs, ours in _hits(reference, [word for word, _, _ in written]):
+            hits += 1
+            if ends[key][theirs] is not None:
+                _, frame, _ = runs[written[ours][2]]
+                time = frame * model.frame_period + look_ahead
+                latencies.append(1000 * (time - ends[key][theirs]))
+    return {
+        "mean": float(np.mean(latencies)) if latencies else None,
+        "median": float(np.median(latencies)) if latencies else None,
+        "p95": float(np.percentile(latencies, 95)) if latencies else None,
         "words": len(latencies),
         "hits": hits,
         "reference_words": reference_words,

@@ -28,30 +28,12 @@ ONNX_FILE = "model.onnx"
 class Recogniser(NamedTuple):
     """A CTC model, whatever runs it, and what its symbols mean.
 
-    Attributes
-    ----------
-    name : str
-        Folder or file, or hub id with its revision.
-    kind : str
-        ``run``, ``export``, ``onnx``, ``encoder_asr`` or ``ctc``.
-    sample_rate : int
-        Sample rate that it expects (Hz).
-    frame_period : float
-        Distance between two frames (seconds).
-    pieces : list of str
-        Symbols by index.
-    blank_index : int
-        The blank of CTC.
-    decode : Callable
-        From a list of symbol indices, repetitions and blanks removed, to text.
-    encode : Callable
-        From waveforms, ``(batch, samples)``, and their valid samples,
-        ``(batch,)``, to log-probabilities, ``(batch, frames, symbols)``, and
-        their valid frames, ``(batch,)``, on the CPU.
-    max_seconds : float
-        The longest waveform that can be encoded (seconds).
-    model : AcousticModel or None
-        In evaluation mode; None for ``onnx``.
+    ``kind`` is one of those of :func:`load_recogniser`, ``decode`` makes text
+    of a list of symbol indices, repetitions and blanks removed, and ``encode``,
+    of waveforms ``(batch, samples)`` and their valid samples ``(batch,)``,
+    log-probabilities ``(batch, frames, symbols)`` and their valid frames
+    ``(batch,)``, on the CPU, up to ``max_seconds`` long. The model is in
+    evaluation mode, and None for ``onnx``.
     """
 
     name: str
@@ -84,26 +66,9 @@ def load_recogniser(
     - ``ctc``: folder or hub id of a ``Wav2Vec2ForCTC``, ``HubertForCTC`` or
       ``WavLMForCTC`` of transformers.
 
-    Arguments
-    ---------
-    source : str or pathlib.Path
-        Folder, file or hub id.
-    revision : str, optional
-        Commit, tag or branch of a hub id. Only a commit pins the model.
-    trust_remote_code : bool
-        Whether code of an ``encoder_asr`` or a ``run`` may be run.
-    device : str
-        ``cpu`` or ``cuda``.
-
-    Returns
-    -------
-    Recogniser
-        It has encoded a second of noise.
-
-    Raises
-    ------
-    InputError
-        If it is missing, none of these or damaged, or its parts do not fit.
+    A ``revision`` is a commit, tag or branch of a hub id. Returns a Recogniser
+    that has encoded a second of noise; raises an InputError if the model is
+    missing, none of these or damaged, or its parts do not fit.
     """
     source, path = str(source), Path(source)
     is_local = path.exists()
@@ -133,14 +98,24 @@ def load_recogniser(
     if path.is_file():
         recogniser = _load_onnx(path, device)
     elif not is_run and is_export(path):
-        model, pieces, blank_index = load_export(path, name)
+        model, *symbols = load_export(path, name)
         recogniser = _by_model(
-            name, "export", model, device, pieces, blank_index, decoder(pieces)
+            name, "export", model, device, *symbols, decoder(symbols[0])
         )
     elif not is_run and (file := _find_onnx(path)):
         recogniser = _load_onnx(file, device)
     else:
-        recogniser = _load_teacher(source, revision, trust_remote_code, device)
+        teacher = sources.load_teacher(
+            source, revision, trust_remote_code=trust_remote_code
+        )
+        if teacher.pieces is None:
+            raise InputError(
+                f"{teacher.source} has no CTC head and cannot transcribe"
+            )
+        symbols = teacher.pieces, teacher.blank_index, teacher.decode
+        recogniser = _by_model(
+            teacher.source, teacher.kind, teacher.model, device, *symbols
+        )
     _try_out(recogniser)
     return recogniser
 
@@ -165,39 +140,12 @@ def _by_model(name, kind, model, device, pieces, blank_index, decode):
         _, logits, frames = model(wavs.to(device), relative)
         return logits.float().log_softmax(dim=-1).cpu(), frames.cpu()
 
+    rate, period = model.features.sample_rate, model.frame_period
     # Of networks that have a table of positions
-    most_frames = getattr(model.encoder, "max_length", math.inf)
+    longest = period * getattr(model.encoder, "max_length", math.inf)
+    symbols = pieces, blank_index, decode
     return Recogniser(
-        name,
-        kind,
-        model.features.sample_rate,
-        model.frame_period,
-        pieces,
-        blank_index,
-        decode,
-        encode,
-        most_frames * model.frame_period,
-        model,
-    )
-
-
-def _load_teacher(source, revision, trust_remote_code, device):
-    """Runs, and whatever else can be a teacher with a CTC head."""
-    teacher = sources.load_teacher(
-        source, revision, trust_remote_code=trust_remote_code
-    )
-    if teacher.pieces is None:
-        raise InputError(
-            f"{teacher.source} has no CTC head and cannot transcribe"
-        )
-    return _by_model(
-        teacher.source,
-        teacher.kind,
-        teacher.model,
-        device,
-        teacher.pieces,
-        teacher.blank_index,
-        teacher.decode,
+        name, kind, rate, period, *symbols, encode, longest, model
     )
 
 
@@ -227,13 +175,13 @@ def _load_onnx(path, device):
         raise InputError(
             f"{path} is damaged: 'frame_period' is {str(period)[:80]}"
         )
-    inputs = {value.name for value in model.session.get_inputs()}
-    outputs = {value.name for value in model.session.get_outputs()}
-    if inputs != {"wavs", "lengths"} or not {"log_probs", "frames"} <= outputs:
+    session = model.session
+    inputs = sorted(value.name for value in session.get_inputs())
+    outputs = {value.name for value in session.get_outputs()}
+    if inputs != ["lengths", "wavs"] or not {"log_probs", "frames"} <= outputs:
         raise InputError(
             f"{path} must have the inputs wavs and lengths and the outputs "
-            f"log_probs and frames, got {', '.join(sorted(inputs))} and "
-            + ", ".join(sorted(outputs))
+            f"log_probs and frames, got {inputs} and {sorted(outputs)}"
         )
 
     def encode(wavs, lengths):
@@ -246,15 +194,9 @@ def _load_onnx(path, device):
             ) from None
         return tuple(map(torch.from_numpy, found))
 
+    symbols = model.symbols, model.blank_index, decoder(model.symbols)
     return Recogniser(
-        str(path),
-        "onnx",
-        model.sample_rate,
-        float(period),
-        model.symbols,
-        model.blank_index,
-        decoder(model.symbols),
-        encode,
+        str(path), "onnx", model.sample_rate, float(period), *symbols, encode
     )
 
 
@@ -262,28 +204,26 @@ def _try_out(recogniser):
     """Refuse a model whose parts do not fit each other."""
     generator = torch.Generator().manual_seed(0)
     wavs = 0.1 * torch.randn(1, recogniser.sample_rate, generator=generator)
+    lengths = torch.tensor([wavs.shape[1]])
     try:
-        log_probs, frames = recogniser.encode(
-            wavs, torch.tensor([wavs.shape[1]])
-        )
+        log_probs, frames = recogniser.encode(wavs, lengths)
     except (RuntimeError, ValueError, IndexError) as error:
         raise InputError(
             f"{recogniser.name} cannot encode a second of noise: "
             + first_line(error)
         ) from None
-    symbols = len(recogniser.pieces)
+    name, symbols = recogniser.name, len(recogniser.pieces)
     if log_probs.ndim != 3 or log_probs.shape[::2] != (1, symbols):
         raise InputError(
-            f"{recogniser.name}: output must be (batch, frames, symbols) for "
-            f"its {symbols} symbols, got {tuple(log_probs.shape)}"
+            f"{name}: output must be (batch, frames, symbols) for its "
+            f"{symbols} symbols, got {tuple(log_probs.shape)}"
         )
     if frames.shape != (1,) or not 0 <= frames[0] <= log_probs.shape[1]:
         raise InputError(
-            f"{recogniser.name}: valid frames must be among its "
-            f"{log_probs.shape[1]} frames, got {frames.tolist()}"
+            f"{name}: valid frames must be among its {log_probs.shape[1]} "
+            f"frames, got {frames.tolist()}"
         )
     if not log_probs[:, : frames[0]].isfinite().all():
         raise InputError(
-            f"the output of {recogniser.name} is not finite: are its weights "
-            "sound?"
+            f"the output of {name} is not finite: are its weights sound?"
         )

@@ -38,15 +38,9 @@ MOST_SAMPLES = 2**36
 class OnnxModel:
     """A model from waveform to log-probabilities, with its symbols.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        ONNX file by ``tutornet export --onnx``; its metadata become
-        ``about`` and attributes. Other files raise ``ValueError``.
-    threads : int
-        Threads of onnxruntime; 0 for as many as there are cores.
-    provider : str
-        Execution provider of onnxruntime.
+    ``path`` is a file by ``tutornet export --onnx``, whose metadata become
+    ``about`` and attributes; others raise ``ValueError``. 0 ``threads`` of
+    onnxruntime are as many as there are cores.
     """
 
     def __init__(self, path, threads=0, provider="CPUExecutionProvider"):
@@ -81,10 +75,9 @@ class OnnxModel:
                 f"{path} is of format {self.about.get('format')!r}, and this "
                 f"version reads {FORMAT!r}: export the run again"
             )
-        missing = [name for name in ABOUT if name not in self.about]
-        if missing:
-            raise ValueError(f"{path} is damaged: it lacks {missing[0]!r}")
         for name in ABOUT:
+            if name not in self.about:
+                raise ValueError(f"{path} is damaged: it lacks {name!r}")
             setattr(self, name, self.about[name])
 
     def encode(self, wavs, lengths):
@@ -102,12 +95,8 @@ class OnnxModel:
             },
         )
 
-    def decode(self, log_probs):
-        """Greedy transcript of one utterance, ``(frames, symbols)``."""
-        return self._spell(log_probs.argmax(-1))
-
-    def _spell(self, best):
-        """Turn the best symbol of each frame into text."""
+    def decode(self, best):
+        """Greedy transcript by the best symbol of each frame."""
         starts = np.append(True, best[1:] != best[:-1])
         kept = best[starts & (best != self.blank_index)]
         text = "".join(self.symbols[i] for i in kept)
@@ -123,22 +112,18 @@ class OnnxModel:
         Beyond ``WINDOW`` seconds it is encoded in overlapping windows, which
         are joined in a pause within the middle half of what they share.
         """
-        # In whole frames, so that the frames of all windows are in step
-        frames = math.floor(WINDOW / self.frame_period)
-        hop = frames - round(OVERLAP * frames)
-        size, hop_samples = (
-            round(count * self.frame_period * self.sample_rate)
-            for count in (frames, hop)
+        size, step, hop = plan_windows(
+            WINDOW, self.frame_period, self.sample_rate
         )
         joiner = Joiner(hop, lambda best: best == self.blank_index)
         done = []
-        for wav, _ in windows(blocks, size, hop_samples):
+        for wav, _ in windows(blocks, size, step):
             log_probs, count = self.encode(wav[None], [len(wav)])
             log_probs = log_probs[0, : count[0]]
             if not np.isfinite(log_probs).all():
                 raise ValueError("the model's output is not finite for it")
             done.append(joiner.accept(log_probs.argmax(-1)))
-        return self._spell(np.concatenate([*done, joiner.pending]))
+        return self.decode(np.concatenate([*done, joiner.pending]))
 
 
 class Joiner:
@@ -187,6 +172,17 @@ def find_pause(is_blank):
     return int(starts[longest] + ends[longest]) // 2
 
 
+def plan_windows(seconds, frame_period, sample_rate):
+    """Samples of a window and of a step to the next one, and frames of a step.
+
+    These are whole frames, so that the frames of all windows are in step.
+    """
+    frames = max(4, math.floor(seconds / frame_period))
+    hop = frames - max(2, round(OVERLAP * frames))
+    size, step = (round(n * frame_period * sample_rate) for n in (frames, hop))
+    return size, step, hop
+
+
 def windows(blocks, size, hop):
     """Overlapping windows of a waveform, and whether each is the last."""
     held = np.zeros(0, np.float32)
@@ -201,18 +197,9 @@ def windows(blocks, size, hop):
 def resample(blocks, ratio, zeros=6, rolloff=0.99):
     """Resample a waveform that comes in blocks, ``(samples,)`` each.
 
-    By Hann-windowed sinc functions, as ``torchaudio.transforms.Resample``.
-
-    Arguments
-    ---------
-    blocks : iterable of numpy.ndarray
-        The waveform.
-    ratio : fractions.Fraction
-        Its sample rate over the new one.
-    zeros : int
-        Zero crossings of the filters to each side.
-    rolloff : float
-        Cut-off frequency as a part of the lower Nyquist frequency.
+    By Hann-windowed sinc functions, as ``torchaudio.transforms.Resample``, with
+    so many zero crossings to each side. The ratio is its sample rate over the
+    new one, a fraction, and the rolloff that of the lower Nyquist frequency.
     """
     if ratio == 1:
         yield from blocks

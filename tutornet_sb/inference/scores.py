@@ -97,25 +97,21 @@ def real_time_factor(model, wavs, sample_rate, blank_index=0):
     """Seconds of computation for a second of audio, one utterance at a time.
 
     From waveform, ``(samples,)``, to greedy transcript, after two utterances to
-    warm up. The fastest of three passes counts for each utterance, to leave out
-    disturbances by other processes.
+    warm up. The fastest of three passes counts for each utterance.
     """
     device = next(model.parameters()).device
     whole = torch.ones(1, device=device)
 
-    def transcribe(wav):
+    def seconds_of(wav):
+        started = time.perf_counter()
         encoding = model(wav.unsqueeze(0).to(device), whole)
         # Decoding reads the result, so the device has finished by then.
         greedy_decode(encoding.logits, encoding.lengths, blank_index)
-
-    def time_of(wav):
-        started = time.perf_counter()
-        transcribe(wav)
         return time.perf_counter() - started
 
     for wav in wavs[:2]:
-        transcribe(wav)
+        seconds_of(wav)
     # Whole passes, since a disturbance may last for some utterances
-    passes = [[time_of(wav) for wav in wavs] for _ in range(3)]
+    passes = [[seconds_of(wav) for wav in wavs] for _ in range(3)]
     seconds = sum(map(min, zip(*passes, strict=True)))
     return seconds / (sum(len(wav) for wav in wavs) / sample_rate)

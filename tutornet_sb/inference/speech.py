@@ -49,9 +49,8 @@ def find_speech(run, data, results, model, needed):
     ``results`` has ``splits``. If there is none, it is None, or an
     ``InputError`` if it is named or needed.
     """
-    scored = results["splits"]
-    valid = [split for split in scored if split.startswith("dev")]
-    test = [split for split in scored if split not in valid]
+    valid = [name for name in results["splits"] if name.startswith("dev")]
+    test = [name for name in results["splits"] if name not in valid]
     if not (valid and test):
         if needed:
             raise InputError(
@@ -60,7 +59,7 @@ def find_speech(run, data, results, model, needed):
             )
         return None
     splits, rate = [valid[0], test[0]], model.features.sample_rate
-    tables = known_tables(run)
+    tables = _known_tables(run)
     if tables:
         files = [tables[split] for split in splits]
         if data is not None:
@@ -101,7 +100,7 @@ def _read_split(manifest, root, rate):
 
 def known_data(run):
     """Folders (or tables) where a run found its corpus; no code is run."""
-    tables = known_tables(run)
+    tables = _known_tables(run)
     if tables:
         return list(tables.values())
     content = read_hyperparams(run)
@@ -113,7 +112,7 @@ def known_data(run):
     return list(dict.fromkeys(place / folder for place in places))
 
 
-def known_tables(run):
+def _known_tables(run):
     """Tables of a run's corpus by split, empty if the corpus is a folder."""
     content = read_hyperparams(run)
     recipe = str(content.get("recipe_folder") or ".")

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,15 +17,15 @@ from tutornet_sb.corpora.tokenizer import split_words, tidy
 from tutornet_sb.inference import runner
 from tutornet_sb.inference.latency import align_symbols, symbol_runs
 from tutornet_sb.inference.runner import (
-    OVERLAP,
     WINDOW,
     Joiner,
     find_pause,
+    plan_windows,
     windows,
 )
 from tutornet_sb.networks.streaming import Stream, can_stream, check_streamable
 from tutornet_sb.teachers.pseudo_labels import mean_probability, surprise
-from tutornet_sb.util.errors import InputError, MissingFileError
+from tutornet_sb.util.errors import InputError, MissingFileError, one_line
 
 # What is decoded in one piece (seconds), more than a window
 _SEGMENT = 60.0
@@ -37,10 +38,10 @@ _CHUNKS = 0.2, 10.0
 class Word(NamedTuple):
     """A recognised word, its times (seconds) and its confidence.
 
-    It starts with the frame of its first symbol and ends with that of its last
-    one in the alignment. CTC models spike within a sound, and late ones after
-    it: these are no phonetic boundaries. The confidence is the geometric mean
-    over its symbols of the highest probability among the symbol's frames.
+    The times are those of its first and last symbol in the alignment, which are
+    no phonetic boundaries: CTC models spike within a sound, or after it. The
+    confidence is the geometric mean over its symbols of the highest probability
+    among the symbol's frames.
     """
 
     word: str
@@ -77,13 +78,19 @@ def find_audio(paths):
     """List audio files, each once: files as given, folders recursively."""
     found = {}
     for path in map(Path, paths):
-        files = _list_folder(path) if path.is_dir() else [path]
+        files = _list_folder(path, tuple(SUFFIXES)) if path.is_dir() else [path]
+        if not files:
+            raise MissingFileError(
+                f"{path} holds no audio file ({', '.join(SUFFIXES)})"
+            )
         for file in files:
             found.setdefault(os.path.realpath(file), file)
     return list(found.values())
 
 
-def _list_folder(folder):
+def _list_folder(folder, endings):
+    """Files of a folder by their endings, except hidden ones."""
+
     def refuse(error):
         raise error
 
@@ -94,12 +101,8 @@ def _list_folder(folder):
         files += [
             Path(parent) / name
             for name in sorted(names)
-            if name[0] != "." and Path(name).suffix.lower() in SUFFIXES
+            if name[0] != "." and name.lower().endswith(endings)
         ]
-    if not files:
-        raise MissingFileError(
-            f"{folder} holds no audio file ({', '.join(SUFFIXES)})"
-        )
     return files
 
 
@@ -107,13 +110,11 @@ def count_seconds(files):
     """Seconds of audio by the headers of files; unreadable ones count 0."""
     seconds = 0.0
     for file in files:
-        try:
+        # Errors are reported when it is to be transcribed.
+        with suppress(RuntimeError, OSError, TypeError):
             info = soundfile.info(file)
-        except (RuntimeError, OSError, TypeError):
-            # Reported when it is to be transcribed
-            continue
-        if info.frames < MOST_SAMPLES:
-            seconds += info.frames / info.samplerate
+            if info.frames < MOST_SAMPLES:
+                seconds += info.frames / info.samplerate
     return seconds
 
 
@@ -148,14 +149,13 @@ def make_searcher(recogniser, beam_size=100, language_model=None):
     """
     if language_model is not None:
         check_language_model(language_model)
-        language_model = str(language_model)
     pieces = recogniser.pieces
     return CTCBeamSearcher(
         blank_index=recogniser.blank_index,
         vocab_list=pieces,
         space_token="|" if "|" in pieces else " ",
         beam_size=beam_size,
-        kenlm_model_path=language_model,
+        kenlm_model_path=language_model and str(language_model),
     )
 
 
@@ -174,27 +174,23 @@ def spell(text, pieces):
         text = ("|" if "|" in pieces else " ").join(words)
     known = {piece: index for index, piece in enumerate(pieces)}
     longest = max(map(len, pieces))
-    # Fewest symbols for the first n letters, and the last of them
-    best = [(0, None)]
+    # Fewest symbols for the first n letters
+    best = [[]]
     for end in range(1, len(text) + 1):
         ways = [
-            (best[start][0] + 1, text[start:end])
+            (len(best[start]), text[start:end], best[start])
             for start in range(max(0, end - longest), end)
-            if text[start:end] in known
+            if best[start] is not None and text[start:end] in known
         ]
-        best.append(min(ways, default=(math.inf, None)))
-    if math.isinf(best[-1][0]):
+        _, piece, symbols = min(ways, default=(0, None, None))
+        best.append([*symbols, known[piece]] if ways else None)
+    if best[-1] is None:
         raise InputError(f"the model's symbols cannot spell {text!r}")
-    symbols, end = [], len(text)
-    while end:
-        piece = best[end][1]
-        symbols.append(known[piece])
-        end -= len(piece)
-    return symbols[::-1]
+    return best[-1]
 
 
 class FileDecoder:
-    """Decodes one file by a ``Recogniser``'s symbols while its frames come in.
+    """Decodes one file while its frames come in.
 
     Frames are decoded in segments of up to a minute, cut in pauses, and then
     dropped. Greedy decoding is the same as that of all frames at once, and its
@@ -208,7 +204,8 @@ class FileDecoder:
         # For each symbol: index, first and last frame, log-probability
         self._greedy, self._searched = [], []
         self._cost = 0.0
-        self._held, self._held_count, self._done = [], 0, 0
+        # Frames that are not decoded, and numbers of those read and decoded
+        self._held, self._read, self._done = [], 0, 0
         self._label = recogniser.blank_index
 
     def accept(self, log_probs):
@@ -219,21 +216,19 @@ class FileDecoder:
             return
         self._follow(log_probs)
         self._held.append(log_probs)
-        self._held_count += len(log_probs)
-        while self._held_count > self._most:
+        self._read += len(log_probs)
+        while self._read - self._done > self._most:
             held = torch.cat(self._held)
             # Within the second half, the first two thirds of it
             first, last = self._most // 2, self._most * 5 // 6
             cut = first + find_pause(self.is_blank(held[first:last]))
             self._close(held[:cut])
             self._held = [held[cut:].clone()]
-            self._held_count = len(held) - cut
 
     def finish(self, file, duration):
         """Return the ``Transcript`` of a file of so many seconds."""
-        if self._held_count:
+        if self._read > self._done:
             self._close(torch.cat(self._held))
-            self._held, self._held_count = [], 0
         found = self._greedy if self._searcher is None else self._searched
         ids = [symbol for symbol, *_ in found]
         decode, period = self._recogniser.decode, self._recogniser.frame_period
@@ -263,9 +258,8 @@ class FileDecoder:
     def _follow(self, log_probs):
         """Read the symbols of the most probable path."""
         best, path = log_probs.max(-1)
-        before = self._done + self._held_count
-        runs = symbol_runs(path, self._recogniser.blank_index)
-        for symbol, first, last in runs:
+        before, blank = self._read, self._recogniser.blank_index
+        for symbol, first, last in symbol_runs(path, blank):
             log = float(best[first : last + 1].max())
             if first == 0 and symbol == self._label:
                 # It began in the frames before.
@@ -314,30 +308,27 @@ class FileDecoder:
 # ---------------------------------------------------------------------- files
 
 
-class _Job:
+class _Job(FileDecoder):
     """A file in progress."""
 
-    def __init__(self, file, recogniser, searcher, hop_frames):
-        self.file = str(file)
-        self.decoder = FileDecoder(recogniser, searcher)
-        self.joiner = Joiner(hop_frames, self.decoder.is_blank)
-        self.result = None
-        self.samples = 0
-        self._rate = recogniser.sample_rate
+    def __init__(self, file, recogniser, searcher, hop):
+        super().__init__(recogniser, searcher)
+        self.file, self.samples, self.result = str(file), 0, None
+        self.joiner = Joiner(hop, self.is_blank)
 
-    def accept(self, log_probs, is_last):
+    def accept_window(self, log_probs, is_last):
         """Add the frames of the next window."""
-        self.decoder.accept(self.joiner.accept(log_probs))
+        self.accept(self.joiner.accept(log_probs))
         if is_last:
-            self.decoder.accept(self.joiner.pending)
-            self.finish()
+            self.accept(self.joiner.pending)
+            self.end()
 
-    def finish(self):
-        self.result = self.decoder.finish(self.file, self.samples / self._rate)
+    def end(self):
+        seconds = self.samples / self._recogniser.sample_rate
+        self.result = self.finish(self.file, seconds)
 
     def fail(self, error):
-        reason = " ".join(str(error).split()) or type(error).__name__
-        self.result = Failure(self.file, reason)
+        self.result = Failure(self.file, one_line(error))
 
 
 class _Part(NamedTuple):
@@ -359,39 +350,21 @@ def transcribe(
     on_audio=None,
     on_partial=None,
 ):
-    """Transcribe audio files.
+    """Transcribe audio files; yields a Transcript or Failure of each, in order.
 
-    Files up to `window` long are encoded whole, as in an evaluation of the
-    recipe. Longer ones are read, encoded and dropped window by window; windows
-    overlap by a quarter and are joined in a pause. Where a model's receptive
-    field is at most a sixteenth of a window to either side, the frames equal
-    those of the whole file. Long files are streamed through a streaming model
-    instead, which is exact. Memory does not grow with the file, but for its
+    Files up to `window` (seconds) long are encoded whole, as in an evaluation
+    of the recipe. Longer ones are read, encoded and dropped window by window;
+    windows overlap by a quarter and are joined in a pause. Where a model's
+    receptive field is at most a sixteenth of a window to either side, the
+    frames equal those of the whole file. Long files are streamed through a
+    streaming model instead, which is exact; with `stream`, short ones too, or
+    an InputError is raised. Memory does not grow with the file, but for its
     words.
 
-    Arguments
-    ---------
-    recogniser : Recogniser
-        The model.
-    files : list of pathlib.Path
-        The files; see :func:`find_audio`.
-    batch_seconds : float
-        Audio encoded at a time, padding included (seconds).
-    searcher : CTCBeamSearcher, optional
-        From :func:`make_searcher`; by default, decoding is greedy.
-    stream : bool
-        Stream short files too; ``InputError`` if the model cannot.
-    window : float
-        Seconds.
-    on_audio : callable, optional
-        Called with the seconds of audio that have been encoded, repeatedly.
-    on_partial : callable, optional
-        While a file is streamed, called with its text so far.
-
-    Yields
-    ------
-    Transcript or Failure
-        Of each file, in the order given.
+    `batch_seconds` of audio, padding included, are encoded at a time. Decoding
+    is greedy without a `searcher` from :func:`make_searcher`. Repeatedly,
+    `on_audio` is called with the seconds of audio that have been encoded, and
+    `on_partial`, while a file is streamed, with its text so far.
     """
     if not batch_seconds > 0:
         raise InputError(f"batch_seconds must be above 0, got {batch_seconds}")
@@ -400,21 +373,18 @@ def transcribe(
     streams = recogniser.model is not None and can_stream(recogniser.model)
     rate, period = recogniser.sample_rate, recogniser.frame_period
     window = min(window, recogniser.max_seconds - 2 * period)
-    # In whole frames, so that the frames of all windows are in step
-    frames = max(4, math.floor(window / period))
-    hop = frames - max(2, round(OVERLAP * frames))
-    size, hop_samples = (round(n * period * rate) for n in (frames, hop))
+    size, step, hop = plan_windows(window, period, rate)
     on_audio = on_audio or (lambda seconds: None)
 
     def parts_of(job):
         """Windows to be encoded; none of a file that is streamed."""
         if not stream:
             blocks = runner.read_audio(job.file, rate)
-            for wav, is_last in windows(blocks, size, hop_samples):
+            for wav, is_last in windows(blocks, size, step):
                 if streams and not is_last:
                     # Again from its beginning
                     break
-                new = len(wav) if is_last else hop_samples
+                new = len(wav) if is_last else step
                 yield _Part(job, torch.from_numpy(wav), is_last, new)
             else:
                 return
@@ -456,9 +426,9 @@ def _stream(job, recogniser, on_audio, on_partial):
 
     def accept(log_probs):
         if log_probs.shape[1]:
-            job.decoder.accept(log_probs[0].float().cpu())
+            job.accept(log_probs[0].float().cpu())
             if on_partial is not None:
-                on_partial(job.decoder.latest())
+                on_partial(job.latest())
 
     for block in read_audio(job.file, rate):
         for samples in block.split(chunk):
@@ -466,7 +436,7 @@ def _stream(job, recogniser, on_audio, on_partial):
             accept(stream.accept(samples.unsqueeze(0)))
             on_audio(len(samples) / rate)
     accept(stream.finish())
-    job.finish()
+    job.end()
 
 
 def _encode(recogniser, pool, batch_seconds, on_audio):
@@ -491,7 +461,7 @@ def _encode(recogniser, pool, batch_seconds, on_audio):
         try:
             if isinstance(found, Exception):
                 raise InputError(f"the model cannot encode it: {found}")
-            job.accept(found, part.is_last)
+            job.accept_window(found, part.is_last)
         except ValueError as error:
             job.fail(error)
 
@@ -521,14 +491,10 @@ def read_references(path):
     Of a folder, of all ``*.trans.txt`` as in LibriSpeech, except hidden ones.
     """
     path = Path(path)
-    files = [path]
+    files = [path] if path.is_file() else []
     if path.is_dir():
-        files = [
-            file
-            for file in sorted(path.rglob("*.trans.txt"))
-            if not any(p.startswith(".") for p in file.relative_to(path).parts)
-        ]
-    if not files or not files[0].is_file():
+        files = _list_folder(path, ".trans.txt")
+    if not files:
         raise MissingFileError(
             f"{path} is no file of references and no folder with *.trans.txt"
         )

@@ -20,14 +20,8 @@ LOWEST = -47.0
 class Encoding(NamedTuple):
     """Output of an acoustic model for a batch of waveforms.
 
-    Attributes
-    ----------
-    hidden : torch.Tensor
-        Output of the encoder, ``(batch, frames, dim)``.
-    logits : torch.Tensor
-        Scores before the softmax, ``(batch, frames, symbols)``.
-    lengths : torch.Tensor
-        Valid frames of each utterance, integers, ``(batch,)``.
+    The encoder's output ``(batch, frames, dim)``, scores before the softmax
+    ``(batch, frames, symbols)``, and the valid frames ``(batch,)``, integers.
     """
 
     hidden: torch.Tensor
@@ -46,24 +40,18 @@ def frame_mask(lengths, frames):
     return torch.arange(frames, device=lengths.device) < lengths.unsqueeze(1)
 
 
+def valid_counts(padded, relative):
+    """Valid samples (or tokens) ``(batch,)`` by lengths relative to all."""
+    return (relative * padded.shape[1]).round().long()
+
+
 def difference(wavs, before=None):
     """First differences ``(batch, samples)``, which remove a constant offset.
 
-    ``before`` is the sample before the first, ``(batch, 1)``; by default one
-    equal to the first.
-
-    Example
-    -------
-    >>> difference(torch.tensor([[5.0, 6.0, 4.0]])).tolist()
-    [[0.0, 1.0, -2.0]]
+    ``before`` are samples before the first, ``(batch, 1)``; by default, equal.
     """
     before = wavs[:, :1] if before is None else before
     return wavs - torch.cat([before, wavs[:, :-1]], dim=1)
-
-
-def _power(stft):
-    """Power ``(batch, frames, bins)``, five times as fast as SpeechBrain's."""
-    return stft[..., 0].square() + stft[..., 1].square()
 
 
 class SpectralFeatures(torch.nn.Module):
@@ -71,15 +59,12 @@ class SpectralFeatures(torch.nn.Module):
 
     First differences of the waveform remove any constant offset. From the log
     spectrum the level of the recording is subtracted, in which loud frames
-    count most::
-
-        level = sum_t softmax_t(m_t) m_t
-
-    with ``m_t`` the mean of frame ``t`` over its bins (nepers of power). So a
-    gain changes nothing, and silence around the speech next to nothing. Values
-    more than ``RANGE`` below the level are clipped. Mean and variance are
-    averages over all training batches (buffers, saved with the weights, without
-    decay), in training as well: those of a short utterance depend on its words.
+    count most: ``sum_t softmax_t(m_t) m_t`` with ``m_t`` the mean of frame
+    ``t`` over its bins (nepers of power). So a gain changes nothing, and
+    silence around the speech next to nothing. Values more than ``RANGE`` below
+    the level are clipped. Mean and variance are averages over all training
+    batches (buffers, without decay), in training as well: those of a short
+    utterance depend on its words.
 
     A causal level is that of the frames so far, their weights halved every
     ``HALF_LIFE`` seconds, whether the waveform arrives whole or in pieces.
@@ -87,9 +72,9 @@ class SpectralFeatures(torch.nn.Module):
     Called as ``(wavs, wav_lens)``, waveforms ``(batch, samples)`` and their
     valid parts relative to the longest ``(batch,)``, it returns
     ``(features, lengths)``: ``(batch, frames, output_size)``, zero on padded
-    frames, and the valid frames ``(batch,)``. A subclass defines
-    ``spectrum(wavs) -> (batch, frames, output_size)``, which rises by ``neper``
-    when the power rises by the factor e; ``stft`` is centred.
+    frames, and the valid frames ``(batch,)``. A subclass has a centred ``stft``
+    and defines ``spectrum(wavs) -> (batch, frames, output_size)``, which rises
+    by ``neper`` when the power rises by the factor e.
     """
 
     def __init__(self, stft, output_size, causal, neper):
@@ -104,9 +89,10 @@ class SpectralFeatures(torch.nn.Module):
             output_size, affine=False, momentum=None
         )
 
-    def spectrum(self, wavs):
-        """Compute the frames before normalisation."""
-        raise NotImplementedError
+    def power(self, wavs):
+        """Power ``(batch, frames, bins)``, faster than by SpeechBrain."""
+        stft = self.stft(wavs)
+        return stft[..., 0].square() + stft[..., 1].square()
 
     def level(self, frames, mask):
         """Level of whole utterances in the spectrum's units, ``(batch, 1)``."""
@@ -118,8 +104,7 @@ class SpectralFeatures(torch.nn.Module):
     def causal_level(self, frames, sums=None):
         """Level ``(batch, frames)`` from the frames so far, and new ``sums``.
 
-        These are decaying sums of weights and weighted means, to be given with
-        the frames that follow, ``(2 * batch, 1)``.
+        These, ``(2 * batch, 1)``, are to be given with the frames that follow.
         """
         means = frames.mean(-1) / self.neper
         weights = means.exp()
@@ -127,8 +112,7 @@ class SpectralFeatures(torch.nn.Module):
         x = torch.cat([weights, weights * (means - LOWEST)])
         decay = 0.5 ** (self.frame_period / HALF_LIFE)
         if sums is not None:
-            first = x[:, :1] + decay * sums
-            x = torch.cat([first, x[:, 1:]], dim=1)
+            x = torch.cat([x[:, :1] + decay * sums, x[:, 1:]], dim=1)
         # Sums of 2, 4, 8, ... frames, until nothing is left of a frame
         frames_ago = 1
         while decay**frames_ago > 1e-40:
@@ -139,10 +123,9 @@ class SpectralFeatures(torch.nn.Module):
         return (weighted / weights + LOWEST) * self.neper, x[:, -1:].clone()
 
     def apply_statistics(self, frames, level, mask=None):
-        """Subtract the level and normalise; in training, update the averages.
+        """Subtract the level and normalise.
 
-        ``level`` is ``(batch, frames)`` or ``(batch, 1)``; ``mask``, needed in
-        training only, is true where a frame is valid.
+        In training, the averages are updated by the valid frames of ``mask``.
         """
         frames = frames - level.unsqueeze(-1)
         frames = frames.clamp(min=-RANGE * math.log(10) / 10 * self.neper)
@@ -159,11 +142,11 @@ class SpectralFeatures(torch.nn.Module):
 
     def forward(self, wavs, wav_lens):
         """Compute features and their lengths, see the class."""
-        samples = (wav_lens * wavs.shape[1]).round().long()
+        samples = valid_counts(wavs, wav_lens)
         # The step from the last sample to the padding is not speech.
         inside = frame_mask(samples, wavs.shape[1])
         frames = self.spectrum(difference(wavs) * inside)
-        # The transform is centred: a frame at every multiple of the hop.
+        # A frame is centred at every multiple of the hop.
         lengths = samples // self.hop_samples + 1
         mask = frame_mask(lengths, frames.shape[1])
         if self.is_causal:
@@ -177,25 +160,8 @@ class SpectralFeatures(torch.nn.Module):
 class LogMelFeatures(SpectralFeatures):
     """Log-mel energies (dB), see ``SpectralFeatures``.
 
-    Arguments
-    ---------
-    n_mels : int
-        Mel filters, the dimension of a frame.
-    sample_rate : int
-        Sample rate of the waveforms (Hz).
-    win_length, hop_length : float
-        Window of a frame and distance between frames (milliseconds).
-    n_fft : int
-        Points of the Fourier transform.
-    causal : bool
-        Whether the level is that of the frames so far, for streaming.
-
-    Example
-    -------
-    >>> features = LogMelFeatures()
-    >>> x, lengths = features(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
-    >>> tuple(x.shape), lengths.tolist()
-    ((2, 101, 64), [101, 51])
+    Window and hop are in milliseconds. ``causal``, for streaming: the level is
+    that of the frames so far.
     """
 
     def __init__(
@@ -228,7 +194,7 @@ class LogMelFeatures(SpectralFeatures):
     @fwd_default_precision(cast_inputs=torch.float32)
     def spectrum(self, wavs):
         """Compute the frames before normalisation (dB)."""
-        return self.fbank.compute_fbanks(_power(self.stft(wavs)))
+        return self.fbank.compute_fbanks(self.power(wavs))
 
 
 class SpectrogramFeatures(SpectralFeatures):
@@ -236,24 +202,9 @@ class SpectrogramFeatures(SpectralFeatures):
 
     As OpenSeq2Seq computes them (``get_speech_features`` in
     ``open_seq2seq/data/speech2text/speech_utils.py``): Hann window, a transform
-    as long as the window, the lowest bins; but normalised like log-mel
-    features, see ``SpectralFeatures``.
-
-    Arguments
-    ---------
-    n_bins : int
-        Frequency bins from 0 Hz up, the dimension of a frame.
-    sample_rate : int
-        Sample rate of the waveforms (Hz).
-    win_length, hop_length : float
-        Window of a frame and distance between frames (milliseconds).
-    causal : bool
-        Whether the level is that of the frames so far, for streaming.
-
-    Raises
-    ------
-    ValueError
-        If the transform has fewer bins.
+    as long as the window, its ``n_bins`` lowest bins (a ValueError if it has
+    fewer); but normalised like log-mel features. For the other arguments see
+    ``LogMelFeatures``.
     """
 
     def __init__(
@@ -283,34 +234,29 @@ class SpectrogramFeatures(SpectralFeatures):
     @fwd_default_precision(cast_inputs=torch.float32)
     def spectrum(self, wavs):
         """Compute the frames before normalisation (nepers)."""
-        stft = self.stft(wavs)[:, :, : self.output_size]
-        return torch.log(_power(stft).clamp(min=FLOOR))
+        power = self.power(wavs)[:, :, : self.output_size]
+        return torch.log(power.clamp(min=FLOOR))
 
 
 class AcousticModel(torch.nn.Module):
     """Features, encoder and CTC head as one module from waveform to frames.
 
     Teacher and student may differ in features, network and frame rate, because
-    each is an ``AcousticModel``, called as ``(wavs, wav_lens)`` and returning
-    an ``Encoding``. The same module is trained, frozen as a teacher, exported
-    and published.
+    each is one, called as ``(wavs, wav_lens)`` and returning an ``Encoding``.
 
     Arguments
     ---------
     features : torch.nn.Module
-        ``(wavs, wav_lens) -> (features, lengths)``, with ``frame_period``
-        (seconds).
+        ``(wavs, wav_lens) -> (features, lengths)``, with ``frame_period``.
     encoder : torch.nn.Module
         ``(features, lengths) -> (hidden, lengths)``: ``(batch, frames, dim)``
         to ``(batch, frames / stride, output_size)``, zero on padded frames, and
         their valid frames; with ``stride`` and ``output_size``.
     head : torch.nn.Module
         ``hidden -> logits``.
-    augment : callable, optional
-        ``features -> features``, applied in training only, so that a teacher
-        always receives the clean utterance.
-    augment_waveform : callable, optional
-        ``(wavs, wav_lens) -> wavs``, in training only as well.
+    augment, augment_waveform : callable, optional
+        ``features -> features`` and ``(wavs, wav_lens) -> wavs``, in training
+        only, so that a teacher always receives the clean utterance.
 
     Example
     -------
@@ -352,13 +298,10 @@ class AcousticModel(torch.nn.Module):
 
 
 class OneByOneModel(AcousticModel):
-    """An ``AcousticModel`` that encodes each utterance of a batch separately.
-
-    For networks whose layers read the padding of a batch.
-    """
+    """An ``AcousticModel`` for networks whose layers read padding."""
 
     def forward(self, wavs, wav_lens):
-        """Encode a batch so that no utterance depends on the others."""
+        """Encode each utterance of a batch separately."""
         return pad_encodings(
             self.forward_together(*one) for one in split_batch(wavs, wav_lens)
         )
@@ -369,11 +312,8 @@ class OneByOneModel(AcousticModel):
 
 
 def split_batch(wavs, wav_lens):
-    """Yield each utterance without padding as a batch of one.
-
-    That is a waveform, ``(1, samples)``, and its relative length ``[1.0]``.
-    """
-    samples = (wav_lens * wavs.shape[1]).round().long().tolist()
+    """Yield each utterance without padding as a batch of one, with length."""
+    samples = valid_counts(wavs, wav_lens).tolist()
     for wav, count in zip(wavs, samples, strict=True):
         yield wav[None, :count], torch.ones(1, device=wavs.device)
 
@@ -386,6 +326,5 @@ def pad_encodings(encodings):
 
 def pad_frames(parts):
     """Join tensors ``(1, frames, dim)`` to a batch padded with zeros."""
-    return torch.nn.utils.rnn.pad_sequence(
-        [part[0] for part in parts], batch_first=True
-    )
+    rows = [part[0] for part in parts]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)

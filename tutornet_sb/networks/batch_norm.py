@@ -11,21 +11,15 @@ class CpuSyncBatchNorm(_BatchNorm):
     """``torch.nn.SyncBatchNorm`` for the CPU, where that one does not work.
 
     In training, statistics and gradients are those of all processes' batches
-    together; otherwise it is ``torch.nn.BatchNorm1d``, for any number of axes.
+    together; otherwise it is the layer ``norm``, whose parameters it takes.
     """
 
-    @classmethod
-    def like(cls, norm):
-        """Make one with a layer's own parameters, statistics and mode."""
-        made = cls(
-            norm.num_features,
-            norm.eps,
-            norm.momentum,
-            norm.affine,
-            norm.track_running_stats,
+    def __init__(self, norm):
+        super().__init__(
+            norm.num_features, norm.eps, norm.momentum, norm.affine
         )
-        made._parameters, made._buffers = norm._parameters, norm._buffers
-        return made.train(norm.training)
+        self._parameters, self._buffers = norm._parameters, norm._buffers
+        self.train(norm.training)
 
     def forward(self, x):
         """Normalise ``(batch, dim, ...)``."""
@@ -75,9 +69,9 @@ def synchronise_batch_norms(module):
     if next(module.parameters()).device.type != "cpu":
         return torch.nn.SyncBatchNorm.convert_sync_batchnorm(module)
     if isinstance(module, _BatchNorm):
-        return CpuSyncBatchNorm.like(module)
+        return CpuSyncBatchNorm(module)
     for parent in list(module.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, _BatchNorm):
-                setattr(parent, name, CpuSyncBatchNorm.like(layer))
+                setattr(parent, name, CpuSyncBatchNorm(layer))
     return module

@@ -17,20 +17,8 @@ class DeepSpeech2Encoder(torch.nn.Module):
     ``open_seq2seq/encoders/ds2_encoder.py``), with 58.97 M (large) and 11.57 M
     parameters (small). These numbers fix what the configurations leave open:
     convolutions have batch normalisation and no bias, recurrent layers two bias
-    vectors a gate and no normalisation.
-
-    Arguments
-    ---------
-    input_size : int
-        Frequency bins of the features.
-    channels : int
-        Channels of each convolution.
-    hidden_size, layers, cell, directions :
-        As of ``RecurrentLayers``.
-    output_size : int
-        Units of the fully connected layer.
-    dropout : float
-        Dropout between recurrent layers and on the output.
+    vectors a gate and no normalisation. ``channels`` are those of each
+    convolution; dropout is between recurrent layers and on the output.
     """
 
     def __init__(

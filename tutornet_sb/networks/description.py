@@ -4,19 +4,19 @@ import functools
 import importlib
 import math
 import re
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch.nn.modules import module as registration
 
-from tutornet_sb.networks.weights import refuse_other_weights
 from tutornet_sb.util.composition import tag_of
 from tutornet_sb.util.errors import InputError
 
 # !new:package.module.Class and the like
 TAG = re.compile(r"!(new|name|apply):([\w.]+)")
-# Registry of the classes that a description may name, by module. All of them
-# make a layer from sizes and options, and read or write nothing; make_network
-# does with the arguments that _check_network lets through.
+# What a description may name, by module. All of it makes a layer of sizes and
+# options, and reads or writes nothing; make_network, with the arguments that
+# _check_network lets through.
 NETWORKS = {
     "tutornet_sb.networks": [
         "acoustic_model.AcousticModel",
@@ -50,8 +50,7 @@ ALLOWED = frozenset(
     f"{package}.{name}" for package, names in NETWORKS.items() for name in names
 )
 MAKE_NETWORK = "tutornet_sb.networks.huggingface.make_network"
-# Greatest values, above which nothing is a speech recogniser. Features have no
-# weights to which their sizes could be compared.
+# Greatest values of features, which have no weights to be compared with
 LIMITS = {
     "sample_rate": 768_000,
     "n_mels": 1024,
@@ -118,32 +117,26 @@ def describe_strictly(node, most=100_000):
         raise InputError("the description is nested too deeply") from None
 
 
-def rebuild(description, weights=None, path="the file of its weights"):
+def rebuild(description, weights=None):
     """Build the network of a description from ``describe``, and nothing else.
 
-    Only names in ``ALLOWED`` are looked up. With weights, by name, or tensors
-    of their shapes on the device ``meta``, the network is first built without
-    memory, stopping when it gets far larger than they are, and compared with
-    them; ``path`` names them in errors. The result has random weights.
+    Only names in ``ALLOWED`` are looked up. With weights, by name, it is first
+    built without memory, stopping when it gets far larger than they are. The
+    result has random weights.
 
     Raises NotAllowed if the description names anything else, and InputError if
-    it cannot be built, or builds a network with other weights.
-
-    Example
-    -------
-    >>> layer = {"!new": "torch.nn.Linear"}
-    >>> layer["arguments"] = {"in_features": 2, "out_features": 3}
-    >>> rebuild(layer)
-    Linear(in_features=2, out_features=3, bias=True)
+    it cannot be built.
     """
     try:
         if weights is not None:
-            with _Budget(weights), torch.device("meta"), _LiteralsStay():
-                planned = _make_network(description)
-            refuse_other_weights(planned.state_dict(), weights, path)
-        return _make_network(description)
+            with _budget(weights), torch.device("meta"), _LiteralsStay():
+                _make(description)
+        network = _make(description)
     except RecursionError:
         raise InputError("the description is nested too deeply") from None
+    if not isinstance(network, torch.nn.Module):
+        raise InputError("the description is not one of a network")
+    return network
 
 
 class _LiteralsStay(torch.overrides.TorchFunctionMode):
@@ -156,43 +149,33 @@ class _LiteralsStay(torch.overrides.TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class _Budget:
+@contextmanager
+def _budget(weights):
     """Stop building modules beyond what some weights could fill.
 
     The factors are generous: layers may be built and dropped again.
     """
+    sizes = [tensor.numel() for tensor in weights.values()]
+    elements, parts = 4 * sum(sizes) + 10**7, 50 * len(sizes) + 1000
 
-    def __init__(self, weights):
-        sizes = [tensor.numel() for tensor in weights.values()]
-        self._elements = 4 * sum(sizes) + 10**7
-        self._parts = 50 * len(sizes) + 1000
-
-    def __enter__(self):
-        self._handles = [
-            registration.register_module_parameter_registration_hook(self._use),
-            registration.register_module_buffer_registration_hook(self._use),
-            registration.register_module_module_registration_hook(self._use),
-        ]
-
-    def __exit__(self, *_):
-        for handle in self._handles:
-            handle.remove()
-
-    def _use(self, module, name, part):
-        self._parts -= 1
+    def use(module, name, part):
+        nonlocal elements, parts
+        parts -= 1
         if isinstance(part, torch.Tensor):
-            self._elements -= part.numel()
-        if self._parts < 0 or self._elements < 0:
+            elements -= part.numel()
+        if min(parts, elements) < 0:
             raise InputError(
                 "the description is of a far larger network than the weights"
             )
 
-
-def _make_network(description):
-    network = _make(description)
-    if not isinstance(network, torch.nn.Module):
-        raise InputError("the description is not one of a network")
-    return network
+    with ExitStack() as stack:
+        for register in (
+            registration.register_module_parameter_registration_hook,
+            registration.register_module_buffer_registration_hook,
+            registration.register_module_module_registration_hook,
+        ):
+            stack.callback(register(use).remove)
+        yield
 
 
 def _make(node):

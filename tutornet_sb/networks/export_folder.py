@@ -2,15 +2,13 @@
 
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import safetensors
 import safetensors.torch
-import torch
 
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.description import LIMITS, rebuild
-from tutornet_sb.networks.weights import fill_weights
+from tutornet_sb.networks.weights import fill_weights, refuse_large
 from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.redaction import first_line
 
@@ -23,32 +21,19 @@ FORMAT = f"{EXPORT} 2"
 _MOST_BYTES = 4 * 2**20
 
 
-class ExportedModel(NamedTuple):
-    """The network of an export, its symbols by index, and the CTC blank."""
-
-    model: AcousticModel
-    pieces: list[str]
-    blank_index: int
-
-
 def is_export(folder):
     """Whether a folder has the ``config.json`` of an export, of any version."""
-    path = Path(folder) / CONFIG
-    if not path.is_file():
-        return False
-    text = _read(path)
     try:
-        return str(_parse(text, path).get("format")).startswith(EXPORT)
+        config = _read(Path(folder) / CONFIG)
     except InputError:
         return False
+    return str(config.get("format")).startswith(EXPORT)
 
 
 def read_config(folder):
     """Read ``config.json`` of an export; what loading needs is checked."""
     path = Path(folder) / CONFIG
-    if not path.is_file():
-        raise MissingFileError(f"{folder} has no {CONFIG}")
-    config = _parse(_read(path), path)
+    config = _read(path)
     if config.get("format") != FORMAT:
         raise InputError(
             f"{path} is of format {config.get('format')!r}, and this version "
@@ -61,19 +46,12 @@ def read_config(folder):
 
 
 def _read(path):
-    size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise InputError(
-            f"{path} has {size} bytes, more than the {_MOST_BYTES} that a "
-            "description may take: it is not read"
-        )
-    return path.read_bytes()
-
-
-def _parse(text, path):
-    """Parse a JSON object from an untrusted source."""
+    """Read a JSON object from an untrusted source."""
+    if not path.is_file():
+        raise MissingFileError(f"{path.parent} has no {path.name}")
+    refuse_large(path, _MOST_BYTES)
     try:
-        content = json.loads(text, parse_constant=_refuse_constant)
+        content = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {first_line(error)}") from None
     if not isinstance(content, dict):
@@ -86,26 +64,26 @@ def _refuse_constant(name):
 
 
 def check_symbols(content, path):
-    """Refuse invalid ``symbols``, ``blank_index`` or ``sample_rate``."""
+    """Refuse symbols, the blank's index or a sample rate that are damaged."""
     symbols, blank = content.get("symbols"), content.get("blank_index")
+    rate, fault = content.get("sample_rate"), None
     if not isinstance(symbols, list) or not all(
         isinstance(symbol, str) for symbol in symbols
     ):
-        raise InputError(f"{path} is damaged: 'symbols' is no list of texts")
-    if type(blank) is not int or not 0 <= blank < len(symbols):
-        raise InputError(
-            f"{path} is damaged: 'blank_index' {str(blank)[:80]} is none of "
-            f"its {len(symbols)} symbols"
+        fault = "'symbols' is no list of texts"
+    elif type(blank) is not int or not 0 <= blank < len(symbols):
+        fault = (
+            f"'blank_index' {str(blank)[:80]} is none of its {len(symbols)} "
+            "symbols"
         )
-    rate = content.get("sample_rate")
-    if type(rate) is not int or not 0 < rate <= LIMITS["sample_rate"]:
-        raise InputError(
-            f"{path} is damaged: 'sample_rate' is {str(rate)[:80]}"
-        )
+    elif type(rate) is not int or not 0 < rate <= LIMITS["sample_rate"]:
+        fault = f"'sample_rate' is {str(rate)[:80]}"
+    if fault:
+        raise InputError(f"{path} is damaged: {fault}")
 
 
 def load_export(folder, name):
-    """Load an ``ExportedModel`` from its description and safetensors.
+    """Load an export's model, its symbols by index, and the CTC blank.
 
     No code of the folder is run; ``name`` is for error messages.
     """
@@ -114,25 +92,21 @@ def load_export(folder, name):
     if not path.is_file():
         raise MissingFileError(f"{name} has no {SAFETENSORS}")
     try:
-        with safetensors.safe_open(path, "pt") as file:
-            shapes = {
-                key: torch.empty(file.get_slice(key).get_shape(), device="meta")
-                for key in file.keys()  # noqa: SIM118 (no mapping)
-            }
+        weights = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError, RuntimeError) as error:
         raise InputError(
             f"{path} cannot be read as safetensors: {first_line(error)}"
         ) from None
     try:
-        model = rebuild(config["student"], shapes, SAFETENSORS)
+        model = rebuild(config["student"], weights)
     except ValueError as error:
         raise InputError(f"{name}: {error}") from None
     if not isinstance(model, AcousticModel):
         raise InputError(f"{name}: the description is not an AcousticModel's")
-    fill_weights(model, safetensors.torch.load_file(path), path)
+    fill_weights(model, weights, path)
     if model.features.sample_rate != config["sample_rate"]:
         raise InputError(
             f"{name}: 'sample_rate' in {CONFIG} must be that of its features, "
             f"{model.features.sample_rate} Hz, got {config['sample_rate']} Hz"
         )
-    return ExportedModel(model, config["symbols"], config["blank_index"])
+    return model, config["symbols"], config["blank_index"]

@@ -1,10 +1,9 @@
 """wav2vec 2.0, HuBERT, WavLM and Whisper encoders, by transformers.
 
 The networks are transformers' own, not SpeechBrain's wrappers of them
-(``speechbrain.integrations.huggingface``, version 1.1.2): these cannot make a
-network without published weights, load weights without a check, and let an
-utterance's result depend on the others of its batch (padding takes part in
-normalising the waveform, the loudest utterance clips Whisper's energies).
+(``speechbrain.integrations.huggingface``, version 1.1.2): these need published
+weights, load them without a check, and let an utterance's result depend on the
+others of its batch.
 """
 
 import json
@@ -17,7 +16,7 @@ from transformers import AutoConfig, AutoModel, WhisperFeatureExtractor
 from transformers.models.whisper import modeling_whisper
 from transformers.utils.logging import disable_progress_bar
 
-from tutornet_sb.networks.acoustic_model import frame_mask
+from tutornet_sb.networks.acoustic_model import frame_mask, valid_counts
 from tutornet_sb.util.redaction import first_line
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm")
@@ -42,22 +41,29 @@ HEADS = ("lm_head.", "quantizer.", "project_hid.", "project_q.")
 MASK_VECTOR = "masked_spec_embed"
 # Greatest log10 energy of an utterance, median over LibriSpeech
 LOUDEST = 1.1
-# Numbers that are added one after another, see _sum
+# Numbers that are added one by one, see _sum
 _BLOCK = 1024
 
 
 def load_published(auto_class, source, revision=None, heads=()):
     """Load published weights in float32, all of them and nothing else.
 
-    ``auto_class`` is one of transformers', such as ``AutoModel``; ``source`` is
-    a folder or hub id. Weights whose names begin with one of ``heads`` are left
-    out. Raises ValueError if the model cannot be read or they do not fit it.
+    By one of transformers' auto classes; weights whose names begin with one of
+    ``heads`` are left out. Raises ValueError if the model cannot be read or the
+    weights do not fit it.
     """
+
+    def matters(key):
+        return not key.startswith(heads) and not key.endswith(MASK_VECTOR)
+
     _refuse_ways_out(source)
     if not sys.stderr.isatty():
         disable_progress_bar()
     try:
-        _refuse_kernels(AutoConfig.from_pretrained(source, revision=revision))
+        config = AutoConfig.from_pretrained(source, revision=revision)
+        code = str(config._attn_implementation)
+        if "/" in code:
+            raise ValueError(f"its config.json asks for the hub's code {code}")
         model, report = auto_class.from_pretrained(
             source,
             revision=revision,
@@ -72,22 +78,14 @@ def load_published(auto_class, source, revision=None, heads=()):
             f"{source} cannot be loaded by transformers: {first_line(error)}"
         ) from None
     faults = {
-        "missing": [
-            key
-            for key in report["missing_keys"]
-            if key.rpartition(".")[2] != MASK_VECTOR
-        ],
-        "unexpected": [
-            key
-            for key in report["unexpected_keys"]
-            if not key.startswith(heads) and not key.endswith(MASK_VECTOR)
-        ],
+        "missing": report["missing_keys"],
+        "unexpected": report["unexpected_keys"],
         "of another shape": [key for key, *_ in report["mismatched_keys"]],
     }
     found = "; ".join(
-        f"{len(keys)} {fault}: {', '.join(sorted(keys)[:3])}"
+        f"{len(odd)} {fault}: {', '.join(odd[:3])}"
         for fault, keys in faults.items()
-        if keys
+        if (odd := sorted(filter(matters, keys)))
     )
     if found:
         raise ValueError(
@@ -112,35 +110,13 @@ def _refuse_ways_out(folder):
             )
 
 
-def _refuse_kernels(config):
-    """Refuse a model whose attention is code from the hub."""
-    name = str(config._attn_implementation)
-    if "/" in name:
-        raise ValueError(f"its config.json asks for the hub's code {name}")
-
-
 def make_network(model_type, source=None, revision=None, **config):
-    """Make an encoder from values of its configuration.
+    """Make an encoder of transformers, by values of its configuration.
 
-    Arguments
-    ---------
-    model_type : str
-        ``wav2vec2``, ``hubert``, ``wavlm`` or ``whisper``.
-    source, revision : str, optional
-        Folder, or hub id and commit, of weights to start from; by default they
-        are random. The network is still the one that ``config`` describes.
-    **config
-        Values of transformers' configuration; the others are its defaults.
-
-    Returns
-    -------
-    transformers.PreTrainedModel
-        Of Whisper, the encoder.
-
-    Raises
-    ------
-    ValueError
-        If there is no such type or key, or the source has another architecture.
+    ``model_type`` is one of ``WAVEFORM_TYPES`` or ``whisper``; a folder, or a
+    hub id and commit, may name weights to start from. The network is still the
+    one of ``config``: a ValueError if it has no such key, or the source has
+    another architecture.
     """
     if model_type not in (*WAVEFORM_TYPES, "whisper"):
         raise ValueError(
@@ -177,8 +153,7 @@ def make_network(model_type, source=None, revision=None, **config):
         )
     if model_type == "whisper":
         published = published.encoder
-    weights = published.state_dict()
-    own = network.state_dict()
+    own, weights = network.state_dict(), published.state_dict()
     if MASK_VECTOR in own:
         weights.setdefault(MASK_VECTOR, own[MASK_VECTOR])
     else:
@@ -196,14 +171,9 @@ def _plain(config, key):
 class Waveform(torch.nn.Module):
     """The waveform itself as features, ``(batch, samples)``.
 
-    Arguments
-    ---------
-    sample_rate : int
-        Sample rate of the waveforms (Hz).
-    normalize : bool
-        Zero mean and unit variance over the valid samples of each utterance,
-        as by ``Wav2Vec2FeatureExtractor``: ``do_normalize`` in the
-        preprocessor_config.json of published models.
+    Normalised, it has zero mean and unit variance over the valid samples of
+    each utterance, as by ``Wav2Vec2FeatureExtractor``: ``do_normalize`` in the
+    preprocessor_config.json of published models.
     """
 
     output_size = 1
@@ -226,7 +196,7 @@ class Waveform(torch.nn.Module):
 
 
 def _cut(wavs, wav_lens):
-    lengths = (wav_lens * wavs.shape[1]).round().long()
+    lengths = valid_counts(wavs, wav_lens)
     padded = ~frame_mask(lengths, wavs.shape[1])
     return wavs.masked_fill(padded, 0.0), lengths, padded
 
@@ -240,8 +210,7 @@ def _centre(wavs, lengths, padded):
 def _sum(x):
     """Sum over the last axis, kept, in blocks.
 
-    onnxruntime adds one number after another, which for millions of them leaves
-    four digits of single precision.
+    onnxruntime adds one by one: of millions, four digits would be left.
     """
     x = torch.nn.functional.pad(x, (0, -x.shape[-1] % _BLOCK))
     return x.unflatten(-1, (-1, _BLOCK)).sum(-1).sum(-1, keepdim=True)
@@ -252,6 +221,10 @@ class _ValidGroupNorm(torch.nn.GroupNorm):
 
     # Valid frames of each utterance, ``(batch,)``; None: without padding
     lengths = None
+
+    def __init__(self, norm):
+        super().__init__(norm.num_groups, norm.num_channels, norm.eps)
+        self._parameters = norm._parameters
 
     def forward(self, x):
         if self.lengths is None:
@@ -276,17 +249,7 @@ class Wav2Vec2Encoder(torch.nn.Module):
     transformers includes the padding and advises against attention masks.
     Audio shorter than one frame (400 samples, 25 ms) is padded to one.
 
-    Arguments
-    ---------
-    model : transformers.PreTrainedModel
-        ``Wav2Vec2Model``, ``HubertModel`` or ``WavLMModel``, as from
-        ``make_network``.
-
-    Raises
-    ------
-    ValueError
-        If the model ends in a convolutional adapter, whose last frames would
-        depend on the padding.
+    ``model`` is as from ``make_network``, without convolutional adapter.
     """
 
     def __init__(self, model):
@@ -308,12 +271,7 @@ class Wav2Vec2Encoder(torch.nn.Module):
             self.window = (self.window - 1) * stride + kernel
         if config.feat_extract_norm == "group":
             first = model.feature_extractor.conv_layers[0]
-            norm = first.layer_norm
-            first.layer_norm = _ValidGroupNorm(
-                norm.num_groups, norm.num_channels, norm.eps
-            )
-            first.layer_norm.weight = norm.weight
-            first.layer_norm.bias = norm.bias
+            first.layer_norm = _ValidGroupNorm(first.layer_norm)
 
     def forward(self, x, lengths):
         """Encode ``(batch, samples)``, see ``AcousticModel``."""
@@ -343,17 +301,8 @@ class WhisperFeatures(torch.nn.Module):
     offset whose greatest value is ``LOUDEST``.
 
     Called as ``(wavs, wav_lens)``, it returns ``(batch, frames, n_mels)``,
-    padded with silence to whole windows, and the frames that begin within the
-    speech, ``(batch,)``.
-
-    Arguments
-    ---------
-    n_mels : int
-        Mel filters, the dimension of a frame: 80, or 128 for the newest.
-    window : float
-        Length of a window (seconds), 30 for all published models.
-    normalize : bool
-        Whether they are normalised.
+    padded with silence to whole windows of ``window`` seconds, and the frames
+    that begin within the speech, ``(batch,)``.
     """
 
     def __init__(self, n_mels=80, window=30, normalize=False):
@@ -405,17 +354,7 @@ class WhisperEncoder(torch.nn.Module):
     encoded window by window, without overlap. The network's own layers always
     output whole windows: a hidden layer of the length of the speech is
     ``encoder.layers.3`` rather than ``encoder.model.layers.3`` (the last one is
-    after the final norm).
-
-    Arguments
-    ---------
-    model : transformers.models.whisper.modeling_whisper.WhisperEncoder
-        As from ``make_network``.
-
-    Raises
-    ------
-    ValueError
-        If the features do not come in whole windows.
+    after the final norm). ``model`` is as from ``make_network``.
     """
 
     stride = 2

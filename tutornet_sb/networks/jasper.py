@@ -6,32 +6,23 @@ import torch
 
 from tutornet_sb.networks.acoustic_model import frame_mask
 
+# Keys of a row of the table, and values of those that may be left out
 REQUIRED = ("channels", "kernel")
 OPTIONAL = {
     "repeat": 1,
     "stack": 1,
     "stride": 1,
     "dilation": 1,
-    "dropout": None,
+    "dropout": 0.0,
     "residual": False,
 }
-SEPARABLE = ("none", "wide", "all")
-RESIDUAL = ("dense", "plain")
-
-
-def read_row(index, row):
-    """Check a row of a block table, and fill in what it leaves out."""
-    row = {**OPTIONAL, **row}
-    if fault := _find_fault(row):
-        raise ValueError(f"blocks[{index}]: {fault}")
-    return row
 
 
 def _find_fault(row):
-    for key in REQUIRED:
+    known = (*REQUIRED, *OPTIONAL)
+    for key in known:
         if key not in row:
             return f"{key} is missing"
-    known = (*REQUIRED, *OPTIONAL)
     for key, value in row.items():
         if key not in known:
             return f"no key {key}, only {', '.join(known)}"
@@ -46,13 +37,11 @@ def _find_fault(row):
 
 
 class DepthwiseConv1d(torch.nn.Conv1d):
-    """Depthwise convolution without bias that is faster on CPUs than torch's.
+    """Depthwise ``torch.nn.Conv1d`` without bias that is faster on CPUs.
 
     There torch takes wide kernels, and those of one frame, channel by channel;
     as a 2-D convolution in ``channels_last`` it is one operation
-    (``benchmarks/layers.py`` measures the difference). Weights, results and
-    exports are those of ``torch.nn.Conv1d``. ``(batch, channels, frames)``
-    becomes ``(batch, channels, frames / stride)``.
+    (``benchmarks/layers.py`` measures the difference).
     """
 
     def __init__(self, channels, kernel, stride=1, dilation=1):
@@ -95,42 +84,32 @@ class DepthwiseConv1d(torch.nn.Conv1d):
 def conv_norm(
     input_size, output_size, kernel=1, stride=1, dilation=1, separable="none"
 ):
-    """Make a convolution without bias and its batch normalisation.
-
-    ``(batch, input_size, frames)`` becomes ``(batch, output_size, frames /
-    stride)``; ``separable`` is that of ``JasperEncoder``.
-    """
+    """Make a convolution without bias and its batch normalisation."""
+    parts, name = OrderedDict(), "conv"
     if separable == "all" or (separable == "wide" and kernel > 1):
-        parts = {
-            "depthwise": DepthwiseConv1d(input_size, kernel, stride, dilation),
-            "pointwise": torch.nn.Conv1d(
-                input_size, output_size, 1, bias=False
-            ),
-        }
-    else:
-        parts = {
-            "conv": torch.nn.Conv1d(
-                input_size,
-                output_size,
-                kernel,
-                stride,
-                padding=dilation * (kernel // 2),
-                dilation=dilation,
-                bias=False,
-            )
-        }
+        depthwise = DepthwiseConv1d(input_size, kernel, stride, dilation)
+        parts["depthwise"], name = depthwise, "pointwise"
+        kernel = stride = dilation = 1
+    parts[name] = torch.nn.Conv1d(
+        input_size,
+        output_size,
+        kernel,
+        stride,
+        padding=dilation * (kernel // 2),
+        dilation=dilation,
+        bias=False,
+    )
     # eps is the one both papers' published configurations trained with.
     parts["norm"] = torch.nn.BatchNorm1d(output_size, eps=1e-3)
-    return torch.nn.Sequential(OrderedDict(parts))
+    return torch.nn.Sequential(parts)
 
 
 class JasperBlock(torch.nn.Module):
-    """Convolutional layers of one width, with residuals into the last.
+    """A row of the table: layers of one width, with residuals into the last.
 
     Before its last ReLU, the block adds a 1x1 convolution with batch
     normalisation of each of ``residuals`` (Figure 2 of
     https://arxiv.org/abs/1904.03288), whose channels are ``residual_sizes``.
-    ``row`` is a full row of the table.
     """
 
     def __init__(self, input_size, row, residual_sizes, separable):
@@ -158,16 +137,13 @@ class JasperBlock(torch.nn.Module):
     def forward(self, x, padded, residuals):
         """Apply the block to ``(batch, input_size, frames)``.
 
-        ``padded`` is true on padded frames of the output, ``(batch, 1,
-        frames')``; the output is zero there.
+        The output is zero where ``padded``, ``(batch, 1, frames / stride)``.
         """
-        last = len(self.layers) - 1
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             x = layer(x)
-            if index == last:
-                for project, residual in zip(
-                    self.residuals, residuals, strict=True
-                ):
+            if layer is self.layers[-1]:
+                pairs = zip(self.residuals, residuals, strict=True)
+                for project, residual in pairs:
                     x = x + project(residual)
             x = self.dropout(torch.relu(x))
             # Once a layer is enough: every convolution, residuals included,
@@ -193,38 +169,10 @@ class JasperEncoder(torch.nn.Module):
     The blocks are submodules ``blocks.0``, ``blocks.1``, ... (a stack counts
     each of its blocks) with outputs of shape ``(batch, dim, frames)``.
 
-    Arguments
-    ---------
-    input_size : int
-        Dimension of the features.
-    blocks : list of dict
-        The table.
-    residual : str
-        ``"dense"``: a residual block adds the inputs of all residual blocks
-        up to itself (Jasper DR); ``"plain"``: its own input only.
-    separable : str
-        Which convolutions are split into a depthwise and a pointwise one:
-        ``"none"`` (Jasper), those ``"wide"``r than one frame (QuartzNet), or
-        ``"all"``, the 1x1 ones of residuals included (Jasper Mini).
-    dropout : float
-        Dropout of the rows that give none.
-
-    Raises
-    ------
-    ValueError
-        If the table is empty, a row is wrong or an option unknown.
-
-    Example
-    -------
-    >>> table = [
-    ...     {"channels": 8, "kernel": 11, "stride": 2},
-    ...     {"channels": 8, "kernel": 11, "repeat": 2, "residual": True},
-    ...     {"channels": 16, "kernel": 1},
-    ... ]
-    >>> encoder = JasperEncoder(64, table)
-    >>> hidden, lengths = encoder(torch.randn(2, 9, 64), torch.tensor([9, 4]))
-    >>> tuple(hidden.shape), lengths.tolist()
-    ((2, 5, 16), [5, 2])
+    With ``"dense"`` residuals a block adds the inputs of all residual blocks up
+    to itself (Jasper DR), with ``"plain"`` ones its own input only. ``"wide"``
+    (QuartzNet) or ``"all"`` (Jasper Mini) are the convolutions, 1x1 ones of
+    residuals included, that are split into a depthwise and a pointwise one.
     """
 
     def __init__(
@@ -236,14 +184,12 @@ class JasperEncoder(torch.nn.Module):
         dropout=0.0,
     ):
         super().__init__()
-        if residual not in RESIDUAL:
-            raise ValueError(
-                f"residual must be in {RESIDUAL}, got {residual!r}"
-            )
-        if separable not in SEPARABLE:
-            raise ValueError(
-                f"separable must be in {SEPARABLE}, got {separable!r}"
-            )
+        for key, value, known in (
+            ("residual", residual, ("dense", "plain")),
+            ("separable", separable, ("none", "wide", "all")),
+        ):
+            if value not in known:
+                raise ValueError(f"{key} must be in {known}, got {value!r}")
         if not blocks:
             raise ValueError("blocks is empty: a network needs a block")
         self.dense = residual == "dense"
@@ -251,20 +197,15 @@ class JasperEncoder(torch.nn.Module):
         self.blocks = torch.nn.ModuleList()
         size, sizes = input_size, []
         for index, row in enumerate(blocks):
-            row = read_row(index, row)
-            if row["dropout"] is None:
-                row["dropout"] = dropout
+            row = {**OPTIONAL, "dropout": dropout, **row}
+            if fault := _find_fault(row):
+                raise ValueError(f"blocks[{index}]: {fault}")
             for _ in range(row["stack"]):
+                inputs = []
                 if row["residual"]:
-                    sizes = [*sizes, size] if self.dense else [size]
-                self.blocks.append(
-                    JasperBlock(
-                        size,
-                        row,
-                        sizes if row["residual"] else [],
-                        separable,
-                    )
-                )
+                    inputs = sizes = [*sizes, size] if self.dense else [size]
+                block = JasperBlock(size, row, inputs, separable)
+                self.blocks.append(block)
                 size = row["channels"]
                 self.stride *= row["stride"]
                 if row["stride"] > 1:

@@ -1,14 +1,11 @@
 """SpeechBrain's lobes as encoders, with padding kept out of the results.
 
-The lobes are built in YAML with their own arguments. The wrappers here hook the
-few modules in which one frame meets another, so that an utterance is encoded as
-it would be without padding: convolutions read zeros beyond its end; attention,
-pooling and recurrent layers read valid frames only.
+The wrappers here hook the few modules in which one frame meets another, so that
+an utterance is encoded as it would be without padding: convolutions read zeros
+beyond its end; attention, pooling and recurrent layers read valid frames only.
 
-Also without padding, convolutions read zeros in time and frequency where
-SpeechBrain's reflect their input (the end of the batch, not of the utterance)
-and fail on utterances shorter than half a kernel. So weights trained with
-SpeechBrain's recipes would not fit.
+Convolutions read zeros in time and frequency where SpeechBrain's reflect their
+input, so weights trained with SpeechBrain's recipes would not fit.
 
 Batch normalisation (CRDNN, ContextNet) averages in training over all frames of
 the batch, padded ones too, as everywhere in SpeechBrain and in this package.
@@ -30,14 +27,10 @@ from tutornet_sb.networks.acoustic_model import frame_mask
 class LobeEncoder(torch.nn.Module):
     """Base of the wrappers: lengths, and hooks that hide padding.
 
-    Called as ``(features, lengths)``, ``(batch, frames, dim)`` and
-    ``(batch,)``, it returns ``(hidden, lengths)``: ``(batch, frames / stride,
-    output_size)``, zero on padded frames, and its valid frames. Frames at a
-    stride ``s`` are those at multiples of ``s`` input frames, so ``n`` valid
-    ones become ``(n - 1) // s + 1``.
-
-    A subclass sets ``stride`` and ``output_size`` and defines ``encode``,
-    ``(batch, frames, dim)`` to ``(batch, frames / stride, output_size)``.
+    Frames at a stride ``s`` are those at multiples of ``s`` input frames, so
+    ``n`` valid ones become ``(n - 1) // s + 1``. A subclass sets ``stride`` and
+    ``output_size`` and defines ``encode``, ``(batch, frames, dim)`` to
+    ``(batch, frames / stride, output_size)``.
     """
 
     def __init__(self):
@@ -69,8 +62,7 @@ class LobeEncoder(torch.nn.Module):
         """Fill the padded frames of a module's input."""
         if self._lengths is None:
             return None
-        x = args[0]
-        return x.masked_fill(self._padding(x, stride, axis), value)
+        return args[0].masked_fill(self._padding(args[0], stride, axis), value)
 
     def _hide_after(self, stride, module, args, output):
         """Zero the padded frames of a module's output."""
@@ -109,23 +101,12 @@ class LobeEncoder(torch.nn.Module):
 
 
 class CRDNNEncoder(LobeEncoder):
-    """Convolutions, recurrent layers and linear layers (CRDNN).
+    """Convolutions, recurrent layers and linear layers (``CRDNN``).
 
     The frame rate falls in ``time_pooling``, the maximum over every
     ``time_pooling_size`` frames, of which the last may be fewer. The centre of
     frame 0 lies ``(time_pooling_size - 1) / 2`` input frames after that of
     input frame 0: 15 ms for windows of 4 frames of 10 ms.
-
-    Arguments
-    ---------
-    crdnn : speechbrain.lobes.models.CRDNN.CRDNN
-        The network. Its layers are packed by length, so ``rnn_class`` must be
-        one of ``speechbrain.nnet.RNN.LSTM``, ``GRU`` and ``RNN``.
-
-    Raises
-    ------
-    ValueError
-        If recurrent layers take no lengths, or convolutional blocks pool time.
     """
 
     def __init__(self, crdnn):
@@ -179,16 +160,11 @@ class CRDNNEncoder(LobeEncoder):
 
 
 class ContextNetEncoder(LobeEncoder):
-    """Separable convolutions with squeeze-and-excitation (ContextNet).
+    """Separable convolutions with squeeze-and-excitation (``ContextNet``).
 
     The blocks are ``contextnet.block_0``, ``contextnet.block_1``, ... Each
     averages over the valid frames of the whole utterance. The centre of frame 0
     is that of input frame 0.
-
-    Arguments
-    ---------
-    contextnet : speechbrain.lobes.models.ContextNet.ContextNet
-        The network; the product of its strides is the encoder's.
     """
 
     def __init__(self, contextnet):

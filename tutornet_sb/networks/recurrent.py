@@ -18,22 +18,8 @@ class RecurrentLayers(torch.nn.Module):
 
     Called as ``(x, lengths)``, ``(batch, frames, input_size)`` and
     ``(batch,)``, it returns ``(batch, frames, output_size)``, zero on padded
-    frames.
-
-    Arguments
-    ---------
-    cell : str
-        ``"lstm"`` or ``"gru"``.
-    input_size : int
-        Dimension of the input.
-    hidden_size : int
-        Cells of each layer and direction.
-    layers : int
-        Number of layers.
-    directions : int
-        2, or 1 for unidirectional layers.
-    dropout : float
-        Dropout between layers.
+    frames. ``hidden_size`` is that of each direction; dropout is between
+    layers.
     """
 
     def __init__(
@@ -60,7 +46,7 @@ class RecurrentLayers(torch.nn.Module):
         self.outputs = torch.nn.ModuleList(torch.nn.Identity() for _ in sizes)
 
     def forward(self, x, lengths):
-        """Apply the layers to a padded batch, see the class."""
+        """Apply the layers, see the class."""
         frames = x.shape[1]
         mask = frame_mask(lengths, frames)
         # Position t of the reversed utterance is position length - 1 - t;
@@ -86,35 +72,10 @@ def _reorder(x, rows):
 
 
 class RecurrentEncoder(torch.nn.Module):
-    """A strided convolution, then recurrent layers.
+    """A strided convolution of odd ``kernel_size``, then recurrent layers.
 
-    Arguments
-    ---------
-    input_size : int
-        Dimension of the features.
-    channels : int
-        Channels of the convolution.
-    hidden_size, layers, cell, directions :
-        As of ``RecurrentLayers``. With one direction the encoder looks ahead no
-        further than its convolution reaches.
-    kernel_size : int
-        Frames under the convolution, odd.
-    stride : int
-        Input frames for one output frame, no more than ``kernel_size``.
-    dropout : float
-        Dropout on the output of the convolution and of each layer.
-
-    Raises
-    ------
-    ValueError
-        If an option is out of range.
-
-    Example
-    -------
-    >>> encoder = RecurrentEncoder(64, channels=8, hidden_size=16, layers=2)
-    >>> hidden, lengths = encoder(torch.randn(2, 9, 64), torch.tensor([9, 4]))
-    >>> tuple(hidden.shape), lengths.tolist()
-    ((2, 5, 32), [5, 2])
+    With one direction it looks ahead no further than the convolution reaches.
+    Dropout is on the output of the convolution and of each layer.
     """
 
     def __init__(

@@ -1,6 +1,5 @@
 """The folder of a finished run: a model, its tokenizer and results."""
 
-from io import StringIO
 from pathlib import Path
 
 import sentencepiece
@@ -9,16 +8,17 @@ from ruamel.yaml import YAML
 
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.description import (
+    MAKE_NETWORK,
     NotAllowed,
     describe_strictly,
     rebuild,
 )
 from tutornet_sb.networks.weights import (
     fill_weights,
-    load_model_weights,
     read_weights,
+    refuse_large,
 )
-from tutornet_sb.util.composition import read_mapping
+from tutornet_sb.util.composition import dump, read_mapping, tag_of
 from tutornet_sb.util.errors import InputError, MissingFileError, explain
 from tutornet_sb.util.files import read_json
 
@@ -37,8 +37,6 @@ FORMAT = 2
 # Tokenizers of hundreds of thousands of symbols take some megabytes, all other
 # files that are read at once far less.
 _MOST_BYTES = 2**26
-# The tag of a network that may start from published weights
-MAKE_NETWORK = "!apply:tutornet_sb.networks.huggingface.make_network"
 
 
 def is_finished(folder):
@@ -48,75 +46,46 @@ def is_finished(folder):
 
 
 def load_run(folder, trust_remote_code=False):
-    """Load the model of a finished run and its tokenizer.
+    """Load the model of a finished run, and its SentencePiece tokenizer.
 
-    ``model.yaml`` is HyperPyYAML and so could run code. By default, only
-    networks made of the parts that the recipe uses are loaded.
+    The model is an ``AcousticModel`` in evaluation mode. ``model.yaml`` is
+    HyperPyYAML and so could run code: unless `trust_remote_code`, only networks
+    made of the parts that the recipe uses are loaded, no larger than their
+    weights.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Output folder of ``train.py``.
-    trust_remote_code : bool
-        Whether ``model.yaml`` may name anything.
-
-    Returns
-    -------
-    model : AcousticModel
-        With its trained weights, in evaluation mode.
-    tokenizer : sentencepiece.SentencePieceProcessor
-
-    Raises
-    ------
-    MissingFileError
-        If the folder holds no finished run.
-    InputError
-        If the weights do not fit the model, the tokenizer is damaged, or
-        ``model.yaml`` names what it may not.
+    Raises MissingFileError if the folder holds no finished run, and InputError
+    if the weights do not fit the model, the tokenizer is damaged, or
+    ``model.yaml`` names what it may not.
     """
     folder = Path(folder)
-    network = read_network(folder)
-    if trust_remote_code:
-        text = StringIO()
-        YAML().dump(network, text)
-        try:
-            model = load_hyperpyyaml(text.getvalue())["model"]
-        # Made-up values raise errors of all kinds.
-        except Exception as error:
-            raise InputError(
-                f"{folder / MODEL_YAML} describes no network that can be made: "
-                + explain(error)[0]
-            ) from error
-        load_model_weights(model, folder / WEIGHTS)
-    else:
-        model = _rebuild(network, folder)
-    return model.eval(), read_tokenizer(folder / TOKENIZER)
-
-
-def _rebuild(network, folder):
-    """Make a network of known parts alone, no larger than its weights."""
     path = folder / MODEL_YAML
+    network = read_network(folder)
     weights = read_weights(folder / WEIGHTS)
     try:
-        description = describe_strictly(network.get("model"))
-        model = rebuild(description, weights, folder / WEIGHTS)
+        if trust_remote_code:
+            model = load_hyperpyyaml(dump(network))["model"]
+        else:
+            description = describe_strictly(network.get("model"))
+            model = rebuild(description, weights)
     except NotAllowed as error:
         raise InputError(
             f"{path}: {error}, and could run any code on this machine: read "
             "it, then allow it by trust_remote_code (--trust-remote-code)"
         ) from None
-    except ValueError as error:
-        if str(folder) in str(error):
-            raise
-        raise InputError(f"{path}: {error}") from None
-    if not isinstance(model, AcousticModel):
+    # Made-up values raise errors of all kinds.
+    except Exception as error:
+        raise InputError(
+            f"{path} describes no network that can be made: {explain(error)[0]}"
+        ) from error
+    if not trust_remote_code and not isinstance(model, AcousticModel):
         raise InputError(f"{path} describes no AcousticModel")
-    return fill_weights(model, weights, folder / WEIGHTS)
+    fill_weights(model, weights, folder / WEIGHTS)
+    return model.eval(), read_tokenizer(folder / TOKENIZER)
 
 
 def read_tokenizer(path):
     """Read a SentencePiece model."""
-    _refuse_floods(path)
+    refuse_large(path, _MOST_BYTES)
     try:
         return sentencepiece.SentencePieceProcessor(model_file=str(path))
     except RuntimeError as error:
@@ -137,18 +106,10 @@ def read_network(folder):
             f"({MODEL_YAML}, {WEIGHTS}, {TOKENIZER} and {RESULTS} are needed)"
         )
     path = folder / MODEL_YAML
-    _refuse_floods(path)
+    refuse_large(path, _MOST_BYTES)
     content = read_mapping(path)
     _forget_sources(content, set())
     return content
-
-
-def _refuse_floods(path):
-    size = Path(path).stat().st_size
-    if size > _MOST_BYTES:
-        raise InputError(
-            f"{path} has {size} bytes, more than any such file: it is not read"
-        )
 
 
 def _forget_sources(node, seen):
@@ -156,7 +117,7 @@ def _forget_sources(node, seen):
     if not hasattr(node, "values") or id(node) in seen:
         return
     seen.add(id(node))
-    if getattr(getattr(node, "tag", None), "value", None) == MAKE_NETWORK:
+    if tag_of(node) == f"!apply:{MAKE_NETWORK}":
         node["source"] = None
     for value in node.values():
         _forget_sources(value, seen)
@@ -167,7 +128,7 @@ def read_results(folder):
     path = Path(folder) / RESULTS
     if not path.is_file():
         return {}
-    _refuse_floods(path)
+    refuse_large(path, _MOST_BYTES)
     return read_json(path)
 
 

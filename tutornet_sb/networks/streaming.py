@@ -2,7 +2,7 @@
 
 import torch
 
-from tutornet_sb.networks.acoustic_model import SpectralFeatures, difference
+from tutornet_sb.networks.acoustic_model import difference
 from tutornet_sb.networks.recurrent import RecurrentEncoder
 from tutornet_sb.util.errors import InputError
 
@@ -10,25 +10,19 @@ from tutornet_sb.util.errors import InputError
 def check_streamable(model):
     """Raise an InputError that names the part that cannot stream."""
     features, encoder = model.features, model.encoder
-    if not isinstance(features, SpectralFeatures):
+    if not getattr(features, "is_causal", False):
         raise InputError(
             f"features: {type(features).__name__} cannot stream; use "
-            "LogMelFeatures or SpectrogramFeatures with `causal: true`"
+            "LogMelFeatures or SpectrogramFeatures with `causal: true`, whose "
+            "level is not that of the whole utterance"
         )
-    if not features.is_causal:
-        raise InputError(
-            "features: the level is that of the whole utterance, of which a "
-            "stream has a part; set `causal: true` and train again"
-        )
-    if not isinstance(encoder, RecurrentEncoder):
+    if not isinstance(encoder, RecurrentEncoder) or (
+        encoder.layers.directions != 1
+    ):
         raise InputError(
             f"encoder: {type(encoder).__name__} cannot stream; use "
-            "RecurrentEncoder with `directions: 1`"
-        )
-    if encoder.layers.directions != 1:
-        raise InputError(
-            "encoder: bidirectional layers read from the end of the utterance; "
-            "set `directions: 1` and train again"
+            "RecurrentEncoder with `directions: 1`, which does not read from "
+            "the end of the utterance"
         )
     if any(module.training for module in model.modules()):
         raise InputError("model: in training mode; call model.eval() first")
@@ -46,38 +40,21 @@ def can_stream(model):
 class Stream:
     """Encode a waveform piece by piece, as the model would encode the whole.
 
-    Pieces may have any length, down to one sample. Between them the stream
-    keeps the samples under the next window, the level, the frames under the
-    next step of the convolution and the recurrent states: memory does not grow.
+    Pieces may have any length, down to one sample. Memory does not grow.
 
-    Arguments
-    ---------
-    model : AcousticModel
-        In evaluation mode, with causal features, a unidirectional
-        ``RecurrentEncoder`` and a head that acts on single frames. Not copied.
-    batch_size : int
-        Number of waveforms of equal length that arrive at the same time.
-
-    Attributes
-    ----------
-    latency : float
-        Look-ahead (seconds): a frame is output once the waveform is known this
-        far beyond the centre of the frame.
-
-    Raises
-    ------
-    InputError
-        If the model cannot stream, see ``check_streamable``.
+    The model, not copied, is in evaluation mode, with causal features, a
+    unidirectional ``RecurrentEncoder`` and a head that acts on single frames;
+    otherwise an InputError is raised. ``batch_size`` waveforms of equal length
+    arrive at the same time. A frame is output once the waveform is known
+    ``latency`` seconds beyond the centre of the frame.
 
     Example
     -------
-    >>> from tutornet_sb.networks.acoustic_model import (
-    ...     AcousticModel,
-    ...     LogMelFeatures,
-    ... )
-    >>> features = LogMelFeatures(causal=True)
+    >>> from tutornet_sb.networks import acoustic_model
+    >>> features = acoustic_model.LogMelFeatures(causal=True)
     >>> encoder = RecurrentEncoder(64, 8, 16, layers=1, directions=1)
-    >>> model = AcousticModel(features, encoder, torch.nn.Linear(16, 29))
+    >>> head = torch.nn.Linear(16, 29)
+    >>> model = acoustic_model.AcousticModel(features, encoder, head)
     >>> stream = Stream(model.eval())
     >>> stream.latency
     0.06
@@ -115,8 +92,7 @@ class Stream:
         """Encode the next piece of the waveform, ``(batch, samples)``.
 
         Returns log-probabilities ``(batch, frames, symbols)`` of the frames
-        that have become final, often of none. Raises an InputError for another
-        shape or a model in training mode, a RuntimeError after ``finish``.
+        that have become final, often of none.
         """
         self._require_open()
         if samples.ndim != 2 or len(samples) != len(self._samples):

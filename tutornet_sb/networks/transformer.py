@@ -8,8 +8,8 @@ from tutornet_sb.networks.lobes import LobeEncoder
 class TransformerEncoder(LobeEncoder):
     """Conformer, Branchformer or Transformer behind strided convolutions.
 
-    The layers are ``transformer.encoder.layers.0``, ``.1``, ...; for calls see
-    ``LobeEncoder``. The centre of frame 0 is that of input frame 0.
+    The layers are ``transformer.encoder.layers.0``, ``.1``, ... The centre of
+    frame 0 is that of input frame 0.
 
     SpeechBrain's relative positions (``RelPosMHAXL``) are the same before and
     after a frame (its issue 3070), so a plain Transformer cannot tell left from
@@ -23,12 +23,6 @@ class TransformerEncoder(LobeEncoder):
     transformer : callable
         ``TransformerASR`` with all its arguments but ``input_size``, which
         follows from the front end, ``tgt_vocab`` and ``num_decoder_layers``.
-
-    Raises
-    ------
-    ValueError
-        If the padding of a convolution is not "same"; in ``forward``, if an
-        utterance is longer than the table of absolute positions.
     """
 
     def __init__(self, front_end, transformer):

@@ -11,6 +11,16 @@ from tutornet_sb.util.errors import InputError, MissingFileError
 _FOLDER = 0x10
 
 
+def refuse_large(path, most):
+    """Raise an InputError if a file to be read at once has too many bytes."""
+    size = Path(path).stat().st_size
+    if size > most:
+        raise InputError(
+            f"{path} has {size} bytes, more than any such file ({most}): it is "
+            "not read"
+        )
+
+
 def load_model_weights(model, path):
     """Load all weights of a model from a file by ``torch.save``; return it.
 
@@ -66,40 +76,13 @@ def _check_archive(path):
             if entry.header_offset < end:
                 raise InputError("its entries overlap")
             end = entry.header_offset + zipfile.sizeFileHeader + entry.file_size
-        # Compare checksums
-        for entry in entries:
-            with archive.open(entry) as file:
-                while file.read(2**20):
-                    pass
+        if damaged := archive.testzip():
+            raise InputError(f"the checksum of {damaged} is another")
 
 
 def fill_weights(model, weights, path):
     """Give a model the weights read from `path`, or raise an InputError."""
     own = model.state_dict()
-    refuse_other_weights(own, weights, path)
-    odd = [key for key in own if _kind(weights[key]) != _kind(own[key])]
-    if odd:
-        raise InputError(
-            f"{path} holds something else than the numbers of a layer under "
-            f"{len(odd)} names: {_some(odd)}"
-        )
-    model.load_state_dict(weights, strict=True)
-    return model
-
-
-def _kind(value):
-    """Kind of a value, equal for those that may take each other's place."""
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
-        return type(value).__name__
-    kinds = value.is_meta, value.is_complex(), value.is_floating_point()
-    return (*kinds, value.dtype == torch.bool)
-
-
-def refuse_other_weights(own, weights, path):
-    """Raise an InputError where names or shapes of weights differ.
-
-    ``own`` are the model's by name, ``weights`` those of the file ``path``.
-    """
     shapes, found = (
         {key: tuple(getattr(value, "shape", ())) for key, value in part.items()}
         for part in (own, weights)
@@ -113,17 +96,33 @@ def refuse_other_weights(own, weights, path):
             if found.get(key, shape) != shape
         ],
     }
-    if any(faults.values()):
-        listed = "; ".join(
-            f"{len(keys)} {fault}: {_some(keys)}"
-            for fault, keys in faults.items()
-            if keys
-        )
+    listed = "; ".join(
+        f"{len(keys)} {fault}: {_some(keys)}"
+        for fault, keys in faults.items()
+        if keys
+    )
+    if listed:
         raise InputError(
             f"{path} holds the weights of another network: {listed} (of "
             f"{len(own)} entries). Build the network that was saved there, or "
             "give the file that belongs to this one."
         )
+    odd = [key for key in own if _kind(weights[key]) != _kind(own[key])]
+    if odd:
+        raise InputError(
+            f"{path} holds something else than the numbers of a layer under "
+            f"{len(odd)} names: {_some(odd)}"
+        )
+    model.load_state_dict(weights)
+    return model
+
+
+def _kind(value):
+    """Kind of a value, equal for those that may take each other's place."""
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+        return type(value).__name__
+    kinds = value.is_meta, value.is_complex(), value.is_floating_point()
+    return (*kinds, value.dtype == torch.bool)
 
 
 def _some(items, most=3):
