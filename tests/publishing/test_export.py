@@ -366,7 +366,7 @@ def test_a_run_of_another_version_is_refused(run, tmp_path):
     results = files.read_json(run / runs.RESULTS)
     files.write_json(run / runs.RESULTS, results | {"format": 1})
     line = refused(run, tmp_path / "to")
-    assert "results.json is of format 1, and this version reads 2" in line
+    assert "format of results.json must be 2, got 1" in line
     assert listing(tmp_path) == ["a run"]
 
 
