@@ -334,7 +334,7 @@ FORMATS = {
 }
 
 
-def test_any_format_rate_and_number_of_channels(tmp_path, caplog):
+def test_any_format_rate_and_number_of_channels(tmp_path):
     root = tmp_path / "LibriSpeech"
     chapter = root / "dev-clean" / "7" / "1"
     chapter.mkdir(parents=True)
@@ -353,12 +353,7 @@ def test_any_format_rate_and_number_of_channels(tmp_path, caplog):
     soundfile.write(chapter / "7-1-0005.mp3", np.zeros(9000), 16000)
     (chapter / "7-1.trans.txt").write_text("".join(lines))
     out = tmp_path / "out"
-    with caplog.at_level(logging.INFO):
-        manifests = prepare_librispeech(root, out)
-    (said,) = [line for line in caplog.messages if "converted" in line]
-    assert "dev-clean: converted to 16000 Hz" in said
-    for part in ("8000 Hz (1)", "48000 Hz, 3 channels (1)"):
-        assert part in said
+    manifests = prepare_librispeech(root, out)
     assert reasons(out) == {}
     items = read_with_speechbrain(manifests["dev-clean"], root)
     assert [item["id"] for item in items] == sorted(waves)
@@ -421,12 +416,10 @@ def test_skips_are_logged(corpus, tmp_path, caplog):
     )
 
 
-def test_unusual_letters_stay_and_are_logged(corpus, tmp_path, caplog):
+def test_unusual_letters_stay(corpus, tmp_path):
     write_chapter(corpus / "dev-clean", 8, 1, ["Żółw n"])
-    with caplog.at_level(logging.INFO):
-        manifest = prepare_librispeech(corpus, tmp_path, ["dev-clean"])
+    manifest = prepare_librispeech(corpus, tmp_path, ["dev-clean"])
     assert read(manifest["dev-clean"])[-1]["wrd"] == "Żółw n"
-    assert "n w ó ł Ż" in caplog.text
 
 
 def test_rerun_does_nothing_until_something_changes(corpus, tmp_path):
@@ -448,7 +441,11 @@ def test_rerun_does_nothing_until_something_changes(corpus, tmp_path):
     manifest.write_text("edited")
     prepare()
     assert read(manifest)[-1]["ID"] == "9-1-0000"
-    (tmp_path / "out" / "librispeech.json").write_text("[")
+    state = tmp_path / "out" / "librispeech.json"
+    state.write_text("[")
+    with pytest.raises(InputError, match=r"librispeech\.json .* delete it"):
+        prepare()
+    state.unlink()
     prepare()
     shutil.rmtree(corpus / "train-clean-100")
     prepare(splits=["dev-clean"])

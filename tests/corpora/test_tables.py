@@ -111,19 +111,14 @@ def test_paths_are_relative_to_their_table(audio, tmp_path):
     }
 
 
-def test_audio_is_converted_with_one_line_for_the_corpus(tmp_path, caplog):
+def test_durations_are_those_of_audio_of_any_rate(tmp_path):
     write_audio(tmp_path / "1.wav", rate=8000)
     write_audio(tmp_path / "2.mp3", rate=44100, channels=2)
     tables = {
         split: write_table(tmp_path / f"{split}.csv", [(wav, "a")])
         for split, wav in {"train": "1.wav", "dev": "2.mp3"}.items()
     }
-    with caplog.at_level(logging.INFO):
-        _, manifests = prepare_tables(tables, tmp_path / "out")
-    said = [line for line in caplog.messages if "converted" in line]
-    assert len(said) == 2
-    assert "8000 Hz (1)" in said[0]
-    assert "44100 Hz, 2 channels (1)" in said[1]
+    _, manifests = prepare_tables(tables, tmp_path / "out")
     assert float(read(manifests["train"])[0]["duration"]) == 0.2
 
 

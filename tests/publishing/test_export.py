@@ -374,11 +374,15 @@ def test_a_folder_that_is_no_export_is_left_alone(run, tmp_path):
     to = tmp_path / "to"
     to.mkdir()
     (to / "config.json").write_text('{"model_type": "wav2vec2"}')
-    assert "to is not empty and no earlier export" in refused(run, to)
+    assert "to holds the run itself, or is no earlier export" in refused(
+        run, to
+    )
     (to / "config.json").write_text("[half of")
-    assert "to is not empty and no earlier export" in refused(run, to)
+    assert "to holds the run itself, or is no earlier export" in refused(
+        run, to
+    )
     assert listing(to) == ["config.json"]
-    assert "a file: name a folder" in refused(run, to / "config.json")
+    assert "or is no earlier export" in refused(run, to / "config.json")
 
 
 def test_the_run_itself_is_left_alone(run, tmp_path):

@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import pathlib
-import string
 import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
@@ -29,7 +28,7 @@ from tqdm import tqdm
 
 from tutornet_sb.corpora.audio import SUFFIXES, read_header
 from tutornet_sb.util.errors import InputError
-from tutornet_sb.util.files import write_atomically, write_json
+from tutornet_sb.util.files import read_json, write_atomically, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +43,14 @@ SPLITS = (
 )
 STATE_FILE = "librispeech.json"
 HEADER = "ID", "duration", "wav", "spk_id", "wrd"
-_LETTERS = {*string.ascii_uppercase, "'", " "}
 _FORMAT = 3  # raise when manifests change, so that old ones are made anew
+
+# What makes SpeechBrain (a placeholder) or csv (of Python 3.10) stumble
+_FORBIDDEN = {
+    "\N{REPLACEMENT CHARACTER}": "transcript not UTF-8",
+    "$": "$ in transcript",
+    "\0": "NUL in transcript",
+}
 
 Skip = collections.namedtuple("Skip", "id file reason")
 
@@ -119,19 +124,14 @@ def prepare_librispeech(
     does nothing for a split whose files (names, sizes, modification times) and
     options are as before.
 
-    ``skipped_SPLIT.csv`` holds ``id, file, reason`` of each utterance left
-    out: transcript without audio or the reverse; audio that `read_header`
-    refuses; a transcript that is empty, not UTF-8, named for another chapter,
-    given twice, or with a ``$``, which SpeechBrain would take for a
-    placeholder. Audio cut off behind an intact header is not noticed before
+    ``skipped_SPLIT.csv`` holds ``id, file, reason`` of each utterance left out.
+    Audio cut off behind an intact header is not noticed before
     `read_utterance`.
 
     Arguments
     ---------
-    data_folder : str or pathlib.Path
-        LibriSpeech, or its parent folder.
-    save_folder : str or pathlib.Path
-        Where the manifests go.
+    data_folder, save_folder : str or pathlib.Path
+        LibriSpeech or its parent folder, and where the manifests go.
     splits : list of str, optional
         By default, those of the seven standard ones that exist.
     sample_rate : int
@@ -139,22 +139,13 @@ def prepare_librispeech(
     max_skipped : float
         Greatest part of a split's utterances that may be skipped, 0 to 1.
     untranscribed : list of str
-        Splits, of `splits` or others, prepared without their transcripts. Their
-        files are ``untranscribed_SPLIT.csv`` and
-        ``skipped_untranscribed_SPLIT.csv``, and ``wrd`` is empty.
+        Splits, of `splits` or others, prepared without their transcripts as
+        ``untranscribed_SPLIT.csv``, where ``wrd`` is empty.
     max_seconds : float
-        The longest utterance; LibriSpeech's has 35 s. A step of training holds
-        at least one in memory.
+        The longest utterance. A step of training holds at least one in memory.
 
-    Returns
-    -------
-    dict of str to pathlib.Path
-        The manifest of each split.
-
-    Raises
-    ------
-    InputError
-        If a split is missing, or damaged beyond `max_skipped`.
+    Returns the manifest of each split. Raises InputError if a split is missing,
+    or damaged beyond `max_skipped`.
     """
     root = find_librispeech(data_folder)
     held = sorted(entry.name for entry in _folders(root))
@@ -181,9 +172,8 @@ def prepare_librispeech(
         name = f"untranscribed_{split}" if silent else split
         return Source(split, name, listings, groups)
 
-    sources = map(make_source, splits)
     limits = sample_rate, max_skipped, max_seconds
-    return make_manifests(sources, save_folder, *limits)
+    return make_manifests(map(make_source, splits), save_folder, *limits)
 
 
 def make_manifests(sources, save_folder, sample_rate, max_skipped, max_seconds):
@@ -196,7 +186,8 @@ def make_manifests(sources, save_folder, sample_rate, max_skipped, max_seconds):
     if not 0 <= max_skipped <= 1:
         raise InputError(f"max_skipped must be 0 to 1, got {max_skipped}")
     save_folder = pathlib.Path(save_folder).expanduser()
-    state = _read_state(save_folder)
+    state_file = save_folder / STATE_FILE
+    state = read_json(state_file) if state_file.is_file() else {}
     manifests, problems = {}, []
     for source in sources:
         manifest = save_folder / f"{source.name}.csv"
@@ -214,7 +205,8 @@ def make_manifests(sources, save_folder, sample_rate, max_skipped, max_seconds):
         if not total:
             problems.append(f"{source.split} holds no utterance.")
             continue
-        reasons = _count(skip.reason for skip in skips)
+        reasons = collections.Counter(skip.reason for skip in skips)
+        reasons = ", ".join(f"{why} ({n})" for why, n in reasons.most_common())
         left_out = (
             f"{source.split}: {len(skips)} of {total} utterances "
             f"({len(skips) / total:.2%}) cannot be used: {reasons}"
@@ -227,20 +219,22 @@ def make_manifests(sources, save_folder, sample_rate, max_skipped, max_seconds):
             continue
         if skips:
             logger.warning("%s. See %s.", left_out, skipped)
+        hours = sum(row[1] for row in rows) / 3600
+        logger.info("%s: %d utterances, %.2f h.", manifest, len(rows), hours)
         _write_csv(manifest, HEADER, rows)
         state[source.name] = [inputs, _stamp(manifest), _stamp(skipped)]
-        write_json(save_folder / STATE_FILE, state)
+        write_json(state_file, state)
     if problems:
         raise InputError("\n".join(problems))
     return manifests
 
 
 def _check_audio(source, sample_rate, max_seconds):
-    """Rows of the manifest, and skips; what is unusual is logged."""
+    """Rows of the manifest, and skips."""
 
     def check(group):
         return [
-            (one, (None, "", one.fault))
+            (one, (None, one.fault))
             if one.fault
             else (
                 one,
@@ -249,44 +243,17 @@ def _check_audio(source, sample_rate, max_seconds):
             for one in group()
         ]
 
-    rows, skips, conversions = [], [], []
+    rows, skips = [], []
     bar = {"desc": source.split, "total": len(source.groups), "disable": None}
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for group in tqdm(pool.map(check, source.groups), **bar):
-            for one, (seconds, conversion, fault) in group:
+            for one, (seconds, fault) in group:
                 if fault:
                     skips.append(Skip(one.id, one.place, fault))
-                    continue
-                rows.append((one.id, seconds, one.wav, one.speaker, one.text))
-                if conversion:
-                    conversions.append(conversion)
-    hours = sum(row[1] for row in rows) / 3600
-    logger.info(
-        "%s: %d utterances, %.2f hours.", source.split, len(rows), hours
-    )
-    if conversions:
-        logger.info(
-            "%s: converted to %d Hz and one channel when read: utterances of "
-            "%s.",
-            source.split,
-            sample_rate,
-            _count(conversions),
-        )
-    letters = set().union(*(row[-1] for row in rows)) - _LETTERS
-    if letters:
-        logger.info(
-            "%s: letters outside A-Z, apostrophe and space stay as they are: "
-            "%s",
-            source.split,
-            " ".join(sorted(letters)[:40]),
-        )
+                else:
+                    row = one.id, seconds, one.wav, one.speaker, one.text
+                    rows.append(row)
     return sorted(rows), sorted(skips)
-
-
-def _count(items):
-    """Texts with how often each occurs, the most frequent first."""
-    counts = collections.Counter(items).most_common()
-    return ", ".join(f"{text} ({count})" for text, count in counts)
 
 
 def _folders(folder):
@@ -439,14 +406,9 @@ def tidy_text(text):
 
 def fault_of(name, text):
     """Return what is wrong with a decoded id or transcript, or None."""
-    if "\N{REPLACEMENT CHARACTER}" in name + text:
-        return "transcript not UTF-8"
-    # SpeechBrain would take it for a placeholder.
-    if "$" in name + text:
-        return "$ in transcript"
-    # The csv module of Python 3.10 cannot read it.
-    if "\0" in name + text:
-        return "NUL in transcript"
+    for character, fault in _FORBIDDEN.items():
+        if character in name + text:
+            return fault
     return None if text else "empty transcript"
 
 
@@ -458,15 +420,6 @@ def _write_csv(path, header, rows):
             writer.writerows(rows)
 
     write_atomically(path, write)
-
-
-def _read_state(save_folder):
-    """State of the manifests by name; empty if it cannot be read."""
-    try:
-        state = json.loads((save_folder / STATE_FILE).read_text())
-    except (OSError, ValueError):
-        return {}
-    return state if isinstance(state, dict) else {}
 
 
 def _digest(content):

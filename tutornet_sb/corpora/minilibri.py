@@ -63,25 +63,15 @@ def make_minilibri(
     It appears in one piece, with the arguments, the size of each split and the
     voice of each speaker in ``minilibri.json``.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Will directly hold the splits.
-    seed : int
-        Of sentences, voices and noise.
-    train_minutes, dev_minutes, test_minutes : float
-        Speech in train-clean-100, in dev-clean, and in each of test-clean and
-        test-other, to within a few percent.
-    train_speakers, test_speakers : int
-        Voices of the clean splits, and others for test-other.
-    noise_snr : tuple of float
-        Lowest and highest signal-to-noise ratio of test-other (dB).
+    ``folder`` will directly hold the splits. ``train_minutes``, ``dev_minutes``
+    and ``test_minutes`` of speech are in train-clean-100, in dev-clean, and in
+    each of test-clean and test-other, to within a few percent. There are
+    ``train_speakers`` voices in the clean splits, and ``test_speakers`` others
+    in test-other, whose lowest and highest signal-to-noise ratios (dB) are
+    ``noise_snr``. ``seed`` is that of sentences, voices and noise.
 
-    Raises
-    ------
-    InputError
-        If eSpeak NG cannot be used, `folder` holds anything else, or a value is
-        out of range.
+    Returns the absolute folder. Raises InputError if eSpeak NG cannot be used,
+    `folder` holds anything else, or a value is out of range.
     """
     folder = pathlib.Path(folder).expanduser().resolve()
     parameters = {
@@ -208,12 +198,11 @@ def _plan(parameters, speakers):
     for split, size, voices in splits:
         rng = random.Random(f"{parameters['seed']} {split}")
         seconds = 60 * parameters[f"{size}_minutes"]
-        by_speaker = {speaker: [] for speaker in voices}
-        turns = list(voices)
+        turns, drawn = list(voices), []
         rng.shuffle(turns)
         while seconds > 0:
             text = make_sentence(rng)
-            speaker = turns[0]
+            speaker = turns[len(drawn) % len(turns)]
             rate = speaker.rate + rng.randint(-8, 8)
             # Fitted to the training split made with seed 2
             duration = 0.34 + 8.42 * len(text) / rate
@@ -225,24 +214,17 @@ def _plan(parameters, speakers):
             if split == "test-other":
                 kind = rng.choice(("white", "pink", "babble"))
                 noise = kind, rng.uniform(*parameters["noise_snr"])
-            by_speaker[speaker].append(
-                Utterance(
-                    split=split,
-                    id=None,
-                    speaker=speaker,
-                    rate=rate,
-                    pitch=speaker.pitch + rng.randint(-5, 5),
-                    range=rng.randint(40, 70),
-                    text=text,
-                    noise=noise,
-                )
+            pitch = speaker.pitch + rng.randint(-5, 5)
+            width = rng.randint(40, 70)
+            drawn.append(
+                Utterance(split, None, speaker, rate, pitch, width, text, noise)
             )
-            turns.append(turns.pop(0))
-        for speaker, drawn in by_speaker.items():
-            for i, utterance in enumerate(drawn):
+        for speaker in voices:
+            members = [one for one in drawn if one.speaker == speaker]
+            for i, one in enumerate(members):
                 chapters += i % _CHAPTER == 0
                 name = f"{speaker.id}-{chapters}-{i % _CHAPTER:04d}"
-                utterances.append(utterance._replace(id=name))
+                utterances.append(one._replace(id=name))
     return utterances
 
 

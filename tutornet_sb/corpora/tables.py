@@ -105,9 +105,8 @@ def prepare_tables(
         ]
         return Source(split, split, [str(folder), rows, stamps], groups)
 
-    sources = map(make_source, tables)
     limits = sample_rate, max_skipped, max_seconds
-    return root, make_manifests(sources, save_folder, *limits)
+    return root, make_manifests(map(make_source, tables), save_folder, *limits)
 
 
 def _list_candidates(table, folder, group):

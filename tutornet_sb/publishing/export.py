@@ -36,7 +36,6 @@ from tutornet_sb.networks.export_folder import (
     is_export,
 )
 from tutornet_sb.networks.recurrent import RecurrentEncoder
-from tutornet_sb.publishing.licenses import check_license
 from tutornet_sb.publishing.model_card import README, model_card
 from tutornet_sb.training.stages import STAGES
 from tutornet_sb.util.errors import InputError, OccupiedError
@@ -94,31 +93,16 @@ def export(
     names, ``config.json``, which describes the model as plain data, and
     ``README.md``, the model card; ``custom.py`` if the network needs it.
 
-    Arguments
-    ---------
-    run : str or pathlib.Path
-        Output folder of ``train.py``. Its ``model.yaml`` can run code.
-    folder : str or pathlib.Path
-        Folder to write. An earlier export there is replaced.
-    foreign, onnx, int8, sherpa, data, license, language
-        Options of ``tutornet export``, whose help describes them.
+    ``run`` is an output folder of ``train.py``, whose ``model.yaml`` can run
+    code. An earlier export in ``folder`` is replaced. What the other arguments
+    do is in the help of ``tutornet export``, whose options they are.
 
-    Returns
-    -------
-    dict
-        Content of ``config.json``.
-
-    Raises
-    ------
-    InputError
-        If there is no finished run or it is damaged, `folder` holds something
-        else, the corpus is needed and missing, or the licence is unknown. If
-        an export format is impossible for this network or differs from it, the
-        folder is written without it.
+    Returns the content of ``config.json``. Raises InputError if there is no
+    finished run or it is damaged, `folder` holds something else, or the corpus
+    is needed and missing. If an export format is impossible for this network or
+    differs from it, the folder is written without it.
     """
     run, folder = Path(run), Path(folder)
-    if license is not None:
-        check_license(license)
     _refuse_to_overwrite(folder, run)
     network = runs.read_network(run)
     model, tokenizer = runs.load_run(run, trust_remote_code=True)
@@ -207,14 +191,16 @@ def _render(template, values):
 
 
 def _refuse_to_overwrite(folder, run):
-    if folder.resolve() in (run.resolve(), *run.resolve().parents):
-        raise OccupiedError(f"{folder} holds the run itself: name another")
-    if folder.exists() and not folder.is_dir():
-        raise OccupiedError(f"{folder} is a file: name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
+    is_occupied = folder.exists() and not is_export(folder)
+    if is_occupied and folder.is_dir():
+        is_occupied = any(folder.iterdir())
+    if is_occupied or folder.resolve() in (
+        run.resolve(),
+        *run.resolve().parents,
+    ):
         raise OccupiedError(
-            f"{folder} is not empty and no earlier export (its {CONFIG} would "
-            "say so): name another folder"
+            f"{folder} holds the run itself, or is no earlier export (its "
+            f"{CONFIG} would say so): name another folder"
         )
 
 
