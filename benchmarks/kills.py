@@ -183,7 +183,6 @@ def main():
             test_minutes=0.15,
             train_speakers=3,
             test_speakers=2,
-            workers=1,
         )
 
         def prepare(name):

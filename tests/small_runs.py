@@ -295,7 +295,6 @@ def write_minilibri(folder):
         test_minutes=0.15,
         train_speakers=3,
         test_speakers=2,
-        workers=1,
     )
 
 

@@ -366,7 +366,7 @@ def test_a_run_of_another_version_is_refused(run, tmp_path):
     results = files.read_json(run / runs.RESULTS)
     files.write_json(run / runs.RESULTS, results | {"format": 1})
     line = refused(run, tmp_path / "to")
-    assert "results.json is of format 1, and this version reads 2" in line
+    assert "format of results.json must be 2, got 1" in line
     assert listing(tmp_path) == ["a run"]
 
 
@@ -374,11 +374,15 @@ def test_a_folder_that_is_no_export_is_left_alone(run, tmp_path):
     to = tmp_path / "to"
     to.mkdir()
     (to / "config.json").write_text('{"model_type": "wav2vec2"}')
-    assert "to is not empty and no earlier export" in refused(run, to)
+    assert "to holds the run itself, or is no earlier export" in refused(
+        run, to
+    )
     (to / "config.json").write_text("[half of")
-    assert "to is not empty and no earlier export" in refused(run, to)
+    assert "to holds the run itself, or is no earlier export" in refused(
+        run, to
+    )
     assert listing(to) == ["config.json"]
-    assert "a file: name a folder" in refused(run, to / "config.json")
+    assert "or is no earlier export" in refused(run, to / "config.json")
 
 
 def test_the_run_itself_is_left_alone(run, tmp_path):

@@ -1,6 +1,5 @@
 """The model card of an export, against the files that it is written from."""
 
-import copy
 import re
 import shlex
 import subprocess
@@ -518,11 +517,3 @@ def test_the_commands_of_a_card_run(tmp_path, network):
     transcribe_by_sherpa = load_sherpa(recognizer, *files_of_sherpa)
     samples, _ = soundfile.read(to / "speech.wav", dtype="float32")
     assert " ".join(sherpa.split()) == transcribe_by_sherpa(samples) != ""
-
-
-@pytest.mark.parametrize("key", ["load_with", "symbols", "results"])
-def test_a_config_that_lacks_something_is_named(config, tmp_path, key):
-    incomplete = copy.deepcopy(config)
-    del incomplete[key]
-    with pytest.raises(ValueError, match=f"lacks '{key}': export the run"):
-        model_card(incomplete, tmp_path / "model", "me/model")

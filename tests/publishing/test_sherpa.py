@@ -129,7 +129,7 @@ def test_the_graph_leaves_the_model_as_it_was(tmp_path):
 def test_what_does_not_fit_the_pieces_is_refused(tmp_path):
     model, _ = make_run(tmp_path / "run", "lstm_streaming", {})
     model.features.stft.hop_length = 161
-    with pytest.raises(ValueError, match="161 samples do not divide"):
+    with pytest.raises(ValueError, match="161 samples.* do not fit"):
         OnlineGraph(model)
     model, _ = make_run(tmp_path / "8k", "lstm_streaming", {}, 8000)
     # Windows of 25 ms every 10 ms

@@ -88,9 +88,8 @@ def test_the_alphabet_is_that_of_the_corpus(student):
     assert results["teacher"]["method"] == "ctc"
 
 
-def test_what_is_left_out_and_converted_is_told(student):
+def test_what_is_left_out_is_told(student):
     log = (student / "log.txt").read_text()
-    assert "3 utterances of 8000 Hz, 3 utterances of 44100 Hz." in log
     skipped = Path("results/own/manifests/skipped_train.csv").read_text()
     assert skipped.splitlines()[1:] == [
         "clips/none,train.csv:5,no such audio file"

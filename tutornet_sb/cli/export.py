@@ -46,22 +46,13 @@ def export(
     Offline LSTM and GRU networks over log-mel features become stock parts, for
     EncoderASR; other networks take their source with them, for foreign_class.
     """
+    options = dict(locals())
     extras = ["export"] if onnx or int8 or sherpa else []
     with running("export", *extras):
         from tutornet_sb.publishing.export import export as export_run
         from tutornet_sb.publishing.model_card import loading_lines
 
-        config = export_run(
-            run,
-            folder,
-            foreign=foreign,
-            onnx=onnx,
-            int8=int8,
-            sherpa=sherpa,
-            data=data,
-            license=license,
-            language=language,
-        )
+        config = export_run(**options)
     typer.echo(f"{folder} holds {config['name']}. To load it:")
     for line in loading_lines(config, str(folder)):
         typer.echo(f"    {line}")

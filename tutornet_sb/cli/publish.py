@@ -33,11 +33,14 @@ def publish(
     with running("publish"):
         from tutornet_sb.publishing import hub
 
-        options = folder, name, private, revision, license, language
+        options = {"license": license, "language": language}
+        options |= {"private": private, "revision": revision}
         if dry_run:
-            upload = hub.prepare(*options)
+            upload = hub.prepare(folder, name, **options)
         else:
-            upload, commit, changed = hub.publish(*options, message)
+            upload, commit, changed = hub.publish(
+                folder, name, message=message, **options
+            )
     sizes = upload.sizes
     if dry_run:
         typer.echo(f"To {upload.url}, branch {upload.branch}, would go:")

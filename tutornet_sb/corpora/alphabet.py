@@ -13,30 +13,14 @@ def choose_symbols(
     Used as ``symbols: !applyref:tutornet_sb.corpora.alphabet.choose_symbols``:
     networks are made before their corpus is prepared.
 
-    Arguments
-    ---------
-    tokenizer_type : str
-        ``char``, ``bpe`` or ``unigram``.
-    vocab_size : int or None
-        Number of symbols, the blank included. None, of a character tokenizer:
-        the letters of the training transcripts, the space and the blank.
-    train_csv : str or list of str or None
-        Tables of training utterances, relative to the working folder or to
-        ``folder``, that of the recipe.
-    data_folder : str or None
-        Otherwise a folder in LibriSpeech's layout.
-    splits : list of str or None
-        Its training splits.
+    ``vocab_size`` includes the blank; None, of a character tokenizer (by
+    ``tokenizer_type``), is for the letters of the training transcripts, the
+    space and the blank. These are in ``train_csv``, tables relative to the
+    working folder or to ``folder``, that of the recipe, or else in ``splits``
+    of ``data_folder`` in LibriSpeech's layout.
 
-    Returns
-    -------
-    dict
-        ``count``, and the ``letters`` as one string, or None.
-
-    Raises
-    ------
-    SettingError
-        If the corpus has neither a ``vocab_size`` nor transcripts.
+    Returns ``count`` and the ``letters`` as one string, or None. Raises
+    SettingError if the corpus has neither a ``vocab_size`` nor transcripts.
 
     Example
     -------

@@ -27,32 +27,26 @@ _UNREADABLE = OSError, TypeError, soundfile.LibsndfileError
 def read_header(path, size, sample_rate, max_seconds):
     """Check a recording of `size` bytes by its header.
 
-    Returns ``(seconds, conversion, fault)``: its duration, what has to be
-    converted to `sample_rate`, such as ``8000 Hz, 2 channels``, or nothing, and
-    why it cannot be used, or None.
+    Returns its duration in seconds and None, or None and why it cannot be used.
     """
     if size == 0:
-        return None, "", "empty audio file"
+        return None, "empty audio file"
     try:
         info = soundfile.info(path)
     except _UNREADABLE:
-        return None, "", "unreadable audio"
+        return None, "unreadable audio"
     lowest, highest = RATES
     rate = info.samplerate
     if rate != sample_rate and not lowest <= rate <= highest:
-        fault = f"sample rate of {rate} Hz outside {lowest} to {highest}"
-    elif not 0 < info.frames < MOST_SAMPLES:
-        fault = "audio of no or unknown length"
-    elif info.frames / rate < LEAST_SECONDS:
-        fault = f"audio shorter than {LEAST_SECONDS:g} s"
-    elif info.frames / rate > max_seconds:
-        fault = f"audio longer than max_seconds={max_seconds:g} allows"
-    else:
-        parts = [f"{rate} Hz"] if rate != sample_rate else []
-        if info.channels != 1:
-            parts.append(f"{info.channels} channels")
-        return info.frames / rate, ", ".join(parts), None
-    return None, "", fault
+        return None, f"sample rate of {rate} Hz outside {lowest} to {highest}"
+    if not 0 < info.frames < MOST_SAMPLES:
+        return None, "audio of no or unknown length"
+    seconds = info.frames / rate
+    if seconds < LEAST_SECONDS:
+        return None, f"audio shorter than {LEAST_SECONDS:g} s"
+    if seconds > max_seconds:
+        return None, f"audio longer than max_seconds={max_seconds:g} allows"
+    return seconds, None
 
 
 def read_utterance(key, path, seconds, sample_rate=16000):

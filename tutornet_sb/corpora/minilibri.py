@@ -2,12 +2,12 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import json
 import os
 import pathlib
 import random
-import shutil
 import subprocess
 import sys
 import zlib
@@ -20,7 +20,8 @@ from torchaudio.functional import resample
 from tqdm import tqdm
 
 from tutornet_sb.corpora import espeak
-from tutornet_sb.corpora.librispeech import CorpusError
+from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.files import locked, write_folder_atomically, write_json
 
 SAMPLE_RATE = 16000  # Hz
 INFO_FILE = "minilibri.json"
@@ -51,44 +52,26 @@ def make_minilibri(
     train_speakers=24,
     test_speakers=12,
     noise_snr=(5.0, 20.0),
-    workers=None,
 ):
     """Make the corpus by eSpeak NG, unless `folder` holds it already.
 
     Sentences of a small grammar, none of them twice: train-clean-100, dev-clean
     and test-clean in the training voices, test-other in other voices and with
-    noise. Utterances differ in level. The same arguments give the same bytes.
+    white, pink or babble noise. Utterances differ in level. The same arguments
+    give the same bytes.
 
     It appears in one piece, with the arguments, the size of each split and the
     voice of each speaker in ``minilibri.json``.
 
-    Arguments
-    ---------
-    folder : str or pathlib.Path
-        Will directly hold the splits.
-    seed : int
-        Of sentences, voices and noise.
-    train_minutes, dev_minutes, test_minutes : float
-        Speech in train-clean-100, in dev-clean, and in each of test-clean and
-        test-other, to within a few percent.
-    train_speakers, test_speakers : int
-        Voices of the clean splits, and others for test-other.
-    noise_snr : tuple of float
-        Lowest and highest signal-to-noise ratio of test-other (dB). The noise
-        is white, pink or babble.
-    workers : int, optional
-        Speakers made at a time, by default one a processor.
+    ``folder`` will directly hold the splits. ``train_minutes``, ``dev_minutes``
+    and ``test_minutes`` of speech are in train-clean-100, in dev-clean, and in
+    each of test-clean and test-other, to within a few percent. There are
+    ``train_speakers`` voices in the clean splits, and ``test_speakers`` others
+    in test-other, whose lowest and highest signal-to-noise ratios (dB) are
+    ``noise_snr``. ``seed`` is that of sentences, voices and noise.
 
-    Returns
-    -------
-    pathlib.Path
-        `folder`, absolute.
-
-    Raises
-    ------
-    CorpusError
-        If eSpeak NG cannot be used, `folder` holds anything else, or a value is
-        out of range.
+    Returns the absolute folder. Raises InputError if eSpeak NG cannot be used,
+    `folder` holds anything else, or a value is out of range.
     """
     folder = pathlib.Path(folder).expanduser().resolve()
     parameters = {
@@ -102,30 +85,21 @@ def make_minilibri(
         "noise_snr": [float(limit) for limit in noise_snr],
     }
     _check(parameters)
-    if _is_made(folder, parameters):
-        return folder
-    speakers = _draw_speakers(parameters)
-    utterances = _plan(parameters, speakers)
 
-    partial = folder.with_name(f"{folder.name}.partial-{os.getpid()}")
-    try:
-        partial.mkdir(parents=True)
-        _write_transcripts(partial, utterances)
-        info = {"parameters": parameters}
-        info["splits"] = _make_audio(partial, seed, utterances, workers)
-        info["voices"] = {speaker.id: speaker.voice for speaker in speakers}
-        text = json.dumps(info, indent=2) + "\n"
-        (partial / INFO_FILE).write_text(text)
-        try:
-            partial.rename(folder)
-        except OSError:
-            # Another process may have finished the same corpus meanwhile.
+    def write(partial):
+        speakers = _draw_speakers(parameters)
+        utterances = _plan(parameters, speakers)
+        info = {
+            "parameters": parameters,
+            "splits": _make_audio(partial, seed, utterances),
+            "voices": {speaker.id: speaker.voice for speaker in speakers},
+        }
+        write_json(partial / INFO_FILE, info)
+
+    if not _is_made(folder, parameters):
+        with locked(folder.with_name(f"{folder.name}.lock"), f"makes {folder}"):
             if not _is_made(folder, parameters):
-                raise
-    except OSError as error:
-        raise CorpusError(f"Cannot make {folder}: {error}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+                write_folder_atomically(folder, write)
     return folder
 
 
@@ -165,10 +139,10 @@ def _expand(symbol, rng):
 def _check(parameters):
     for name, value in parameters.items():
         if name.endswith(("_minutes", "_speakers")) and not value > 0:
-            raise CorpusError(f"{name} must be above 0, got {value}")
+            raise InputError(f"{name} must be above 0, got {value}")
     limits = parameters["noise_snr"]
     if len(limits) != 2 or limits[0] > limits[1]:
-        raise CorpusError(
+        raise InputError(
             f"noise_snr must be a lowest and a highest ratio (dB), got {limits}"
         )
 
@@ -177,17 +151,13 @@ def _is_made(folder, parameters):
     """Whether the corpus exists; raise if there is anything else."""
     if not folder.exists() or (folder.is_dir() and not os.listdir(folder)):
         return False
-    advice = "Choose another folder, or delete this one."
-    try:
+    made = "no MiniLibri corpus"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         made = json.loads((folder / INFO_FILE).read_text())["parameters"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise CorpusError(
-            f"{folder} exists, and is no MiniLibri corpus. {advice}"
-        ) from None
     if made != parameters:
-        raise CorpusError(
-            f"{folder} holds another MiniLibri corpus. {advice}\n"
-            f"there: {json.dumps(made)}\nasked: {json.dumps(parameters)}"
+        raise InputError(
+            f"{folder} holds {made}, and asked for is {parameters}: choose "
+            "another folder, or delete this one"
         )
     return True
 
@@ -195,23 +165,18 @@ def _is_made(folder, parameters):
 def _draw_speakers(parameters):
     """Speakers of the clean splits, then those of test-other."""
     accents = _sources()["accents"].split()
-    known, _ = _run_espeak({"seed": 0, "accents": accents})
-    variants = [
-        name
-        for name in _sources()["variants"].split()
-        if name in known["variants"]
-    ]
+    variants = _sources()["variants"].split()
     count = parameters["train_speakers"] + parameters["test_speakers"]
-    if count > len(variants) or not known["accents"]:
-        raise CorpusError(
-            f"{count} speakers are asked for, but this eSpeak NG has "
-            f"{len(variants)} voices in {len(known['accents'])} accents."
+    if count > len(variants):
+        raise InputError(
+            f"{count} speakers are asked for, and there are {len(variants)} "
+            "voices: lower train_speakers or test_speakers"
         )
     rng = random.Random(f"{parameters['seed']} speakers")
     return [
         Speaker(
             id=str(1001 + i),
-            voice=f"{rng.choice(known['accents'])}+{variant}",
+            voice=f"{rng.choice(accents)}+{variant}",
             rate=rng.randint(145, 180),
             pitch=rng.randint(35, 65),
         )
@@ -233,12 +198,11 @@ def _plan(parameters, speakers):
     for split, size, voices in splits:
         rng = random.Random(f"{parameters['seed']} {split}")
         seconds = 60 * parameters[f"{size}_minutes"]
-        by_speaker = {speaker: [] for speaker in voices}
-        turns = list(voices)
+        turns, drawn = list(voices), []
         rng.shuffle(turns)
         while seconds > 0:
             text = make_sentence(rng)
-            speaker = turns[0]
+            speaker = turns[len(drawn) % len(turns)]
             rate = speaker.rate + rng.randint(-8, 8)
             # Fitted to the training split made with seed 2
             duration = 0.34 + 8.42 * len(text) / rate
@@ -250,105 +214,65 @@ def _plan(parameters, speakers):
             if split == "test-other":
                 kind = rng.choice(("white", "pink", "babble"))
                 noise = kind, rng.uniform(*parameters["noise_snr"])
-            by_speaker[speaker].append(
-                Utterance(
-                    split=split,
-                    id=None,
-                    speaker=speaker,
-                    rate=rate,
-                    pitch=speaker.pitch + rng.randint(-5, 5),
-                    range=rng.randint(40, 70),
-                    text=text,
-                    noise=noise,
-                )
+            pitch = speaker.pitch + rng.randint(-5, 5)
+            width = rng.randint(40, 70)
+            drawn.append(
+                Utterance(split, None, speaker, rate, pitch, width, text, noise)
             )
-            turns.append(turns.pop(0))
-        for speaker, drawn in by_speaker.items():
-            for i, utterance in enumerate(drawn):
+        for speaker in voices:
+            members = [one for one in drawn if one.speaker == speaker]
+            for i, one in enumerate(members):
                 chapters += i % _CHAPTER == 0
                 name = f"{speaker.id}-{chapters}-{i % _CHAPTER:04d}"
-                utterances.append(utterance._replace(id=name))
+                utterances.append(one._replace(id=name))
     return utterances
 
 
-def _flac(folder, utterance):
-    """Audio file of an utterance."""
-    chapter = utterance.id.split("-")[1]
-    place = folder / utterance.split / utterance.speaker.id / chapter
-    return place / f"{utterance.id}.flac"
-
-
-def _write_transcripts(folder, utterances):
-    chapters = collections.defaultdict(list)
-    for utterance in utterances:
-        chapters[_flac(folder, utterance).parent].append(utterance)
-    for chapter, members in chapters.items():
-        chapter.mkdir(parents=True)
-        lines = [f"{utterance.id} {utterance.text}\n" for utterance in members]
-        name = members[0].id.rpartition("-")[0] + ".trans.txt"
-        (chapter / name).write_text("".join(lines))
-
-
-def _make_audio(folder, seed, utterances, workers):
-    """Write all audio; returns the size of each split."""
+def _make_audio(folder, seed, utterances):
+    """Write audio and transcripts; returns the size of each split."""
     by_speaker = collections.defaultdict(list)
     sizes = {}
     for one in utterances:
         by_speaker[one.speaker].append(one)
         sizes[one.split] = {"utterances": 0, "seconds": 0.0}
-    bar = tqdm(
-        desc="MiniLibri", total=len(utterances), unit="utt", disable=None
-    )
-    pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count())
-    with pool, bar:
-        jobs = [
-            pool.submit(_make_speaker, folder, seed, members)
-            for members in by_speaker.values()
-        ]
-        try:
-            for job, members in zip(jobs, by_speaker.values(), strict=True):
-                for one, seconds in zip(members, job.result(), strict=True):
-                    sizes[one.split]["utterances"] += 1
-                    sizes[one.split]["seconds"] += seconds
-                bar.update(len(members))
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        made = pool.map(
+            functools.partial(_make_speaker, folder, seed), by_speaker.values()
+        )
+        bar = {"desc": "MiniLibri", "unit": "voice", "disable": None}
+        for durations in tqdm(made, total=len(by_speaker), **bar):
+            for split, seconds in durations:
+                sizes[split]["utterances"] += 1
+                sizes[split]["seconds"] += seconds
     for size in sizes.values():
         size["seconds"] = round(size["seconds"], 3)
     return sizes
 
 
 def _make_speaker(folder, seed, utterances):
-    """Write the audio of one speaker; returns the durations in seconds."""
+    """Write what one speaker says; returns splits and durations (seconds)."""
     speaker = utterances[0].speaker
-    job = {
-        "seed": zlib.crc32(f"{seed} {speaker.id}".encode()) >> 1,
-        "utterances": [
+    sample_rate, raw = _run_espeak(
+        zlib.crc32(f"{seed} {speaker.id}".encode()) >> 1,
+        [
             {
                 "voice": speaker.voice,
-                "rate": utterance.rate,
-                "pitch": utterance.pitch,
-                "range": utterance.range,
+                "rate": one.rate,
+                "pitch": one.pitch,
+                "range": one.range,
                 # In capitals some words would be spelled out.
-                "text": utterance.text.lower(),
+                "text": one.text.lower(),
             }
-            for utterance in utterances
+            for one in utterances
         ],
-    }
-    head, samples = _run_espeak(job)
-    raw = np.split(
-        np.frombuffer(samples, np.int16) / np.float32(2**15),
-        np.cumsum(head["samples"])[:-1],
     )
-    waves = [_shape(wave, head["sample_rate"]) for wave in raw]
+    waves = [_shape(wave, sample_rate) for wave in raw]
     # Played backwards and on top of itself, speech has no words left.
     babble = np.concatenate(waves)[::-1]
-    for utterance, wave in zip(utterances, waves, strict=True):
-        name = f"{seed} {utterance.id}".encode()
-        rng = np.random.default_rng(zlib.crc32(name))
-        if utterance.noise:
-            kind, snr = utterance.noise
+    for one, wave in zip(utterances, waves, strict=True):
+        rng = np.random.default_rng(zlib.crc32(f"{seed} {one.id}".encode()))
+        if one.noise:
+            kind, snr = one.noise
             noise = _noise(kind, len(wave), babble, rng)
             gain = 10 ** (-snr / 20) * _rms(wave) / _rms(noise)
             wave = wave + gain * noise
@@ -357,9 +281,15 @@ def _make_speaker(folder, seed, utterances):
         wave = wave + _FLOOR * rng.standard_normal(len(wave))
         # Recordings differ in level.
         wave = wave * 10 ** (rng.uniform(*_GAINS) / 20)
-        path = _flac(folder, utterance)
+        prefix = one.id.rpartition("-")[0]
+        chapter = folder / one.split / prefix.replace("-", "/")
+        chapter.mkdir(parents=True, exist_ok=True)
+        path = chapter / f"{one.id}.flac"
         soundfile.write(path, wave, SAMPLE_RATE, subtype="PCM_16")
-    return [len(wave) / SAMPLE_RATE for wave in waves]
+        with open(chapter / f"{prefix}.trans.txt", "a") as file:
+            file.write(f"{one.id} {one.text}\n")
+    durations = [len(wave) / SAMPLE_RATE for wave in waves]
+    return list(zip([one.split for one in utterances], durations, strict=True))
 
 
 def _shape(wave, sample_rate):
@@ -393,20 +323,23 @@ def _rms(wave):
     return np.sqrt(np.mean(np.square(wave, dtype=np.float64)))
 
 
-def _run_espeak(job):
-    """Do a job of `tutornet_sb.corpora.espeak` in a fresh process."""
+def _run_espeak(seed, utterances):
+    """Synthesise in a fresh process: the sample rate, and a wave of each."""
     done = subprocess.run(
         [sys.executable, espeak.__file__],
-        input=json.dumps(job).encode(),
+        input=json.dumps({"seed": seed, "utterances": utterances}).encode(),
         capture_output=True,
         check=False,
     )
     if done.returncode:
         reason = done.stderr.decode(errors="replace").strip()
         reason = reason or f"exit status {done.returncode}"
-        raise CorpusError(
+        raise InputError(
             f"eSpeak NG cannot be used: {reason}\n"
             "MiniLibri needs it: pip install espeakng-loader"
         )
     head, _, samples = done.stdout.partition(b"\n")
-    return json.loads(head), samples
+    head = json.loads(head)
+    waves = np.frombuffer(samples, np.int16) / np.float32(2**15)
+    ends = np.cumsum(head["samples"])[:-1]
+    return head["sample_rate"], np.split(waves, ends)

@@ -12,17 +12,18 @@ import functools
 import io
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from tutornet_sb.corpora.librispeech import (
     Candidate,
-    CorpusError,
     Source,
     fault_of,
     make_manifests,
     tidy_text,
 )
+from tutornet_sb.util.errors import InputError
 
 # Prefixes of the names of the splits of each kind
 KINDS = {"train": "train", "valid": "dev", "test": "test"}
@@ -49,7 +50,7 @@ def name_tables(kind, paths, folder="."):
 
     ``kind`` is ``train``, ``valid`` or ``test``; paths, one or a list, are
     relative to the working folder or to ``folder``, the recipe's. Raises
-    CorpusError if two tables have the same name.
+    InputError if two tables have the same name.
 
     Example
     -------
@@ -62,7 +63,7 @@ def name_tables(kind, paths, folder="."):
         stem = path.stem
         split = stem if stem.startswith(prefix) else f"{prefix}-{stem}"
         if split in named:
-            raise CorpusError(
+            raise InputError(
                 f"{named[split]} and {path} have the same name: rename one, or "
                 "join them"
             )
@@ -81,31 +82,31 @@ def prepare_tables(
     ``$data_root`` stands for and the manifest of each split.
 
     ``skipped_SPLIT.csv`` holds the rows that are left out, with table and line:
-    rows of another number of columns, with a line break in a field or no JSON;
-    duplicate ids; missing audio, and the faults of audio and transcripts that a
-    corpus of LibriSpeech's layout may have. Raises CorpusError if a table is
-    missing or none, or damaged beyond `max_skipped`.
+    rows that are damaged, of duplicate ids or without audio, and the faults of
+    audio and transcripts that a corpus of LibriSpeech's layout may have. Raises
+    InputError if a table is missing or none, or damaged beyond `max_skipped`.
     """
     folders = {split: path.resolve().parent for split, path in tables.items()}
     root = Path(os.path.commonpath(folders.values()))
 
-    def list_sources(pool):
-        for split, path in tables.items():
-            rows = read_table(path)
-            files = [os.path.join(folders[split], row.wav) for row in rows]
+    def make_source(split):
+        table, folder = tables[split], folders[split]
+        rows = read_table(table)
+        files = [os.path.join(folder, row.wav) for row in rows]
+        with ThreadPoolExecutor() as pool:
             stamps = list(pool.map(_stamp, files))
-            folder = folders[split].relative_to(root)
-            parts = list(zip(rows, files, stamps, strict=True))
-            yield Source(
-                split,
-                split,
-                [str(folder), rows, stamps],
-                [parts[i : i + _GROUP] for i in range(0, len(parts), _GROUP)],
-                functools.partial(_list_candidates, path.name, folder),
+        folder = folder.relative_to(root)
+        parts = list(zip(rows, files, stamps, strict=True))
+        groups = [
+            functools.partial(
+                _list_candidates, table.name, folder, parts[i : i + _GROUP]
             )
+            for i in range(0, len(parts), _GROUP)
+        ]
+        return Source(split, split, [str(folder), rows, stamps], groups)
 
     limits = sample_rate, max_skipped, max_seconds
-    return root, make_manifests(root, list_sources, save_folder, *limits)
+    return root, make_manifests(map(make_source, tables), save_folder, *limits)
 
 
 def _list_candidates(table, folder, group):
@@ -136,19 +137,15 @@ def _stamp(file):
 def read_table(path):
     """Read the rows of a table in their order, those at fault too.
 
-    Quotes have no meaning in TSV. Raises CorpusError if there is no such file,
-    its suffix is another, or its first line does not name the columns.
+    Quotes have no meaning in TSV. Raises InputError if its ending is another,
+    or its first line does not name the columns.
     """
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        raise CorpusError(
+        raise InputError(
             f"{path}: the name of a table must end in {', '.join(ENDINGS)}"
         )
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CorpusError(f"{path}: {error.strerror}") from None
-    text = content.decode("utf-8-sig", errors="replace")
+    text = path.read_bytes().decode("utf-8-sig", errors="replace")
     read = _read_json if ending.startswith(".json") else _read_csv
     rows = list(read(path, text))
     counts = collections.Counter(row.id for row in rows)
@@ -181,7 +178,7 @@ def _read_csv(path, text):
         if header is None:
             header = [name.strip().lower() for name in fields]
             if "text" not in header or not {"path", "wav"} & {*header}:
-                raise CorpusError(
+                raise InputError(
                     f"{path}: its first line must name the columns path (or "
                     f"wav) and text, got {', '.join(fields)!r}"
                 )
@@ -203,7 +200,7 @@ def _read_json(path, text):
         try:
             contents = enumerate(json.loads(text), 1)
         except ValueError as error:
-            raise CorpusError(f"{path} is no JSON: {error}") from None
+            raise InputError(f"{path} is no JSON: {error}") from None
     else:
         contents = (
             (number, _parse(line))

@@ -137,19 +137,8 @@ def decoder(pieces):
 def greedy_decode(logits, lengths, blank_index=0):
     """Decode CTC greedily: repetitions and blanks of the best path removed.
 
-    Arguments
-    ---------
-    logits : torch.Tensor
-        Or log-probabilities, ``(batch, frames, symbols)``.
-    lengths : torch.Tensor
-        Valid frames of each utterance, integers of shape ``(batch,)``.
-    blank_index : int
-        The blank of CTC.
-
-    Returns
-    -------
-    list of list of int
-        Symbol indices of each utterance.
+    From logits or log-probabilities ``(batch, frames, symbols)`` and valid
+    frames ``(batch,)`` to a list of symbol indices for each utterance.
     """
     decoded = []
     for path, length in zip(logits.argmax(-1).cpu(), lengths, strict=True):

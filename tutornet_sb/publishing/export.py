@@ -19,7 +19,7 @@ import torch
 from ruamel.yaml import YAML
 
 from tutornet_sb.corpora.tokenizer import pieces
-from tutornet_sb.experiments.compare import summarize
+from tutornet_sb.experiments.compare import read_finished, summarize
 from tutornet_sb.inference.speech import find_speech
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import (
@@ -36,10 +36,8 @@ from tutornet_sb.networks.export_folder import (
     is_export,
 )
 from tutornet_sb.networks.recurrent import RecurrentEncoder
-from tutornet_sb.publishing.licenses import check_license
 from tutornet_sb.publishing.model_card import README, model_card
 from tutornet_sb.training.stages import STAGES
-from tutornet_sb.util.environment import require
 from tutornet_sb.util.errors import InputError, OccupiedError
 from tutornet_sb.util.files import write_folder_atomically, write_json
 from tutornet_sb.util.mappings import flatten
@@ -95,59 +93,20 @@ def export(
     names, ``config.json``, which describes the model as plain data, and
     ``README.md``, the model card; ``custom.py`` if the network needs it.
 
-    Arguments
-    ---------
-    run : str or pathlib.Path
-        Output folder of ``train.py``. Its ``model.yaml`` can run code.
-    folder : str or pathlib.Path
-        Folder to write. An earlier export there is replaced.
-    foreign : bool
-        Write ``custom.py`` for a network of stock parts too. In padded batches
-        it is exact, which stock parts are not.
-    onnx : bool
-        Write an ONNX graph too, and a script that runs it without torch.
-    int8 : bool
-        Write the ONNX graph, also quantised.
-    sherpa : bool
-        Write the files that sherpa-onnx loads too.
-    data : str or pathlib.Path, optional
-        The corpus whose test set these formats are compared on; by default the
-        run's own, if it is still where it was.
-    license : str, optional
-        Licence of the model, by its name on the Hugging Face hub; by default
-        that of the corpus.
-    language : str, optional
-        Language of the speech, a BCP 47 code; by default that of the corpus.
+    ``run`` is an output folder of ``train.py``, whose ``model.yaml`` can run
+    code. An earlier export in ``folder`` is replaced. What the other arguments
+    do is in the help of ``tutornet export``, whose options they are.
 
-    Returns
-    -------
-    dict
-        Content of ``config.json``.
-
-    Raises
-    ------
-    InputError
-        If there is no finished run or it is damaged, `folder` holds something
-        else, the corpus is needed and missing, or the licence is unknown. If
-        an export format is impossible for this network or differs from it, the
-        folder is written without it.
+    Returns the content of ``config.json``. Raises InputError if there is no
+    finished run or it is damaged, `folder` holds something else, or the corpus
+    is needed and missing. If an export format is impossible for this network or
+    differs from it, the folder is written without it.
     """
-    if onnx or int8 or sherpa:
-        require("export")
     run, folder = Path(run), Path(folder)
-    if license is not None:
-        check_license(license)
     _refuse_to_overwrite(folder, run)
-    onnx = onnx or int8
     network = runs.read_network(run)
     model, tokenizer = runs.load_run(run, trust_remote_code=True)
-    results = runs.read_results(run)
-    if results.get("format") != runs.FORMAT:
-        raise InputError(
-            f"{run / runs.RESULTS} is of format {results.get('format')!r}, and "
-            f"this version reads {runs.FORMAT}: train again, or export by the "
-            "version that trained it"
-        )
+    results = read_finished(run)
     is_stock = not foreign and _is_stock(model)
     config = {
         "format": FORMAT,
@@ -169,41 +128,44 @@ def export(
     if is_stock:
         # The hub's own inference asks for it.
         config["speechbrain_interface"] = "EncoderASR"
+    formats = {"onnx": onnx or int8, "int8": int8, "sherpa": sherpa}
     speech = None
-    if onnx or sherpa:
+    if any(formats.values()):
         # Neither int8 nor sherpa-onnx computes exactly the same.
         speech = find_speech(
             run, data, config["results"], model, needed=int8 or sherpa
         )
-    state = {
-        name: tensor.detach().clone().contiguous()
-        for name, tensor in model.state_dict().items()
-    }
-    formats = {"onnx": {"int8": int8}} if onnx else {}
-    formats |= {"sherpa": {}} if sherpa else {}
     failed = []
 
     def write(to):
+        state = {
+            name: tensor.detach().clone().contiguous()
+            for name, tensor in model.state_dict().items()
+        }
         # Not by save_file, whose files only their owner may read
         (to / SAFETENSORS).write_bytes(
             safetensors.torch.save(state, {"format": "pt"})
         )
         for name in (runs.TOKENIZER, PRETRAINED_TOKENIZER):
             shutil.copyfile(run / runs.TOKENIZER, to / name)
+        values, weights = {"network": None, "model": model}, state
         if is_stock:
-            values, weights = _stock_parts(model), _stock_weights(model, state)
+            values |= {"floor": FLOOR, "lowest": -RANGE}
+            weights = _stock_weights(model, state)
         else:
-            source, yaml = _foreign(network["model"])
+            source, values["network"] = _foreign(network["model"])
             (to / SOURCE).write_text(source, encoding="utf-8")
-            values, weights = {"network": yaml}, state
         torch.save(weights, to / runs.WEIGHTS)
         (to / HYPERPARAMS).write_text(
             _render("hyperparams.yaml.jinja", config | values),
             encoding="utf-8",
         )
-        if formats:
+        if any(formats.values()):
+            # It needs packages that an export alone does not.
+            from tutornet_sb.publishing.formats import add_formats
+
             failed.extend(
-                _add_formats(to, formats, model, tokenizer, config, speech)
+                add_formats(to, model, tokenizer, config, speech, **formats)
             )
         write_json(to / CONFIG, config)
         # Last: it lists the files.
@@ -228,37 +190,17 @@ def _render(template, values):
     ).render(values)
 
 
-def _add_formats(to, formats, model, tokenizer, config, speech):
-    """Add export formats; those that failed are returned, each with why."""
-    # They need packages that an export alone does not.
-    from tutornet_sb.publishing.formats import add_onnx, add_sherpa
-
-    transcripts, failed = [], []
-    for name, options in formats.items():
-        try:
-            if name == "onnx":
-                config[name], transcripts = add_onnx(
-                    to, model, tokenizer, config, speech, **options
-                )
-            else:
-                config[name] = add_sherpa(
-                    to, model, tokenizer, config, speech, transcripts
-                )
-        except InputError as error:
-            shutil.rmtree(to / name, ignore_errors=True)
-            failed.append(f"{name}: {error}")
-    return failed
-
-
 def _refuse_to_overwrite(folder, run):
-    if folder.resolve() in (run.resolve(), *run.resolve().parents):
-        raise OccupiedError(f"{folder} holds the run itself: name another")
-    if folder.exists() and not folder.is_dir():
-        raise OccupiedError(f"{folder} is a file: name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
+    is_occupied = folder.exists() and not is_export(folder)
+    if is_occupied and folder.is_dir():
+        is_occupied = any(folder.iterdir())
+    if is_occupied or folder.resolve() in (
+        run.resolve(),
+        *run.resolve().parents,
+    ):
         raise OccupiedError(
-            f"{folder} is not empty and no earlier export (its {CONFIG} would "
-            "say so): name another folder"
+            f"{folder} holds the run itself, or is no earlier export (its "
+            f"{CONFIG} would say so): name another folder"
         )
 
 
@@ -330,23 +272,6 @@ def _is_stock(model):
     )
 
 
-def _stock_parts(model):
-    """What ``hyperparams.yaml.jinja`` reads of a network of stock parts."""
-    layers = model.encoder.layers.forward_layers
-    return {
-        "network": None,
-        "features": model.features,
-        "stft": model.features.stft,
-        "floor": FLOOR,
-        "lowest": -RANGE,
-        "conv": model.encoder.conv,
-        "rnn": layers[0].rnn,
-        "layers": len(layers),
-        "encoder": model.encoder,
-        "head": model.head,
-    }
-
-
 def _stock_weights(model, state):
     n_mels, neper = model.features.output_size, model.features.neper
     renamed = {
@@ -373,12 +298,8 @@ def _foreign(node):
     sources = _gather([INTERFACE, *(name for _, name in TAG.findall(text))])
     digest = hashlib.sha256(repr(sorted(sources.items())).encode())
     package = f"_tutornet_{digest.hexdigest()[:12]}"
-
-    def rename(name):
-        return package + name.removeprefix(PACKAGE) if _is_ours(name) else name
-
     renamed = {
-        rename(name): re.sub(
+        _rename(name, package): re.sub(
             rf"^(\s*(?:from|import) ){PACKAGE}\b",
             rf"\1{package}",
             source,
@@ -386,19 +307,15 @@ def _foreign(node):
         )
         for name, source in sources.items()
     }
-    file = _render(
-        "custom.py.jinja",
-        {
-            "package": package,
-            "sources": renamed,
-            "interface": rename(INTERFACE),
-        },
+    values = {"package": package, "sources": renamed}
+    values["interface"] = _rename(INTERFACE, package)
+    return _render("custom.py.jinja", values), TAG.sub(
+        lambda tag: f"!{tag[1]}:{_rename(tag[2], package)}", text
     )
-    return file, TAG.sub(lambda tag: f"!{tag[1]}:{rename(tag[2])}", text)
 
 
-def _is_ours(name):
-    return name.partition(".")[0] == PACKAGE
+def _rename(name, package):
+    return re.sub(rf"^{PACKAGE}\b", package, name)
 
 
 def _gather(names):
@@ -406,11 +323,9 @@ def _gather(names):
     sources, names = {}, list(names)
     while names:
         name = names.pop()
-        if not _is_ours(name) or name in sources:
+        if name.partition(".")[0] != PACKAGE or name in sources:
             continue
-        parent = name.rpartition(".")[0]
-        if parent:
-            names.append(parent)
+        names.append(name.rpartition(".")[0])
         try:
             spec = importlib.util.find_spec(name)
         except ModuleNotFoundError:

@@ -1,5 +1,6 @@
 """Other export formats of a model, tried on the test set of its run."""
 
+import functools
 import shutil
 import time
 
@@ -22,6 +23,7 @@ from tutornet_sb.publishing.sherpa import (
     write_sherpa,
     write_tokens,
 )
+from tutornet_sb.util.errors import InputError
 
 # Utterances of a padded batch
 BATCH = 8
@@ -31,14 +33,34 @@ MOST_LOSS = 0.2
 MOST_TIME = 0.95
 
 
-def add_onnx(to, model, tokenizer, config, speech, int8):
-    """Write ONNX graphs into an export, and compare them with the model.
+def add_formats(to, model, tokenizer, config, speech, onnx, int8, sherpa):
+    """Write export formats into an export, and what they are into ``config``.
 
-    On the test set of ``speech``, or on noise alone if it is None. Returns
-    ``onnx`` of ``config.json`` and the model's own transcripts. Raises
-    ``InputError`` if the network cannot be written or a graph differs.
+    They are compared with the model on the test set of ``speech``, ONNX on
+    noise alone if it is None. One that cannot be written or differs is left
+    out: returned are these, each with why.
     """
-    (to / ONNX).parent.mkdir()
+    decode = functools.partial(_decode, tokenizer, config["blank_index"])
+    wanted, own, failed = {}, [], []
+    if onnx:
+        wanted["onnx"] = functools.partial(_add_onnx, int8=int8)
+    if sherpa:
+        wanted["sherpa"] = _add_sherpa
+    for name, add in wanted.items():
+        (to / name).mkdir()
+        try:
+            config[name] = add(to, model, decode, config, speech, own)
+        except InputError as error:
+            shutil.rmtree(to / name)
+            failed.append(f"{name}: {error}")
+    return failed
+
+
+def _add_onnx(to, model, decode, config, speech, own, int8):
+    """Write ONNX graphs; returns ``onnx`` of ``config.json``.
+
+    ``own`` gets the model's own transcripts.
+    """
     written = write_onnx(
         model, to / ONNX, {name: config[name] for name in runner.ABOUT}
     )
@@ -51,19 +73,17 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
         "scores": {},
     }
     if speech is None:
-        return about, []
+        return about
     differences, texts = [], {"pytorch": [], "onnx": []}
     starts = range(0, len(speech.test), BATCH)
     for start in tqdm(starts, desc="onnx", unit="batch", disable=None):
         wavs = [one.read() for one in speech.test[start : start + BATCH]]
         batch = torch.nn.utils.rnn.pad_sequence(wavs, batch_first=True)
         lengths = torch.tensor([len(wav) for wav in wavs])
-        difference, *both = compare(model, written, batch, lengths)
+        difference, ours, theirs = compare(model, written, batch, lengths)
         differences.append(difference)
-        for name, rows in zip(texts, both, strict=True):
-            texts[name] += [
-                _greedy(row, tokenizer, config["blank_index"]) for row in rows
-            ]
+        texts["pytorch"] += map(decode, ours)
+        texts["onnx"] += map(decode, theirs)
     about["max_difference"] = max(differences)
     about["checked_on"] = {
         "split": speech.split,
@@ -72,7 +92,8 @@ def add_onnx(to, model, tokenizer, config, speech, int8):
     if int8:
         about["int8"] = _add_int8(to, speech, texts)
     about["scores"] = {speech.split: _compare_texts(texts, speech)}
-    return about, texts["pytorch"]
+    own += texts["pytorch"]
+    return about
 
 
 def _add_int8(to, speech, texts):
@@ -87,10 +108,8 @@ def _add_int8(to, speech, texts):
             raise NoInt8Error(
                 f"it would take {ratio:.2f} of the time of single precision"
             )
-        found = [
-            models[1].transcribe(wav)
-            for wav in tqdm(wavs, desc="int8", unit="utterance", disable=None)
-        ]
+        bar = tqdm(wavs, desc="int8", unit="utterance", disable=None)
+        found = [models[1].transcribe(wav) for wav in bar]
         loss = (
             _score(found, speech)["wer"] - _score(texts["onnx"], speech)["wer"]
         )
@@ -127,24 +146,19 @@ def time_ratio(first, second, wavs, turns=5):
     return seconds[1] / seconds[0]
 
 
-def add_sherpa(to, model, tokenizer, config, speech, transcripts=None):
-    """Write the files for sherpa-onnx into an export, and try them on speech.
-
-    ``transcripts`` are the model's own, if known. Returns ``sherpa`` of
-    ``config.json``. Raises ``InputError`` if there is no such recogniser.
-    """
-    (to / SHERPA).parent.mkdir()
-    blank = config["blank_index"]
+@torch.no_grad()
+def _add_sherpa(to, model, decode, config, speech, own):
+    """Write the files of sherpa-onnx; returns ``sherpa`` of ``config.json``."""
     constructor = write_sherpa(model, to / SHERPA)
-    write_tokens(to / TOKENS, config["symbols"], blank)
-    own = transcriber(model, tokenizer, blank)
-    theirs = load_sherpa(constructor, to / SHERPA, to / TOKENS)
-    texts = {"pytorch": list(transcripts or []), "sherpa": []}
+    write_tokens(to / TOKENS, config["symbols"], config["blank_index"])
+    transcribe = load_sherpa(constructor, to / SHERPA, to / TOKENS)
+    texts = {"pytorch": list(own), "sherpa": []}
     for one in tqdm(speech.test, desc="sherpa", unit="utterance", disable=None):
-        wav = one.read().numpy()
-        texts["sherpa"].append(theirs(wav))
-        if not transcripts:
-            texts["pytorch"].append(own(wav))
+        wav = one.read()
+        texts["sherpa"].append(transcribe(wav.numpy()))
+        if not own:
+            logits = model(wav.unsqueeze(0), torch.ones(1)).logits
+            texts["pytorch"].append(decode(logits[0]))
     return {
         "model": SHERPA,
         "tokens": TOKENS,
@@ -153,18 +167,7 @@ def add_sherpa(to, model, tokenizer, config, speech, transcripts=None):
     }
 
 
-def transcriber(model, tokenizer, blank):
-    """A function from a waveform, an array (samples,), to its transcript."""
-
-    @torch.no_grad()
-    def transcribe(wav):
-        wavs = torch.from_numpy(wav).unsqueeze(0)
-        return _greedy(model(wavs, torch.ones(1)).logits[0], tokenizer, blank)
-
-    return transcribe
-
-
-def _greedy(scores, tokenizer, blank):
+def _decode(tokenizer, blank, scores):
     (ids,) = greedy_decode(scores.unsqueeze(0), [len(scores)], blank)
     return tidy(tokenizer.decode(ids))
 

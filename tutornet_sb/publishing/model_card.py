@@ -7,7 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from tutornet_sb.experiments.compare import markdown_table
 from tutornet_sb.training.stages import STAGES
-from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.mappings import flatten
 
 README = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -38,6 +38,7 @@ FILES = {
     SHERPA: "the model as sherpa-onnx loads it",
     TOKENS: "its symbols",
 }
+OPTIONAL = "custom.py", ONNX, INT8, SCRIPT, SHERPA, TOKENS
 
 
 def model_card(
@@ -56,43 +57,28 @@ def model_card(
     there, ``private``: with a token) or a folder. ``license`` and ``language``
     replace those of ``config``.
     """
-    try:
-        *imports, model = loading_lines(config, source, revision, private)
-        use = f'print(model.transcribe_file("{AUDIO}"))'
-        card = ModelCard.from_template(
-            _metadata(config, source, license, language),
-            template_path=TEMPLATE,
-            config=config,
-            run=config["results"],
-            training=config["training"],
-            stages=STAGES,
-            source=source,
-            revision=revision,
-            audio=AUDIO,
-            script=SCRIPT,
-            program="\n".join([*imports, "", model, use]),
-            needs_transformers="networks.huggingface" in str(config["student"]),
-            results_table=_results_table(config["results"]),
-            scores_table=_scores_table,
-            files_table=_files_table(folder),
-            letters=_letters(config),
-            dumps=json.dumps,
-        )
-    except KeyError as error:
-        raise InputError(
-            f"config.json in {folder} lacks {error}: export the run again"
-        ) from None
+    *imports, model = loading_lines(config, source, revision, private)
+    use = f'print(model.transcribe_file("{AUDIO}"))'
+    card = ModelCard.from_template(
+        _metadata(config, source, license, language),
+        template_path=TEMPLATE,
+        config=config,
+        run=config["results"],
+        training=config["training"],
+        stages=STAGES,
+        source=source,
+        revision=revision,
+        audio=AUDIO,
+        script=SCRIPT,
+        program="\n".join([*imports, "", model, use]),
+        needs_transformers="networks.huggingface" in str(config["student"]),
+        results_table=_results_table(config["results"]),
+        scores_table=_scores_table,
+        files_table=_files_table(folder),
+        letters=_letters(config),
+        dumps=json.dumps,
+    )
     return f"{card}\n"
-
-
-def file_sizes(folder):
-    """Bytes of all files by their path within a folder, in order."""
-    folder = Path(folder)
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 def loading_lines(config, source, revision=None, private=False):
@@ -101,8 +87,6 @@ def loading_lines(config, source, revision=None, private=False):
     Example
     -------
     >>> config = {"load_with": "speechbrain.inference.interfaces.foreign_class"}
-    >>> loading_lines(config, "lstm_mini")[0]
-    'from speechbrain.inference.interfaces import foreign_class'
     >>> loading_lines(config, "lstm_mini")[1]
     'model = foreign_class(source="lstm_mini")'
     """
@@ -131,6 +115,7 @@ def _metadata(config, source, license, language):
     tags += ["sherpa-onnx"] if config.get("sherpa") else []
     # The hub has languages, without their regions.
     language = (language or config["language"] or "").partition("-")[0].lower()
+    base = (teacher or {}).get("source", "").partition("@")[0]
     dataset = DATASETS.get(corpus)
     return ModelCardData(
         language=language or None,
@@ -140,10 +125,10 @@ def _metadata(config, source, license, language):
         tags=tags,
         # Without base_model_relation: the hub has adapter, finetune, merge and
         # quantized, and none for distillation.
-        base_model=_hub_id(teacher),
+        base_model=base or None,
         datasets=[dataset] if dataset else None,
         metrics=["wer", "cer"],
-        model_name=_title(source),
+        model_name=source.rpartition("/")[2],
         eval_results=[
             EvalResult(
                 task_type=TASK,
@@ -161,15 +146,6 @@ def _metadata(config, source, license, language):
     )
 
 
-def _title(source):
-    return source.rpartition("/")[2]
-
-
-def _hub_id(teacher):
-    """Repository of a teacher on the hub, None of any other."""
-    return (teacher or {}).get("source", "").partition("@")[0] or None
-
-
 def _results_table(run):
     """A row each for the model, its baseline and its teacher."""
     models = {
@@ -178,31 +154,29 @@ def _results_table(run):
     }
     if run["teacher"]:
         models[f"teacher: `{run['teacher']['name']}`"] = run["teacher"]
-    splits = run["splits"]
-    timed = [split for split in splits if "latency" in splits[split]]
-    head = [f"{s} {rate} (%)" for s in splits for rate in ("WER", "CER")]
-    head += [f"{split} latency (ms)" for split in timed]
-    rows = [["", *head, "parameters (million)", "real-time factor"]]
+    # Key, digits and factor of each
+    columns = {
+        f"{split} {rate.upper()} (%)": (f"splits.{split}.{rate}", 2, 1)
+        for split in run["splits"]
+        for rate in ("wer", "cer")
+    }
+    for split, scores in run["splits"].items():
+        if "latency" in scores:
+            key = f"splits.{split}.latency.median"
+            columns[f"{split} latency (ms)"] = key, 0, 1
+    columns["parameters (million)"] = "parameters", 2, 1e-6
+    columns["real-time factor"] = "real_time_factor", 4, 1
+    rows = [["", *columns]]
     for name, known in models.items():
-        if not known:
-            continue
-        theirs = known.get("splits", {})
-        row = [
-            _number(theirs.get(split, {}).get(rate), 2)
-            for split in splits
-            for rate in ("wer", "cer")
-        ]
-        row += [
-            _number(theirs.get(s, {}).get("latency", {}).get("median"), 0)
-            for s in timed
-        ]
-        row.append(_number(known.get("parameters"), 2, 1e-6))
-        rows.append([name, *row, _number(known.get("real_time_factor"), 4)])
+        if known:
+            flat = flatten(known)
+            rows.append([name])
+            for key, digits, factor in columns.values():
+                value = flat.get(key)
+                rows[-1].append(
+                    "-" if value is None else f"{value * factor:.{digits}f}"
+                )
     return markdown_table(rows)
-
-
-def _number(value, digits, factor=1):
-    return "-" if value is None else f"{value * factor:.{digits}f}"
 
 
 def _scores_table(scores):
@@ -220,18 +194,16 @@ def _scores_table(scores):
 
 def _files_table(folder):
     rows = [["file", "MB", ""]]
-    for name, size in file_sizes(folder).items():
-        if name != README:
-            rows.append([f"`{name}`", f"{size / 1e6:.3g}", FILES.get(name, "")])
+    for path in sorted(Path(folder).rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_file() and name != README:
+            size = f"{path.stat().st_size / 1e6:.3g}"
+            rows.append([f"`{name}`", size, FILES.get(name, "")])
     return markdown_table(rows)
 
 
 def _letters(config):
-    letters = {
-        letter
-        for index, piece in enumerate(config["symbols"])
-        if index != config["blank_index"]
-        # SentencePiece's sign for a space
-        for letter in piece.replace("\u2581", "")
-    }
-    return " ".join(sorted(letters))
+    symbols = list(config["symbols"])
+    del symbols[config["blank_index"]]
+    # SentencePiece's sign for a space
+    return " ".join(sorted({*"".join(symbols)} - {"\u2581"}))

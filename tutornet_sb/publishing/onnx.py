@@ -24,7 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tutornet_sb.inference.runner import FORMAT, METADATA, OnnxModel
 from tutornet_sb.networks.acoustic_model import SpectralFeatures
-from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.errors import InputError, one_line
 
 OPSET = 17
 # Lengths of noise (seconds) on which a graph is compared with its model. It is
@@ -57,11 +57,13 @@ class ConvolutionSTFT(torch.nn.Module):
     def __init__(self, stft, pad=True):
         super().__init__()
         self.pad = pad
-        if not (stft.center and stft.onesided) or stft.normalized_stft:
-            raise InputError("the STFT must be centred, onesided and plain")
-        if stft.pad_mode != "constant":
+        if (
+            not (stft.center and stft.onesided)
+            or stft.normalized_stft
+            or stft.pad_mode != "constant"
+        ):
             raise InputError(
-                f"pad_mode must be 'constant', got {stft.pad_mode!r}"
+                "the STFT must be centred, onesided, plain and padded by zeros"
             )
         self.hop_length = stft.hop_length
         self.bins = stft.n_fft // 2 + 1
@@ -115,33 +117,37 @@ def replace_stft(features, pad=True):
     return stft
 
 
+@contextmanager
+def _refusing():
+    """Let errors of torch and onnxruntime, of many classes, be InputErrors."""
+    try:
+        yield
+    except Exception as error:
+        raise InputError(
+            f"this network cannot be written as ONNX: {one_line(error)[:200]}"
+        ) from None
+
+
 def write_graph(module, inputs, path, names, axes, metadata):
     """Write a module in evaluation mode as ONNX, traced on ``inputs``.
 
     ``names`` are those of the inputs and of the outputs, ``axes`` the names of
     the axes that vary, by name and position.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _refusing():
         # The tracer warns of each Python number, and that it is the older of
         # two exporters. The newer one (torch 2.11) cannot write LSTM layers.
         warnings.simplefilter("ignore")
-        try:
-            torch.onnx.export(
-                module,
-                inputs,
-                str(path),
-                input_names=names[0],
-                output_names=names[1],
-                dynamic_axes=axes,
-                opset_version=OPSET,
-                dynamo=False,
-            )
-        # Of many classes, and over many lines
-        except Exception as error:
-            reason = str(error).strip().partition("\n")[0][:200]
-            raise InputError(
-                f"this network cannot be written as ONNX: {reason}"
-            ) from None
+        torch.onnx.export(
+            module,
+            inputs,
+            str(path),
+            input_names=names[0],
+            output_names=names[1],
+            dynamic_axes=axes,
+            opset_version=OPSET,
+            dynamo=False,
+        )
     _finish(path, metadata)
 
 
@@ -185,28 +191,19 @@ def _compute_bases(graph):
         if tensor.name.rpartition(".")[2] != "basis":
             continue
         basis = onnx.numpy_helper.to_array(tensor)
-        window = basis[0]
-        bins, length = len(basis) // 2, window.shape[1]
+        bins, length = len(basis) // 2, basis.shape[2]
         n_fft = 2 * (bins - 1)
-        rows = np.tile(np.arange(bins), 2)[:, None, None]
-        times = np.arange(length) + (n_fft - length) // 2
-        # -sin(x) is cos(x + pi / 2).
-        quarters = np.repeat([0, n_fft // 4], bins)[:, None, None]
+        constants = {
+            "rows": np.tile(np.arange(bins), 2)[:, None, None],
+            "times": np.arange(length) + (n_fft - length) // 2,
+            # -sin(x) is cos(x + pi / 2).
+            "quarters": np.repeat([0, n_fft // 4], bins)[:, None, None],
+            "n_fft": np.array(n_fft),
+            "angle": np.array(2 * np.pi / n_fft, dtype=np.float32),
+            "window": basis[0],
+        }
         # Products are taken modulo n_fft as integers: of a large angle, single
         # precision would leave little.
-        turns = (rows * times + quarters) % n_fft
-        angle = 2 * np.pi / n_fft
-        if not np.allclose(np.cos(angle * turns) * window, basis, atol=1e-5):
-            # Another n_fft than a multiple of 4
-            continue
-        constants = {
-            "rows": rows,
-            "times": times,
-            "quarters": quarters,
-            "n_fft": np.array(n_fft),
-            "angle": np.array(angle, dtype=np.float32),
-            "window": window,
-        }
         steps = (
             ("Mul", ("rows", "times"), "products"),
             ("Add", ("products", "quarters"), "sums"),
@@ -216,7 +213,11 @@ def _compute_bases(graph):
             ("Cos", ("angles",), "waves"),
             ("Mul", ("waves", "window"), None),
         )
-        _replace_constant(graph, tensor, constants, steps)
+        turns = constants["rows"] * constants["times"] + constants["quarters"]
+        found = np.cos(2 * np.pi / n_fft * (turns % n_fft)) * basis[0]
+        # Unless n_fft is no multiple of 4
+        if np.allclose(found, basis, atol=1e-5):
+            _replace_constant(graph, tensor, constants, steps)
 
 
 def _replace_constant(graph, tensor, constants, steps):
@@ -263,15 +264,9 @@ def write_onnx(model, path, about):
         {METADATA: json.dumps({"format": FORMAT, **about})},
     )
     written = OnnxModel(path)
-    for seconds in TRIALS:
-        try:
+    with _refusing():
+        for seconds in TRIALS:
             compare(model, written, *_noise(model, seconds))
-        # onnxruntime has its own classes.
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"this network cannot be written as ONNX: {reason}"
-            ) from None
     return written
 
 
@@ -298,12 +293,10 @@ def compare(model, written, wavs, lengths):
         raise InputError(
             f"{encoding.lengths.tolist()} frames became {frames.tolist()}"
         )
+    both = encoding.logits.log_softmax(-1), torch.from_numpy(log_probs)
     expected, found = (
         [row[:count] for row, count in zip(rows, frames, strict=True)]
-        for rows in (
-            encoding.logits.log_softmax(-1),
-            torch.from_numpy(log_probs),
-        )
+        for rows in both
     )
     difference = max(
         float((ours - theirs).abs().max())
@@ -346,12 +339,13 @@ def quantize(path, to, wavs):
     with tempfile.TemporaryDirectory() as folder, _quiet():
         ready = Path(folder) / "ready.onnx"
         quant_pre_process(str(path), str(ready), skip_symbolic_shape=True)
-        nodes = onnx.load(ready).graph.node
-        layers = [
-            node.name
-            for node in nodes
-            if node.op_type in _LAYERS and _FEATURES not in node.name
-        ]
+        layers = [node.name for node in _find_layers(onnx.load(ready).graph)]
+        shared = {
+            "per_channel": True,
+            "weight_type": QuantType.QInt8,
+            # 7 bits: sums of 8-bit products saturate without VNNI.
+            "reduce_range": True,
+        }
         # To the quantiser, none would mean all.
         if inner := layers[1:-1]:
             inner_ready, ready = ready, Path(folder) / "inner.onnx"
@@ -362,23 +356,23 @@ def quantize(path, to, wavs):
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=_LAYERS,
                 nodes_to_quantize=inner,
-                per_channel=True,
                 activation_type=QuantType.QInt8,
-                weight_type=QuantType.QInt8,
-                # 7 bits: sums of 8-bit products saturate without VNNI.
-                reduce_range=True,
+                **shared,
             )
         quantize_dynamic(
-            str(ready),
-            str(to),
-            op_types_to_quantize=["LSTM"],
-            per_channel=True,
-            weight_type=QuantType.QInt8,
-            reduce_range=True,
+            str(ready), str(to), op_types_to_quantize=["LSTM"], **shared
         )
     # The quantiser drops the metadata, and folds the computed bases.
     metadata = {prop.key: prop.value for prop in onnx.load(path).metadata_props}
     _finish(to, metadata, int8=True)
+
+
+def _find_layers(graph):
+    return [
+        node
+        for node in graph.node
+        if node.op_type in _LAYERS and _FEATURES not in node.name
+    ]
 
 
 def _shrink_weights(graph):
@@ -395,8 +389,7 @@ def _shrink_weights(graph):
     # By the axis of the channels
     axes = {
         node.input[1]: 0 if node.op_type == "Conv" else 1
-        for node in graph.node
-        if node.op_type in _LAYERS and _FEATURES not in node.name
+        for node in _find_layers(graph)
     }
     for name in sorted(axes.keys() & weights.keys()):
         array = onnx.numpy_helper.to_array(weights[name])

@@ -71,15 +71,11 @@ class OnlineGraph(torch.nn.Module):
         self.model = model
         encoder = model.encoder
         hop = self.stft.hop_length
-        if PIECE % hop:
+        if PIECE % hop or self.stft.after > hop:
             raise InputError(
-                f"frames of {hop} samples do not divide sherpa's pieces of "
-                f"{PIECE} samples"
-            )
-        if self.stft.after > hop:
-            raise InputError(
-                f"windows that reach {self.stft.after} samples past their "
-                f"middle do not fit frames of {hop} samples"
+                f"frames of {hop} samples, with windows that reach "
+                f"{self.stft.after} samples past their middle, do not fit "
+                f"sherpa's pieces of {PIECE} samples"
             )
         self.frames = PIECE // hop
         self.kernel = encoder.conv.kernel_size[0]

@@ -15,13 +15,12 @@ with failing_in_one_line("librispeech_prepare.py"):
     check_torchaudio()
 
 from tutornet_sb.corpora.librispeech import (
-    CorpusError,
     find_librispeech,
     prepare_librispeech,
 )
 from tutornet_sb.util import signals
 
-__all__ = ["CorpusError", "find_librispeech", "prepare_librispeech"]
+__all__ = ["find_librispeech", "prepare_librispeech"]
 
 
 def parse_arguments():
@@ -34,7 +33,12 @@ def parse_arguments():
     add("--save_folder", default="manifests", help="default: %(default)s")
     splits = {"nargs": "+", "metavar": "SPLIT"}
     add("--splits", **splits, help="default: the standard splits that exist")
-    add("--untranscribed", **splits, help="prepared without transcripts")
+    add(
+        "--untranscribed",
+        **splits,
+        default=[],
+        help="prepared without transcripts",
+    )
     options = {
         "sample_rate": (16000, "in Hz, to which audio will be converted"),
         "max_skipped": (0.01, "greatest part of a split to skip"),
@@ -47,7 +51,6 @@ def parse_arguments():
             default=default,
             help=f"{text}; default: %(default)s",
         )
-    add("--workers", type=int, help="threads")
     return parser.parse_args()
 
 
