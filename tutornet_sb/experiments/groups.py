@@ -81,11 +81,6 @@ class Group:
         return self.role == "baseline" and not self.compute_matched_to
 
     @property
-    def has_weights(self):
-        """Whether the first seed can be run."""
-        return runs.is_finished(self.folders[0])
-
-    @property
     def places(self):
         """By which other runs refer to these."""
         return {place_of(folder) for folder in self.folders}

@@ -17,7 +17,6 @@ import numpy as np
 
 from tutornet_sb.experiments import plots
 from tutornet_sb.experiments.compare import markdown_table, read_finished
-from tutornet_sb.experiments.diagnostics import DIAGNOSTICS, Probe, Unavailable
 from tutornet_sb.experiments.groups import (
     COMPUTE_MATCHED,
     EQUAL_EPOCHS,
@@ -37,7 +36,6 @@ from tutornet_sb.experiments.rows import (
     REFERENCES,
     make_rows,
     miss,
-    teacher_of,
 )
 from tutornet_sb.experiments.statistics import SEEDS_FOR_A_CLAIM
 from tutornet_sb.networks import runs
@@ -45,7 +43,6 @@ from tutornet_sb.util.files import write_atomically, write_json
 
 # Small files of a run, of which a report can be made again
 SMALL = [f"{runs.STAGES}/*/{name}" for name in (runs.ERRORS, runs.METRICS)]
-SMALL.append(DIAGNOSTICS)
 # Curves that can be told apart in one picture, and rows that fit on a page
 CURVES, ROWS = 8, 10
 CAPTIONS = {
@@ -82,12 +79,6 @@ CURVE_ENDS = {
     "best dev WER before the last quarter": "dev_wer_before:.1f",
     "in the last quarter": "dev_wer_last_quarter:.1f",
     "gain (points)": "dev_wer_gain:.1f",
-}
-SPIKES = {
-    "run": "label",
-    "on the teacher's frame (%)": "same_frame:.1f",
-    "within one frame (%)": "within_one_frame:.1f",
-    "blank frames (%)": "blank_rate:.1f",
     "RKD error, first epoch": "rkd_error_first:.3f",
     "last epoch": "rkd_error_last:.3f",
 }
@@ -124,9 +115,9 @@ def write_report(folders, to, title, log=print):
         same teacher were distilled from different weights.
     """
     groups = read_groups(folders)
-    missing, probe = {}, Probe()
+    missing = {}
     log("comparing the runs")
-    rows, tests = make_rows(groups, probe, missing)
+    rows, tests = make_rows(groups, missing)
     log("drawing")
     sections = [
         _summary(groups, rows, tests),
@@ -138,8 +129,6 @@ def write_report(folders, to, title, log=print):
         _curves(groups, rows),
         _pareto(rows),
         _transcripts(groups, missing),
-        *_posteriors(groups, probe, missing),
-        _spikes(rows),
         _how_to_read(),
         _missing(missing),
         _commands(groups),
@@ -383,20 +372,6 @@ def _error_rates(rows):
     return Section("Error rates", tables=tables)
 
 
-def _spikes(rows):
-    keys = [column.partition(":")[0] for column in SPIKES.values()][1:]
-    rows = [row for row in _firsts(rows) if any(key in row for key in keys)]
-    text = (
-        "How many of the student's symbols the teacher writes too, at the same "
-        "frame and at most one frame off; how many frames are blank. Some "
-        "utterances of the development set. A baseline is compared with the "
-        "teacher of the others. The RKD error is that of the development set, "
-        "per hidden unit and frame.",
-    )
-    tables = _tables(rows, SPIKES)
-    return Section("Student and teacher", text if tables else (), tables)
-
-
 def _curves(groups, rows):
     pictures = []
     for (corpus, network), own in _by_network(groups):
@@ -415,12 +390,17 @@ def _curves(groups, rows):
             figure = plots.learning_curves(dict(some), title)
             name = f"learning_{corpus}_{network}{number}"
             pictures.append(_draw(name, figure, text))
-    rows = [row for row in _firsts(rows) if "dev_wer_gain" in row]
+    rows = [
+        row
+        for row in _firsts(rows)
+        if "dev_wer_gain" in row or "rkd_error_first" in row
+    ]
     tables = _tables(rows, CURVE_ENDS)
     text = (
         "Dev WER after each epoch (percent, logarithmic). A baseline that "
         "still gains in the last quarter of its epochs has not converged, and "
-        "more epochs would leave a teacher less to add.",
+        "more epochs would leave a teacher less to add. The RKD error is that "
+        "of the development set, per hidden unit and frame.",
     )
     return Section("Learning curves", text if tables else (), tables, pictures)
 
@@ -502,56 +482,6 @@ def _transcripts(groups, missing):
         "more errors by the baseline; first seeds.",
     )
     return Section("Transcripts", text if tables else (), tables)
-
-
-def _posteriors(groups, probe, missing):
-    """Frame weights and posteriors, of a student that has its weights."""
-    # Students of one teacher share its frame weights.
-    weights, spikes = {}, []
-    for (corpus, network), own in _by_network(groups):
-        students = [found for found in own if found.role == "student"]
-        if not students:
-            continue
-        found = min(
-            students,
-            key=lambda found: (
-                not found.has_weights,
-                found.method != "rkd+skd",
-            ),
-        )
-        baseline = find_references(found, groups).get(EQUAL_EPOCHS)
-        shown = [baseline] if baseline and baseline.has_weights else []
-        shown.append(found)
-        folders = {
-            one.label.removeprefix(f"{network}: "): one.folders[0]
-            for one in shown
-        }
-        try:
-            example = probe.example(folders, teacher_of(found, groups))
-        except Unavailable as reason:
-            what = f"pictures of its posteriors: {reason}"
-            miss(missing, what, found, found.folders[0])
-            continue
-        teacher = found.teacher["name"]
-        name = f"weights_{corpus}_{teacher}"
-        if name not in weights:
-            weights[name] = _draw(
-                name,
-                plots.frame_weights(example, f"{teacher} on {corpus}"),
-                "Weight of each frame, by the teacher: the frame weightings of "
-                f"'{example.text}'.",
-            )
-        both = ", the baseline" * (len(shown) > 1)
-        text = (
-            f"Posteriors of the teacher{both} and the distilled student "
-            f"({found.label}), first seed: '{example.text}'."
-        )
-        figure = plots.posterior_spikes(example, f"{network} on {corpus}")
-        spikes.append(_draw(f"spikes_{corpus}_{network}", figure, text))
-    return (
-        Section("Frame weights", pictures=list(weights.values())),
-        Section("Spikes", pictures=spikes),
-    )
 
 
 def _how_to_read():

@@ -2,7 +2,6 @@
 
 import statistics
 
-from tutornet_sb.experiments.diagnostics import Unavailable, find_teacher
 from tutornet_sb.experiments.groups import (
     COMPUTE_MATCHED,
     EQUAL_EPOCHS,
@@ -23,14 +22,14 @@ from tutornet_sb.experiments.statistics import (
 REFERENCES = {EQUAL_EPOCHS: "", COMPUTE_MATCHED: "matched_", FIRST: "first_"}
 
 
-def make_rows(groups, probe, missing):
+def make_rows(groups, missing):
     """Rows of all groups and splits, and the number of tests in them.
 
     What a group lacks is added to ``missing``, by :func:`miss`.
     """
     rows = [*_teacher_rows(groups)]
     for found in groups:
-        rows += _rows(found, groups, probe, missing)
+        rows += _rows(found, groups, missing)
     keys = [f"{prefix}p_value" for prefix in REFERENCES.values()]
     tests = [
         (row, key) for row in rows for key in keys if row.get(key) is not None
@@ -41,25 +40,12 @@ def make_rows(groups, probe, missing):
     return rows, len(tests)
 
 
-def miss(missing, what, found, folder=None):
-    """Note that a group lacks something; its folder is left out."""
-    if folder is not None:
-        what = what.replace(str(folder), "the run")
+def miss(missing, what, found):
+    """Note that a group lacks something."""
     missing.setdefault(what, {})[f"{found.label} on {found.corpus}"] = None
 
 
-def teacher_of(found, groups):
-    """Run of their teacher; of a baseline, the first one on its corpus."""
-    for other in (found, *groups):
-        if other.corpus == found.corpus:
-            for folder in other.folders:
-                teacher = find_teacher(folder)
-                if teacher is not None:
-                    return teacher
-    return None
-
-
-def _rows(found, groups, probe, missing):
+def _rows(found, groups, missing):
     """Lines of results.csv, one for each split."""
     results = found.results
     shared = {
@@ -89,7 +75,6 @@ def _rows(found, groups, probe, missing):
         shared["dev_wer_gain"] = quarters[0] - quarters[1]
     if errors := found.rkd_errors():
         shared["rkd_error_first"], shared["rkd_error_last"] = errors
-    shared |= _compare_spikes(found, groups, probe, missing)
     references = find_references(found, groups)
     if shared["steps"] is None:
         miss(missing, "steps of the optimizer", found)
@@ -200,20 +185,3 @@ def _gain(found, reference, split):
             "p_value": test.p_value,
         }
     return row | {"epochs_to_reach_it": found.epochs_to_reach(reference)}
-
-
-def _compare_spikes(found, groups, probe, missing):
-    """Spikes and blanks, means over the seeds."""
-    if found.role == "teacher":
-        return {}
-    teacher, kept, figures = teacher_of(found, groups), [], {}
-    for folder in found.folders:
-        try:
-            kept.append(probe.diagnose(folder, teacher))
-        except Unavailable as reason:
-            miss(missing, f"spikes: {reason}", found, folder)
-    for key in ("same_frame", "within_one_frame", "blank_rate"):
-        values = [k[key] for k in kept if k[key] is not None]
-        if values:
-            figures[key] = statistics.mean(values)
-    return figures
