@@ -12,11 +12,13 @@ from small_runs import write_metrics, write_results
 from typer.testing import CliRunner
 
 from tutornet_sb.cli import app
-from tutornet_sb.experiments.compare import group
 from tutornet_sb.experiments.groups import (
-    Group,
+    COMPUTE_MATCHED,
+    EQUAL_EPOCHS,
+    FIRST,
     check_teachers,
     find_references,
+    group,
     read_metrics,
 )
 from tutornet_sb.experiments.report import copy_small_files, write_report
@@ -545,7 +547,7 @@ def test_teachers_of_one_name_must_be_the_same(tmp_path):
         teacher=other,
         corpus="digits",
     )
-    check_teachers([Group(summaries) for summaries in group(made)])
+    check_teachers(group(made))
 
 
 def test_students_of_other_teachers_are_not_compared(tmp_path):
@@ -581,7 +583,7 @@ def test_students_of_other_teachers_are_not_compared(tmp_path):
 
 
 def groups_of(folders):
-    return {g.name: g for g in map(Group, group(folders))}
+    return {found.name: found for found in group(folders)}
 
 
 def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
@@ -610,19 +612,19 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
         return {kind: reference.name for kind, reference in chosen.items()}
 
     assert references("skd_lstm") == {
-        "at equal epochs": "ctc_lstm",
-        "compute-matched": "matched",
+        EQUAL_EPOCHS: "ctc_lstm",
+        COMPUTE_MATCHED: "matched",
     }
     assert references("rkd+skd_lstm_epochs_8") == {
-        "at equal epochs": "ctc_lstm_epochs_8"
+        EQUAL_EPOCHS: "ctc_lstm_epochs_8"
     }
     assert references("skd_crdnn") == references("ctc_lstm") == {}
     # What differs in other options, and nothing else
     assert references("skd_lstm_kl") == {
-        "first": "skd_lstm",
-        "at equal epochs": "ctc_lstm",
+        FIRST: "skd_lstm",
+        EQUAL_EPOCHS: "ctc_lstm",
     }
-    assert references("ctc_lstm_lr_0.1") == {"first": "ctc_lstm"}
+    assert references("ctc_lstm_lr_0.1") == {FIRST: "ctc_lstm"}
     assert references("ctc_wide") == references("teacher_lstm") == {}
 
 

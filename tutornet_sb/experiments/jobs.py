@@ -19,8 +19,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from tutornet_sb.experiments.compare import differing
-from tutornet_sb.experiments.plan import MATCHED, RUN_OPTIONS
+from tutornet_sb.experiments.plan import MATCHED, RUN_OPTIONS, differing
 from tutornet_sb.networks import runs
 from tutornet_sb.util import signals
 

@@ -19,7 +19,6 @@ from ruamel.yaml.error import YAMLError
 from speechbrain.utils.run_opts import RunOptions
 
 from tutornet_sb.corpora.tables import KINDS, name_tables
-from tutornet_sb.experiments.compare import differing
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.streaming import can_stream
 from tutornet_sb.training.names import name_run
@@ -125,6 +124,18 @@ def option_words(options):
         else:
             words += [f"--{key}", write_value(value)]
     return words
+
+
+def differing(ours, theirs):
+    """Names of the options in which two runs differ.
+
+    Example
+    -------
+    >>> differing({"lr": 1, "seed": 2}, {"lr": 1.0, "seed": 3, "delay": None})
+    ['seed', 'delay']
+    """
+    ours, theirs = ({k: (v,) for k, v in o.items()} for o in (ours, theirs))
+    return [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
 
 
 def total_seconds(results):

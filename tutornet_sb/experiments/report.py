@@ -16,13 +16,13 @@ import jinja2
 import numpy as np
 
 from tutornet_sb.experiments import plots
-from tutornet_sb.experiments.compare import markdown_table, read_finished
+from tutornet_sb.experiments.compare import markdown_table
 from tutornet_sb.experiments.groups import (
     COMPUTE_MATCHED,
     EQUAL_EPOCHS,
     FIRST,
     RATES,
-    find_references,
+    read_finished,
     read_groups,
 )
 from tutornet_sb.experiments.labels import (
@@ -32,11 +32,7 @@ from tutornet_sb.experiments.labels import (
     place_of,
 )
 from tutornet_sb.experiments.plan import option_words
-from tutornet_sb.experiments.rows import (
-    REFERENCES,
-    make_rows,
-    miss,
-)
+from tutornet_sb.experiments.rows import make_rows, miss
 from tutornet_sb.experiments.statistics import SEEDS_FOR_A_CLAIM
 from tutornet_sb.networks import runs
 from tutornet_sb.util.files import write_atomically, write_json
@@ -318,10 +314,10 @@ def _verdict(corpus, network, rows):
 def _gains(rows):
     """Pictures of what runs gain over each kind of reference."""
     pictures = []
-    for (kind, prefix), (corpus, own) in itertools.product(
-        REFERENCES.items(), _by_corpus(rows)
+    for (kind, caption), (corpus, own) in itertools.product(
+        CAPTIONS.items(), _by_corpus(rows)
     ):
-        saved = f"{prefix}wer_reduction"
+        saved = f"{kind}wer_reduction"
         own = [row for row in own if f"{saved}_low" in row]
         for number, some in _parts(_by_run(own), ROWS):
             gains = {}
@@ -330,12 +326,12 @@ def _gains(rows):
                     row[f"{saved}{end}"] for end in ("", "_low", "_high")
                 ]
             text = (
-                f"Errors that runs on {corpus} save, {CAPTIONS[kind]}, with "
+                f"Errors that runs on {corpus} save, {caption}, with "
                 "the 95 % interval. Filled where all of it lies on one side of "
                 "none. A point beyond 100 % more errors stands at the edge as "
                 "an arrow, with its value."
             )
-            name = f"{prefix}gains_{corpus}{number}"
+            name = f"{kind}gains_{corpus}{number}"
             pictures.append(_draw(name, plots.gains(gains, corpus), text))
     return Section("At a glance", pictures=pictures)
 
@@ -350,9 +346,8 @@ def _parts(items, size):
 def _against(title, rows, kinds):
     tables = []
     for kind in kinds:
-        prefix = REFERENCES[kind]
-        compared = [row for row in rows if f"{prefix}reference" in row]
-        tables += _tables(compared, AGAINST, f", {CAPTIONS[kind]}", prefix)
+        compared = [row for row in rows if f"{kind}reference" in row]
+        tables += _tables(compared, AGAINST, f", {CAPTIONS[kind]}", kind)
     return Section(title, tables=tables)
 
 
@@ -377,10 +372,9 @@ def _curves(groups, rows):
     for (corpus, network), own in _by_network(groups):
         curves = []
         for found in own:
-            seeds = found.curves()
-            if seeds and len(set(map(len, seeds))) == 1:
+            if len(set(map(len, found.curves))) == 1:
                 name = found.label.removeprefix(f"{network}: ")
-                curves.append((name, np.mean(seeds, axis=0).T))
+                curves.append((name, np.mean(found.curves, axis=0).T))
         for number, some in _parts(curves, CURVES):
             title = f"{network} on {corpus}"
             text = (
@@ -438,15 +432,14 @@ def _transcripts(groups, missing):
     """Two utterances as the teacher, a baseline and its student write them."""
     tables = []
     for (corpus, network), own in _by_network(groups):
-        pairs = [(one, find_references(one, groups)) for one in own]
         pairs = [
-            (one, references[EQUAL_EPOCHS])
-            for one, references in pairs
-            if EQUAL_EPOCHS in references
+            (one, one.references[EQUAL_EPOCHS])
+            for one in own
+            if EQUAL_EPOCHS in one.references
         ]
         if not pairs:
             continue
-        _, (split, *_) = _kinds_of(pairs[0][0].splits)
+        _, (split, *_) = _kinds_of(pairs[0][0].splits[0])
         student, baseline = min(
             pairs, key=lambda pair: statistics.mean(pair[0].rates(split, "wer"))
         )

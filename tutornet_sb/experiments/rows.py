@@ -7,7 +7,6 @@ from tutornet_sb.experiments.groups import (
     EQUAL_EPOCHS,
     FIRST,
     RATES,
-    find_references,
 )
 from tutornet_sb.experiments.labels import place_of
 from tutornet_sb.experiments.plan import total_seconds
@@ -18,9 +17,6 @@ from tutornet_sb.experiments.statistics import (
     interval,
 )
 
-# Before the names of columns that compare with each reference
-REFERENCES = {EQUAL_EPOCHS: "", COMPUTE_MATCHED: "matched_", FIRST: "first_"}
-
 
 def make_rows(groups, missing):
     """Rows of all groups and splits, and the number of tests in them.
@@ -29,8 +25,8 @@ def make_rows(groups, missing):
     """
     rows = [*_teacher_rows(groups)]
     for found in groups:
-        rows += _rows(found, groups, missing)
-    keys = [f"{prefix}p_value" for prefix in REFERENCES.values()]
+        rows += _rows(found, missing)
+    keys = [f"{kind}p_value" for kind in (EQUAL_EPOCHS, COMPUTE_MATCHED, FIRST)]
     tests = [
         (row, key) for row in rows for key in keys if row.get(key) is not None
     ]
@@ -45,9 +41,12 @@ def miss(missing, what, found):
     missing.setdefault(what, {})[f"{found.label} on {found.corpus}"] = None
 
 
-def _rows(found, groups, missing):
+def _rows(found, missing):
     """Lines of results.csv, one for each split."""
-    results = found.results
+    total = statistics.mean(map(total_seconds, found.results))
+    teachers = [
+        total_seconds(run) - run["train_seconds"] for run in found.results
+    ]
     shared = {
         "corpus": found.corpus,
         "run": found.name,
@@ -62,41 +61,33 @@ def _rows(found, groups, missing):
         "parameters": found.parameters,
         "million_parameters": found.parameters / 1e6,
         "mb": 4 * found.parameters / 1e6,
-        "real_time_factor": _mean(results, lambda r: r["real_time_factor"]),
+        "real_time_factor": found.mean("real_time_factor"),
         "steps": found.steps(),
-        "seconds": _mean(results, lambda run: run["train_seconds"]),
-        "teacher_seconds": _mean(
-            results, lambda run: total_seconds(run) - run["train_seconds"]
-        ),
-        "total_seconds": _mean(results, total_seconds),
+        "seconds": found.mean("train_seconds"),
+        "teacher_seconds": statistics.mean(teachers),
+        "total_seconds": total,
     }
     if quarters := found.quarters():
         shared["dev_wer_before"], shared["dev_wer_last_quarter"] = quarters
         shared["dev_wer_gain"] = quarters[0] - quarters[1]
     if errors := found.rkd_errors():
         shared["rkd_error_first"], shared["rkd_error_last"] = errors
-    references = find_references(found, groups)
     if shared["steps"] is None:
         miss(missing, "steps of the optimizer", found)
-    if found.role == "student" and EQUAL_EPOCHS not in references:
+    if found.role == "student" and EQUAL_EPOCHS not in found.references:
         what = "CTC baseline with as many epochs and seeds (one, or several)"
         miss(missing, what, found)
     if found.teacher and shared["teacher_sha256"] is None:
         miss(missing, "SHA-256 of the teacher's weights", found)
-    for split in found.splits:
+    for split in found.splits[0]:
         theirs = found.teacher.get("splits", {}).get(split, {})
         row = shared | {"split": split, "teacher_wer": theirs.get("wer")}
         for rate in RATES:
             row |= _rate(found, split, rate, missing)
-        for kind, reference in references.items():
+        for kind, reference in found.references.items():
             gain = _gain(found, reference, split)
-            prefix = REFERENCES[kind]
-            row |= {f"{prefix}{key}": value for key, value in gain.items()}
+            row |= {f"{kind}{key}": value for key, value in gain.items()}
         yield row
-
-
-def _mean(results, value):
-    return statistics.mean(map(value, results))
 
 
 def _teacher_rows(groups):
