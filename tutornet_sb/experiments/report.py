@@ -125,7 +125,10 @@ def write_report(folders, to, title, log=print):
         _curves(groups, rows),
         _pareto(rows),
         _transcripts(groups, missing),
-        _how_to_read(),
+        Section(
+            "How to read this",
+            _prose("how_to_read.jinja", seeds=SEEDS_FOR_A_CLAIM),
+        ),
         _missing(missing),
         _commands(groups),
     ]
@@ -226,26 +229,22 @@ def _p_value(value, equal=""):
 
 def _summary(groups, rows, tests):
     """What was found, in a sentence for each network, and where and when."""
-    verdicts = [_verdict(*key, rows) for key, _ in _by_network(groups)]
-    verdicts = list(filter(None, verdicts)) or [
-        "No distilled student has a baseline to be compared with here "
-        "(same network, corpus and epochs, one seed each or several each)."
-    ]
-    text = f"Report of {datetime.date.today():%Y-%m-%d}. "
-    if tests:
-        text += (
-            f"{tests} tests were made, for whose number p-values are corrected "
-            "by Holm's method. "
+    verdicts = [_best_student(*key, rows) for key, _ in _by_network(groups)]
+    made_on = {}
+    for what, written in ("Machine", _machine), ("Versions", _versions):
+        found = [r.get(what.lower()) for one in groups for r in one.results]
+        made_on[what] = "; ".join(
+            dict.fromkeys(map(written, filter(None, found)))
         )
-    text += f"A claim needs at least {SEEDS_FOR_A_CLAIM} seeds of each side."
-    made_on = []
-    for key, written in ("machine", _machine), ("versions", _versions):
-        found = [r.get(key) for one in groups for r in one.results]
-        each = "; ".join(dict.fromkeys(map(written, filter(None, found))))
-        made_on.append(
-            f"{key.capitalize()} of the runs: {each or 'not recorded'}."
-        )
-    return Section("Summary", (*verdicts, text, *made_on))
+    prose = _prose(
+        "summary.jinja",
+        verdicts=list(filter(None, verdicts)),
+        today=datetime.date.today(),
+        tests=tests,
+        seeds=SEEDS_FOR_A_CLAIM,
+        made_on=made_on,
+    )
+    return Section("Summary", prose)
 
 
 def _machine(machine):
@@ -258,11 +257,10 @@ def _versions(versions):
     return ", ".join(map(" ".join, versions.items()))
 
 
-def _verdict(corpus, network, rows):
-    """Whether the students of a network are better than their baseline.
+def _best_student(corpus, network, rows):
+    """Row of the student that does best on the development set.
 
-    It is of the method that does best on the development set, by the first
-    test set; None if none is compared.
+    It is of the first test set; None if none is compared with a baseline.
     """
     compared = [
         row
@@ -276,39 +274,9 @@ def _verdict(corpus, network, rows):
     dev, test = _kinds_of(row["split"] for row in compared)
     on_dev = [row for row in compared if row["split"] == (dev or test)[0]]
     best = min(on_dev, key=lambda row: row["wer"])["run"]
-    (row,) = [
+    return next(
         row for row in compared if (row["run"], row["split"]) == (best, test[0])
-    ]
-    saved, theirs = row["wer_reduction"], row["wer"] - row["wer_difference"]
-    low, high = (row.get(f"wer_reduction_{end}") for end in ("low", "high"))
-    seeds = row["seeds_compared"]
-    text = (
-        f"On {row['split']} of {corpus}, {network} distilled by "
-        f"{method_name(row['method'])} from {row['teacher']} makes "
-        f"{abs(saved):.1f} % {'fewer' if saved >= 0 else 'more'} word errors "
-        "than its baseline, the same network trained by CTC only with as many "
-        f"epochs (WER {row['wer']:.1f} against {theirs:.1f} %"
     )
-    if row["teacher_wer"] is not None:
-        text += f", the teacher's {row['teacher_wer']:.1f} %"
-    if low is not None:
-        text += f"; 95 % interval of the errors saved {low:.1f} to {high:.1f} %"
-    if row.get("p_value") is not None:
-        text += f"; p {_p_value(row['p_value'], '= ')}"
-        text += f", corrected {_p_value(row['p_value_holm'])}"
-    text += "). "
-    if low is None:
-        text += "Whether that is by chance is not known."
-    elif low <= 0 <= high or row.get("p_value_holm", 0) >= 0.05:
-        text += "That may be by chance: no difference is shown."
-    elif row["is_sufficient"]:
-        text += f"That is more than chance, by {seeds} seeds of each."
-    else:
-        text += "That is more than chance on these utterances."
-    if not row["is_sufficient"]:
-        count = "one seed" if seeds == 1 else f"{seeds} seeds"
-        text += f" With {count} of each it is not sufficient for a claim."
-    return text
 
 
 def _gains(rows):
@@ -477,12 +445,6 @@ def _transcripts(groups, missing):
     return Section("Transcripts", text if tables else (), tables)
 
 
-def _how_to_read():
-    text = _template("how_to_read.jinja").render(seeds=SEEDS_FOR_A_CLAIM)
-    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
-    return Section("How to read this", tuple(paragraphs))
-
-
 def _missing(missing):
     """What the report lacks."""
     text = []
@@ -541,6 +503,13 @@ def _write(to, title, rows, sections):
         )
 
 
+def _prose(name, **values):
+    """Paragraphs of a template."""
+    text = _template(name).render(values)
+    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
+    return tuple(filter(None, paragraphs))
+
+
 def _template(name):
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tutornet_sb.experiments", ""),
@@ -552,6 +521,7 @@ def _template(name):
     environment.filters["data"] = lambda png: (
         f"data:image/png;base64,{base64.b64encode(png).decode()}"
     )
+    environment.filters |= {"method": method_name, "p_value": _p_value}
     return environment.get_template(name)
 
 
