@@ -148,9 +148,9 @@ class Group:
         self.role, self.parameters = first["role"], first["parameters"]
         self.teacher = first["teacher"] or {}
         self.options = options_of(first)
-        self.compute_matched_to = first["compute_matched_to"] or []
-        # By which other runs refer to these
+        # By which other runs refer to these, and these to other runs
         self.places = set(map(place_of, self.folders))
+        self.matched_to = set(map(place_of, first["compute_matched_to"] or []))
         # May be made longer to tell it apart
         self.name = self.label = self.folders[0].parent.name
         # Groups that it is compared with, by kind
@@ -159,7 +159,7 @@ class Group:
     @property
     def is_baseline(self):
         """Whether it is compared with others at equal epochs."""
-        return self.role == "baseline" and not self.compute_matched_to
+        return self.role == "baseline" and not self.matched_to
 
     def mean(self, key):
         """Mean over the seeds of a figure of ``results.json``."""
@@ -358,7 +358,7 @@ def find_references(found, groups):
     options. A run of one seed is compared with such runs alone, and a mean over
     seeds with means; compute-matched baselines and teachers with none.
     """
-    if found.role == "teacher" or found.compute_matched_to:
+    if found.role == "teacher" or found.matched_to:
         return {}
     alike = [
         other
@@ -371,7 +371,7 @@ def find_references(found, groups):
     first = next(
         other
         for other in alike
-        if not other.compute_matched_to
+        if not other.matched_to
         and (other.method, other.teacher.get("name"), other.epochs)
         == (found.method, found.teacher.get("name"), found.epochs)
     )
@@ -384,7 +384,7 @@ def find_references(found, groups):
             equal, key=lambda other: _shared_options(found, other)
         )
     for other in alike:
-        if found.places & set(map(place_of, other.compute_matched_to)):
+        if found.places & other.matched_to:
             references.setdefault(COMPUTE_MATCHED, other)
     return references
 
