@@ -323,7 +323,7 @@ def test_a_corpus_in_tables(plan, recipe):
     for key, name in tables.items():
         assert options_of(found.jobs[0])[f"--{key}"] == name
     (recipe / "test.csv").unlink()
-    with pytest.raises(PlanError, match=r"german: there is no table .*test\."):
+    with pytest.raises(PlanError, match=r"german: there is no .*test\."):
         plan(corpora=corpora, methods=["ctc"], seeds=[1])
     with pytest.raises(PlanError, match="say where they lie by --train_csv"):
         plan(corpora=["own"], methods=["ctc"], seeds=[1])
@@ -402,7 +402,10 @@ def test_options_of_speechbrain_reach_students_and_teachers(plan):
         ({"vary": {"lr": []}}, "vary: lr: names nothing"),
         ({"vary": ["lr"]}, "vary: must be a mapping"),
         ({"experiments": [{"student": []}]}, "number 1: .* mean students"),
-        ({"experiments": [{"corpora": ["x"]}]}, "no corpus of the plan"),
+        (
+            {"experiments": [{"corpora": ["x"]}]},
+            "no entry of the plan",
+        ),
         ({"compute_matched_to": "rkd+ctc"}, "compute_matched_to: no method of"),
         ({"recipe": "."}, "there is no .*train.py"),
         ({"corpora": ["small"]}, "--data small=FOLDER"),
@@ -437,7 +440,7 @@ def test_a_mistake_is_one_clear_error(plan, recipe, changes, found):
 def test_data_of_a_corpus_that_the_plan_does_not_name(plan, tmp_path):
     with pytest.raises(PlanError, match="'mimi'; did you mean mini"):
         plan(data={"mimi": tmp_path})
-    with pytest.raises(PlanError, match="there is no folder .*nowhere"):
+    with pytest.raises(PlanError, match="there is no .*nowhere"):
         plan(data={"mini": tmp_path / "nowhere"})
 
 

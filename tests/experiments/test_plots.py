@@ -4,25 +4,16 @@ from io import BytesIO
 
 import matplotlib.image
 import numpy as np
-import pytest
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from tutornet_sb.experiments.diagnostics import Example
 from tutornet_sb.experiments.plots import (
     DPI,
-    frame_weights,
     gains,
     learning_curves,
     pareto,
     pareto_front,
-    posterior_spikes,
     to_png,
 )
-
-
-def texts(panel):
-    return [(t.get_position()[0], t.get_text()) for t in panel.texts]
 
 
 def lines(panel):
@@ -203,90 +194,10 @@ def test_no_figure_of_an_axis_lies_on_another():
         assert not overlaps(boxes(figure, shown))
 
 
-@pytest.fixture
-def example():
-    """Ten frames of 20 ms, with two letters."""
-    teacher = torch.full((10, 3), 0.02)
-    teacher[:, 0] = 0.96
-    teacher[2] = torch.tensor([0.1, 0.8, 0.1])
-    teacher[7] = torch.tensor([0.2, 0.1, 0.7])
-    # Half as many frames, and a run of two
-    student = torch.tensor(
-        [[0.9, 0.1, 0], [0.4, 0.6, 0], [0.1, 0.9, 0], [0.9, 0, 0.1], [0, 0, 1]]
-    )
-    return Example(
-        text="A",
-        features=torch.arange(60.0).view(20, 3),
-        feature_period=0.01,
-        symbols=[(0.04, "▁"), (0.14, "A")],
-        weights={
-            "uniform": torch.full((10,), 0.1),
-            "energy": torch.arange(10) / 45,
-            "nonblank": 1 - teacher[:, 0],
-        },
-        period=0.02,
-        posteriors={"teacher": (teacher, 0.02), "student": (student, 0.04)},
-        pieces=["<blank>", "▁", "A"],
-    )
-
-
-def test_weights_lie_over_the_spectrogram(example):
-    figure = frame_weights(example, "a teacher")
-    spectrogram, transcript, over = figure.axes
-    (image,) = spectrogram.images
-    assert np.array_equal(image.get_array(), np.asarray(example.features).T)
-    assert list(image.get_extent()) == pytest.approx([0, 0.2, 0, 3])
-    for name, weights in example.weights.items():
-        found = lines(over)[name]
-        assert found.get_xdata() == pytest.approx(np.arange(10) * 0.02)
-        assert found.get_ydata() == pytest.approx(np.asarray(weights) * 10)
-    assert len({line.get_linestyle() for line in over.lines}) == 3
-    assert texts(transcript) == [(0.04, "_"), (0.14, "A")]
-
-
-def test_spikes_of_all_models_stand_above_each_other(example):
-    figure = posterior_spikes(example, "an utterance")
-    teacher, student, transcript = figure.axes
-    assert texts(teacher) == [(0.04, "_"), (0.14, "A")]
-    # The likeliest frame of a run
-    assert texts(student) == [(0.08, "_"), (0.16, "A")]
-    assert texts(transcript) == [(0.04, "_"), (0.14, "A")]
-    for panel, (posteriors, period) in zip(
-        (teacher, student), example.posteriors.values(), strict=True
-    ):
-        blank, letters = panel.lines
-        assert blank.get_ydata() == pytest.approx(np.asarray(posteriors[:, 0]))
-        assert letters.get_ydata() == pytest.approx(
-            np.asarray(posteriors[:, 1:].max(1).values)
-        )
-        assert blank.get_xdata() == pytest.approx(
-            np.arange(len(posteriors)) * period
-        )
-        assert blank.get_linestyle() != letters.get_linestyle()
-    assert (teacher.get_ylabel(), student.get_ylabel()) == (
-        "teacher",
-        "student",
-    )
-
-
-def test_symbols_do_not_lie_on_each_other(example):
-    crowd = example._replace(
-        symbols=[(0.1, "A"), (0.1, "B"), (0.101, "C"), (0.15, "D")]
-    )
-    written = texts(frame_weights(crowd, "").axes[1])
-    assert [symbol for _, symbol in written] == list("ABCD")
-    times = np.array([time for time, _ in written])
-    # A letter is a hundredth of the picture wide.
-    assert np.diff(times).min() > 0.002
-    assert times[0] == 0.1 and times[3] == 0.15
-
-
-def test_pictures_are_png_files(example):
+def test_pictures_are_png_files():
     def draw():
         yield learning_curves({"a": ([1, 2], [3, 4], [50, 40])}, "t")
         yield pareto({"a": (1, 2, 3)}, "t")
-        yield frame_weights(example, "t")
-        yield posterior_spikes(example, "t")
 
     for figure, again in zip(draw(), draw(), strict=True):
         png = to_png(figure)

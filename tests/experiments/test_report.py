@@ -8,27 +8,25 @@ import statistics
 
 import numpy as np
 import pytest
-import torch
 from small_runs import write_metrics, write_results
 from typer.testing import CliRunner
 
 from tutornet_sb.cli import app
-from tutornet_sb.experiments.compare import group
-from tutornet_sb.experiments.diagnostics import (
-    DIAGNOSTICS,
-    Example,
-    Probe,
-    Unavailable,
-)
 from tutornet_sb.experiments.groups import (
-    Group,
+    COMPUTE_MATCHED,
+    EQUAL_EPOCHS,
+    FIRST,
     check_teachers,
     find_references,
+    group,
+    read_metrics,
 )
 from tutornet_sb.experiments.report import copy_small_files, write_report
 from tutornet_sb.experiments.statistics import difference, holm, interval
 from tutornet_sb.inference.scores import write_alignments
+from tutornet_sb.networks import runs
 from tutornet_sb.util import files
+from tutornet_sb.util.errors import InputError
 
 TEACHER = {
     "name": "jasper_dr",
@@ -47,7 +45,6 @@ TEACHER = {
     "weights_sha256": "5e" * 32,
 }
 KEYS = [f"1-2-{number:04d}" for number in range(30)]
-SPIKES = "same_frame", "within_one_frame", "blank_rate"
 PARTS = [
     "Summary",
     "At a glance",
@@ -57,9 +54,7 @@ PARTS = [
     "Learning curves",
     "Speed and size",
     "Transcripts",
-    "Student and teacher",
     "How to read this",
-    "What is missing",
     "Runs",
 ]
 
@@ -151,16 +146,6 @@ def runs_made(tmp_path_factory):
             epochs=9,
         )
     ]
-    for folder in made[2:4]:
-        files.write_json(
-            folder / DIAGNOSTICS,
-            {
-                "same_frame": 40.0 + int(folder.name),
-                "within_one_frame": 80.0,
-                "blank_rate": 70.0,
-                "teacher_blank_rate": 71.0,
-            },
-        )
     return made
 
 
@@ -254,14 +239,11 @@ def test_cost_counts_steps_seconds_and_the_teacher(rows):
     assert float(baseline["steps"]) == 50
 
 
-def test_diagnostics_are_means_over_the_seeds(rows):
+def test_rkd_errors_are_means_over_the_seeds(rows):
     row = rows["rkd+skd_lstm", "dev-clean"]
-    assert float(row["same_frame"]) == 41.5
-    assert float(row["within_one_frame"]) == 80
-    assert float(row["blank_rate"]) == 70
     assert float(row["rkd_error_first"]) == 4
     assert float(row["rkd_error_last"]) == 3
-    assert rows["ctc_lstm", "dev-clean"]["same_frame"] == ""
+    assert rows["ctc_lstm", "dev-clean"]["rkd_error_first"] == ""
 
 
 def test_epochs_until_the_baseline_is_reached(rows, runs_made):
@@ -283,7 +265,8 @@ def test_the_gain_of_the_last_quarter_tells_convergence(rows, report):
     table = text.partition("## Learning curves")[2].partition("![")[0]
     line = next(t for t in table.split("\n") if "RKD then SKD" in t)
     cells = [cell.strip() for cell in line.strip("|").split("|")]
-    assert cells[1:] == ["4", f"{before:.1f}", f"{last:.1f}", "10.0"]
+    gained = ["4", f"{before:.1f}", f"{last:.1f}", "10.0"]
+    assert cells[1:] == [*gained, "4.000", "3.000"]
     # Of this one no epoch after three quarters of them is known.
     assert rows["ctc_lstm", "dev-clean"]["dev_wer_before"] == ""
     assert "CTC baseline" not in table
@@ -333,15 +316,6 @@ def test_pictures_lie_beside_the_markdown(report):
     ]
     for name in named:
         assert (report / name).read_bytes().startswith(b"\x89PNG")
-
-
-def test_what_is_missing_is_named(report):
-    text = (report / "report.md").read_text().partition("## What is missing")[2]
-    reason = "No spikes: the run holds no weights: lstm: CTC baseline on mini."
-    assert reason in text
-    assert "No pictures of its posteriors: there is no teacher" in text
-    # None of these lacks them.
-    assert "errors.json" not in text and "steps" not in text
 
 
 def test_the_summary_gives_the_verdict_and_where_and_when(report, rows):
@@ -472,84 +446,6 @@ def test_a_single_seed_is_marked_and_compared_with_no_mean(runs_made, tmp_path):
     assert row["p_value"] == "" and row["is_sufficient"] == "False"
 
 
-def example_of(students):
-    """An utterance for which all models write an A."""
-    found = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]])
-    return Example(
-        "A",
-        torch.zeros(6, 3),
-        0.01,
-        [(0.02, "A")],
-        {"nonblank": 1 - found[:, 0]},
-        0.02,
-        {name: (found, 0.02) for name in ("teacher", *students)},
-        ["<blank>", "A"],
-    )
-
-
-@pytest.mark.parametrize(
-    "available, expected, caption",
-    [
-        (
-            {"ctc_lstm", "rkd+skd_lstm"},
-            ["CTC baseline", "RKD then SKD from jasper_dr"],
-            "the baseline and the distilled student (lstm: RKD then SKD from ",
-        ),
-        # The pictures are of what is left.
-        (
-            {"rkd+skd_lstm"},
-            ["RKD then SKD from jasper_dr"],
-            "Posteriors of the teacher and the distilled student (lstm: RKD",
-        ),
-        (
-            {"ctc_lstm", "skd_lstm"},
-            ["CTC baseline", "SKD from jasper_dr"],
-            "the baseline and the distilled student (lstm: SKD from jasper_dr)",
-        ),
-    ],
-)
-def test_pictures_are_of_students_that_have_their_weights(
-    runs_made, tmp_path, monkeypatch, available, expected, caption
-):
-    made = [tmp_path / "mini" / run.parent.name / run.name for run in runs_made]
-    for run, copy in zip(runs_made, made, strict=True):
-        shutil.copytree(run, copy)
-    other = [
-        save(tmp_path / "mini" / "skd_lstm" / str(seed), 0.3, "skd")
-        for seed in (1, 2)
-    ]
-    shown = []
-    for run in made + other:
-        if run.parent.name in available:
-            for name in ("model.yaml", "model.ckpt", "tokenizer.model"):
-                (run / name).touch()
-
-    def example(self, students, teacher, seconds=1.5):
-        shown.append(list(students))
-        return example_of(students)
-
-    monkeypatch.setattr(Probe, "example", example)
-    monkeypatch.setattr(Probe, "diagnose", lambda *_: {}.fromkeys(SPIKES))
-    write_report(made + other, tmp_path / "to", "Seen", log=str)
-    assert shown == [expected]
-    text = (tmp_path / "to" / "report.md").read_text()
-    assert caption in text
-    assert "No pictures of its posteriors" not in text
-    assert (tmp_path / "to" / "pictures" / "spikes_mini_lstm.png").is_file()
-
-
-def test_without_weights_no_run_is_named_by_its_place(
-    runs_made, tmp_path, monkeypatch
-):
-    def example(self, students, teacher, seconds=1.5):
-        raise Unavailable(f"{next(iter(students.values()))} holds no weights")
-
-    monkeypatch.setattr(Probe, "example", example)
-    write_report(runs_made, tmp_path / "to", "Seen", log=str)
-    text = (tmp_path / "to" / "report.md").read_text()
-    assert "No pictures of its posteriors: the run holds no weights: " in text
-
-
 def test_runs_are_compared_by_what_they_have_kept(runs_made, tmp_path):
     some = []
     for folder in runs_made:
@@ -593,6 +489,28 @@ def test_a_report_can_be_made_again_of_the_small_files(
         assert "my data" not in path.read_text()
 
 
+def test_the_metrics_of_a_stage_are_read_epoch_by_epoch(tmp_path):
+    write_metrics(
+        tmp_path,
+        "skd",
+        [
+            {"epoch": 1, "seconds": 25.7, "valid": {"loss": 183, "WER": 100}},
+            {"epoch": 2, "seconds": 102.0, "valid": {"loss": 115, "WER": 86}},
+            {"epoch": 2, "seconds": 113.0, "valid": {"loss": 115, "WER": 80}},
+        ],
+    )
+    first, second = read_metrics(tmp_path / "stages" / "skd")
+    assert (first["epoch"], first["seconds"]) == (1, 25.7)
+    assert first["valid"] == {"loss": 183, "WER": 100}
+    # Trained again after a stop
+    assert (second["seconds"], second["valid"]["WER"]) == (113, 80)
+    assert read_metrics(tmp_path / "none") == []
+    path = tmp_path / "stages" / "skd" / runs.METRICS
+    path.write_text('{"epoch": 1}\n{"epo')
+    with pytest.raises(InputError, match="metrics.jsonl, line 2 is damaged"):
+        read_metrics(path.parent)
+
+
 # -------------------------------------------------------------------- teachers
 
 
@@ -629,7 +547,7 @@ def test_teachers_of_one_name_must_be_the_same(tmp_path):
         teacher=other,
         corpus="digits",
     )
-    check_teachers([Group(summaries) for summaries in group(made)])
+    check_teachers(group(made))
 
 
 def test_students_of_other_teachers_are_not_compared(tmp_path):
@@ -665,7 +583,7 @@ def test_students_of_other_teachers_are_not_compared(tmp_path):
 
 
 def groups_of(folders):
-    return {g.name: g for g in map(Group, group(folders))}
+    return {found.name: found for found in group(folders)}
 
 
 def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
@@ -694,19 +612,19 @@ def test_references_are_of_the_same_network_corpus_and_epochs(tmp_path):
         return {kind: reference.name for kind, reference in chosen.items()}
 
     assert references("skd_lstm") == {
-        "at equal epochs": "ctc_lstm",
-        "compute-matched": "matched",
+        EQUAL_EPOCHS: "ctc_lstm",
+        COMPUTE_MATCHED: "matched",
     }
     assert references("rkd+skd_lstm_epochs_8") == {
-        "at equal epochs": "ctc_lstm_epochs_8"
+        EQUAL_EPOCHS: "ctc_lstm_epochs_8"
     }
     assert references("skd_crdnn") == references("ctc_lstm") == {}
     # What differs in other options, and nothing else
     assert references("skd_lstm_kl") == {
-        "first": "skd_lstm",
-        "at equal epochs": "ctc_lstm",
+        FIRST: "skd_lstm",
+        EQUAL_EPOCHS: "ctc_lstm",
     }
-    assert references("ctc_lstm_lr_0.1") == {"first": "ctc_lstm"}
+    assert references("ctc_lstm_lr_0.1") == {FIRST: "ctc_lstm"}
     assert references("ctc_wide") == references("teacher_lstm") == {}
 
 
@@ -761,6 +679,8 @@ def test_two_corpora_have_runs_of_the_same_names(tmp_path):
         ):
             folder = tmp_path / corpus / name / "1"
             made.append(save(folder, rate, method, corpus=corpus, **changes))
+            *_, stage = method.split("+")
+            (folder / "stages" / stage / "errors.json").unlink()
     write_report(made, tmp_path / "report", "Two", log=str)
     with open(tmp_path / "report" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -776,14 +696,14 @@ def test_two_corpora_have_runs_of_the_same_names(tmp_path):
         assert row["reference"] == "ctc_lstm"
         assert row["matched_reference"] == "matched"
     text = (tmp_path / "report" / "report.md").read_text()
-    (names,) = re.findall(r"No spikes: the run holds no weights: (.+)\.", text)
+    (names,) = re.findall(r"No errors of each .+ \(errors.json\): (.+)\.", text)
     assert names.split("; ") == [
+        "teacher lstm on a",
         "lstm: CTC baseline, 4 epochs on a",
         "lstm: SKD from jasper_dr, 4 epochs on a",
         "lstm: CTC baseline, 9 epochs, compute-matched to SKD from jasper_dr, "
         "4 epochs on a",
-        "lstm: CTC baseline, 4 epochs on b",
-        "lstm: SKD from jasper_dr, 4 epochs on b and 1 more",
+        "teacher lstm on b and 3 more",
     ]
 
 

@@ -170,13 +170,6 @@ def test_the_same_call_gives_the_same_figures():
     assert difference(ours, theirs, words) == difference(ours, theirs, words)
 
 
-def test_what_cannot_be_compared_is_said():
-    with pytest.raises(ValueError, match="2 and 3 utterances"):
-        difference([[1, 2]], [[1, 2, 3]], [5, 5])
-    with pytest.raises(ValueError, match="no error"):
-        difference([[1, 2]], [[0, 0]], [5, 5])
-
-
 def test_holm_is_the_step_down_procedure():
     # By hand: 4 * .005, 3 * .01, 2 * .03, then no less than the one before
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx(

@@ -77,8 +77,6 @@ def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
         "matched_gains_tiny",
         "learning_tiny_small_lstm",
         "pareto_tiny",
-        "weights_tiny_jasper_dr",
-        "spikes_tiny_small_lstm",
     }
     text = (report / "report.md").read_text()
     assert "What is missing" not in text
@@ -89,8 +87,7 @@ def test_a_plan_is_made_reported_and_not_made_again(tmp_path):
     assert row["matched_reference"] == name
     for key in ("wer_low", "cer_high", "wer_sd", "p_value", "steps"):
         assert row[key] != "", key
-    for key in ("same_frame", "blank_rate", "rkd_error_first"):
-        assert 0 <= float(row[key]) <= 100, key
+    assert 0 <= float(row["rkd_error_first"]) <= 100
     wers = [
         runs.read_results(run)["stages"]["skd"]["splits"]["test-clean"]["wer"]
         for run in students

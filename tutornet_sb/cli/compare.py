@@ -59,7 +59,17 @@ def compare(
         from tutornet_sb.experiments.compare import insert, short_table, table
 
         if is_plan:
-            plan = _read_plan(what[0], corpus, data or [])
+            from tutornet_sb.experiments.plan import read_plan
+
+            places = {}
+            for word in data or []:
+                key, _, folder = word.partition("=")
+                if not folder:
+                    raise InputError(
+                        f"--data must be CORPUS=FOLDER, got {word}"
+                    )
+                places[key] = folder
+            plan = read_plan(what[0], places, corpus or None)
             folders, failed = _carry_out(plan, to, jobs, finished)
             if not folders:
                 remedy = "mend what failed, and give the same command again"
@@ -74,33 +84,16 @@ def compare(
         else:
             # The logs of a plan's runs lie beside their folders.
             folders = [path for path in what if path.suffix != ".log"]
-            # A run that cannot be read is found before the report is written.
-            table(folders)
-            if to is not None:
-                from tutornet_sb.experiments.report import write_report
-
-                write_report(folders, to, "Comparison of runs", _log)
-                _log(f"the report is {to / 'report.html'}")
         text = short_table(folders) if folders else ""
+        # A run that cannot be read is found before the report is written.
+        if not is_plan and to is not None:
+            _report(folders, to, "Comparison of runs")
         if into is not None and folders:
             insert(into, name, table(folders))
     if folders:
         typer.echo(text)
     if failed:
         raise typer.Exit(1)
-
-
-def _read_plan(path, corpora, data):
-    """Read a plan, for some corpora and with the folders of some."""
-    from tutornet_sb.experiments.plan import read_plan
-
-    folders = {}
-    for word in data:
-        corpus, _, folder = word.partition("=")
-        if not folder:
-            raise InputError(f"--data must be CORPUS=FOLDER, got {word}")
-        folders[corpus] = folder
-    return read_plan(path, folders, corpora or None)
 
 
 def _carry_out(plan, to, jobs, finished):
@@ -112,7 +105,7 @@ def _carry_out(plan, to, jobs, finished):
     import torch
 
     from tutornet_sb.experiments.jobs import find_finished, run_jobs
-    from tutornet_sb.experiments.report import copy_small_files, write_report
+    from tutornet_sb.experiments.report import copy_small_files
 
     signals.install()
     to = plan.results / "report" if to is None else to
@@ -130,16 +123,22 @@ def _carry_out(plan, to, jobs, finished):
     ]
     copies = []
     if folders:
-        write_report(folders, to, plan.title, _log)
+        _report(folders, to, plan.title)
         for folder in folders:
             copies.append(to / "runs" / folder.relative_to(plan.results))
             copy_small_files(folder, copies[-1])
-        _log(f"the report is {to / 'report.html'}")
     if failures:
         _log(f"{len(failures)} of {len(outcomes)} runs are missing:")
     for outcome in failures:
         _log(f"{outcome.job.folder} {outcome.state}: {outcome.reason}")
     return copies, len(failures)
+
+
+def _report(folders, to, title):
+    from tutornet_sb.experiments.report import write_report
+
+    write_report(folders, to, title, _log)
+    _log(f"the report is {to / 'report.html'}")
 
 
 def _log(text):

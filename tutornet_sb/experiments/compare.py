@@ -1,126 +1,18 @@
-"""Summaries of finished runs, and tables of them; needs no extra."""
+"""Tables of finished runs."""
 
 import contextlib
 import os
 import statistics
-from pathlib import Path
 
-from tutornet_sb.networks.runs import FORMAT, read_results
-from tutornet_sb.util.errors import InputError, MissingFileError
+from tutornet_sb.experiments.groups import group
+from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import write_atomically
 
-FIGURES = "seed", "epochs", "parameters", "real_time_factor"
-FIGURES = *FIGURES, "train_seconds", "train_audio_seconds"
-# Of a summary; all else in it is a number
-KINDS = {"teacher": str | None, "splits": dict}
-KINDS |= dict.fromkeys(("folder", "name", "method", "corpus"), str)
-# Runs that agree in these are one row of a table.
-ALIKE = ("corpus", "name", "method", "teacher", "epochs", "parameters")
 # Of a column of scores
 SCORES = " WER / CER (%)"
 # Columns that a narrow table always keeps, and those that it drops first
 NAMES = "network", "method", "teacher"
 LEAST = "real-time factor", "size (M)"
-
-
-def read_finished(folder):
-    """Read ``results.json`` of a finished run, in the format of this version.
-
-    Raises :class:`InputError` if the folder has none, or one that is damaged or
-    of another format.
-    """
-    results = read_results(folder)
-    if not results:
-        raise MissingFileError(
-            f"{folder} holds no results.json: the run is not finished, the "
-            "same command of train.py resumes it"
-        )
-    if not isinstance(results, dict):
-        raise _damaged(folder)
-    if results.get("format") != FORMAT:
-        raise InputError(
-            f"{folder}: format of results.json must be {FORMAT}, got "
-            f"{results.get('format')}: another version of TutorNet wrote it, "
-            "repeat the run in a new folder"
-        )
-    return results
-
-
-def summarize(folder):
-    """Return the figures of a finished run that tables and exports quote.
-
-    These are ``folder``, ``name`` of the network, that of the ``teacher`` (or
-    None), ``method``, ``corpus``, ``FIGURES``, and ``splits``: the scores after
-    the last stage. Raises :class:`InputError` if one is missing or damaged.
-    """
-    results = read_finished(folder)
-    try:
-        *_, last = results["stages"].values()
-        summary = {
-            "folder": str(folder),
-            "name": results["student"],
-            "teacher": results["teacher"] and results["teacher"]["name"],
-            "method": results["method"],
-            "corpus": results["corpus"],
-            **{key: results[key] for key in FIGURES},
-            "splits": last["splits"],
-        }
-        is_sound = all(
-            isinstance(value, KINDS[key]) if key in KINDS else _is_number(value)
-            for key, value in summary.items()
-        ) and all(map(_is_scored, summary["splits"].values()))
-    except KeyError as error:
-        raise InputError(
-            f"results.json in {folder} lacks {error}: was it written by "
-            "train.py?"
-        ) from None
-    except (TypeError, AttributeError, ValueError):
-        is_sound = False
-    if not is_sound:
-        raise _damaged(folder)
-    return summary
-
-
-def _damaged(folder):
-    return InputError(
-        f"results.json in {folder} is damaged: it has a text in place of a "
-        "figure, or the reverse. Was it written by train.py?"
-    )
-
-
-def _is_scored(scores):
-    # The median is None for a split in which no word counts.
-    median = scores.get("latency", {}).get("median") or 0
-    return all(map(_is_number, (scores.get("wer"), scores.get("cer"), median)))
-
-
-def _is_number(value):
-    return isinstance(value, int | float) and abs(value) < 2**63
-
-
-def group(folders):
-    """Summaries of runs, in lists of those that differ in their seed alone.
-
-    Such runs lie side by side in one folder. Each run counts once.
-    """
-    groups = {}
-    for folder in dict.fromkeys(map(str, folders)):
-        run = summarize(folder)
-        key = tuple(run[name] for name in ALIKE) + (Path(folder).parent,)
-        groups.setdefault(key, []).append(run)
-    return list(groups.values())
-
-
-def differing(ours, theirs):
-    """Names of the options in which two runs differ.
-
-    Example
-    -------
-    >>> differing({"lr": 1, "seed": 2}, {"lr": 1.0, "seed": 3, "delay": None})
-    ['seed', 'delay']
-    """
-    ours, theirs = ({k: (v,) for k, v in o.items()} for o in (ours, theirs))
-    return [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
 
 
 def table(folders):
@@ -181,45 +73,32 @@ def short_table(folders, width=100):
 
 def _columns(groups):
     """Cells of all rows by column, and the folder that holds all runs."""
-    firsts = [alike[0] for alike in groups]
     columns = {
-        "corpus": [run["corpus"] for run in firsts],
-        "network": [run["name"] for run in firsts],
-        "method": [run["method"] for run in firsts],
-        "teacher": [run["teacher"] or "-" for run in firsts],
-        "epochs": [str(run["epochs"]) for run in firsts],
-        "seeds": [str(len(alike)) for alike in groups],
-        "parameters (M)": [f"{run['parameters'] / 1e6:.2f}" for run in firsts],
+        "corpus": [found.corpus for found in groups],
+        "network": [found.network for found in groups],
+        "method": [found.method for found in groups],
+        "teacher": [found.teacher.get("name", "-") for found in groups],
+        "epochs": [str(found.epochs) for found in groups],
+        "seeds": [str(len(found.seeds)) for found in groups],
+        "parameters (M)": [f"{found.parameters / 1e6:.2f}" for found in groups],
         "real-time factor": [
-            f"{statistics.mean(run['real_time_factor'] for run in alike):.3f}"
-            for alike in groups
+            f"{found.mean('real_time_factor'):.3f}" for found in groups
         ],
     }
-    latencies = {}
-    splits = [s for alike in groups for run in alike for s in run["splits"]]
-    for split in dict.fromkeys(splits):
-        rows = [[run["splits"].get(split) for run in a] for a in groups]
-        columns[split + SCORES] = [
-            "-"
-            if None in scores
-            else " / ".join(_spread(scores, rate) for rate in ("wer", "cer"))
-            for scores in rows
-        ]
-        # Of streaming students, where a word was recognised
-        times = [
-            [(s or {}).get("latency", {}).get("median") for s in scores]
-            for scores in rows
-        ]
-        if any(map(any, times)):
-            latencies[f"{split} latency (ms)"] = [
-                "-" if None in some else f"{statistics.mean(some):.0f}"
-                for some in times
+    splits = [split for g in groups for scored in g.splits for split in scored]
+    splits = list(dict.fromkeys(splits))
+    for split in splits:
+        columns[split + SCORES] = [_rates(found, split) for found in groups]
+    # Of streaming students, where a word was recognised
+    for split in splits:
+        times = [found.latency(split) for found in groups]
+        if any(times):
+            columns[f"{split} latency (ms)"] = [
+                "-" if time is None else f"{time:.0f}" for time in times
             ]
     places = [
-        str(Path(alike[0]["folder"]).parent)
-        if len(alike) > 1
-        else alike[0]["folder"]
-        for alike in groups
+        str(first.parent if more else first)
+        for first, *more in (found.folders for found in groups)
     ]
     shared = None
     # Some may be relative and others not.
@@ -228,15 +107,21 @@ def _columns(groups):
         if len(places) > 1 and common not in ("", os.sep, *places):
             shared = common
             places = [os.path.relpath(place, shared) for place in places]
-    return columns | latencies | {"run": places}, shared
+    return columns | {"run": places}, shared
 
 
-def _spread(scores, rate):
-    values = [score[rate] for score in scores]
-    text = f"{statistics.mean(values):.1f}"
-    if len(values) > 1:
-        text += f" ± {statistics.stdev(values):.1f}"
-    return text
+def _rates(found, split):
+    """WER and CER of a split, with their spread over the seeds."""
+    texts = []
+    for rate in ("wer", "cer"):
+        values = found.rates(split, rate)
+        if values is None:
+            return "-"
+        text = f"{statistics.mean(values):.1f}"
+        if len(values) > 1:
+            text += f" ± {statistics.stdev(values):.1f}"
+        texts.append(text)
+    return " / ".join(texts)
 
 
 def insert(path, name, text):

@@ -1,30 +1,115 @@
-"""Runs that differ in their seed alone, and which of them are compared."""
+"""Finished runs, in groups of those that differ in their seed alone."""
 
 import functools
 import json
 import statistics
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from pydantic import BaseModel, Field, ValidationError
 
-from tutornet_sb.experiments.compare import group, read_finished
-from tutornet_sb.experiments.labels import (
-    options_of,
-    place_of,
-    set_labels,
-)
+from tutornet_sb.experiments.labels import options_of, place_of, set_labels
 from tutornet_sb.inference.scores import read_alignments
 from tutornet_sb.networks import runs
 from tutornet_sb.training.stages import STAGES
-from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.errors import InputError, MissingFileError
 from tutornet_sb.util.files import read_json
 
+FIGURES = "seed", "epochs", "parameters", "real_time_factor"
+FIGURES = *FIGURES, "train_seconds", "train_audio_seconds"
+# Runs that agree in these and in their teacher are one row of a table.
+ALIKE = "corpus", "student", "method", "epochs", "parameters"
 # Columns of errors.json
 RATES = {"wer": 0, "cer": 2}
-# What runs are compared with
-EQUAL_EPOCHS = "at equal epochs"
-COMPUTE_MATCHED = "compute-matched"
-FIRST = "first"
+# What runs are compared with: starts of the names of columns of results.csv
+EQUAL_EPOCHS, COMPUTE_MATCHED, FIRST = "", "matched_", "first_"
+
+Figure = Annotated[float, Field(gt=-(2**63), lt=2**63)]
+
+
+class _Scores(BaseModel):
+    wer: Figure
+    cer: Figure
+    # The median is None for a split in which no word counts.
+    latency: dict[str, Figure | None] = {}
+
+
+class _Stage(BaseModel):
+    splits: dict[str, _Scores] = {}
+
+
+class _Teacher(BaseModel):
+    name: str
+
+
+class _Results(BaseModel):
+    student: str
+    method: str
+    corpus: str
+    role: str
+    teacher: _Teacher | None
+    options: dict
+    compute_matched_to: list | None
+    seed: Figure
+    epochs: Figure
+    parameters: Figure
+    real_time_factor: Figure
+    train_seconds: Figure
+    train_audio_seconds: Figure
+    stages: Annotated[dict[str, _Stage], Field(min_length=1)]
+
+
+def read_finished(folder):
+    """Read ``results.json`` of a finished run, in the format of this version.
+
+    Raises :class:`InputError` if the folder has none, or one that is damaged or
+    of another format.
+    """
+    results = runs.read_results(folder)
+    if not results:
+        raise MissingFileError(
+            f"{folder} holds no results.json: the run is not finished, the "
+            "same command of train.py resumes it"
+        )
+    if isinstance(results, dict) and results.get("format") != runs.FORMAT:
+        raise InputError(
+            f"{folder}: format of results.json must be {runs.FORMAT}, got "
+            f"{results.get('format')}: another version of TutorNet wrote it, "
+            "repeat the run in a new folder"
+        )
+    try:
+        _Results.model_validate(results, strict=True)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(map(str, fault["loc"]))
+        raise InputError(
+            f"results.json in {folder} is damaged: {where}: {fault['msg']}. "
+            "Was it written by train.py?"
+        ) from None
+    return results
+
+
+def summarize(folder):
+    """Return the figures of a finished run that exports quote.
+
+    These are ``name`` of the network, that of the ``teacher`` (or None),
+    ``method``, ``corpus``, ``FIGURES``, and ``splits``: the scores after the
+    last stage. Raises as :func:`read_finished` does.
+    """
+    results = read_finished(folder)
+    return {
+        "name": results["student"],
+        "teacher": results["teacher"] and results["teacher"]["name"],
+        "method": results["method"],
+        "corpus": results["corpus"],
+        **{key: results[key] for key in FIGURES},
+        "splits": _splits(results),
+    }
+
+
+def _splits(results):
+    return list(results["stages"].values())[-1].get("splits", {})
 
 
 def read_metrics(folder):
@@ -47,64 +132,60 @@ def read_metrics(folder):
 
 
 class Group:
-    """What runs that differ in their seed alone have left.
+    """Runs that differ in their seed alone.
 
     Attributes that are lists have an item for each seed; the teacher is the
     one that ``results.json`` describes, or an empty dict.
     """
 
-    def __init__(self, summaries):
-        first = summaries[0]
-        self.summaries = summaries
-        self.folders = [Path(run["folder"]) for run in summaries]
-        self.results = [read_finished(folder) for folder in self.folders]
-        self.seeds = [run["seed"] for run in summaries]
+    def __init__(self, results):
+        self.folders, self.results = list(results), list(results.values())
+        self.seeds = [run["seed"] for run in self.results]
+        self.splits = [_splits(run) for run in self.results]
+        first = self.results[0]
+        self.corpus, self.network = first["corpus"], first["student"]
+        self.method, self.epochs = first["method"], first["epochs"]
+        self.role, self.parameters = first["role"], first["parameters"]
+        self.teacher = first["teacher"] or {}
+        self.options = options_of(first)
+        # By which other runs refer to these, and these to other runs
+        self.places = set(map(place_of, self.folders))
+        self.matched_to = set(map(place_of, first["compute_matched_to"] or []))
         # May be made longer to tell it apart
         self.name = self.label = self.folders[0].parent.name
-        self.corpus, self.network = first["corpus"], first["name"]
-        self.method, self.epochs = first["method"], first["epochs"]
-        self.parameters, self.splits = first["parameters"], first["splits"]
-        results = self.results[0]
-        self.teacher = results["teacher"] or {}
-        try:
-            self.role, self.options = results["role"], options_of(results)
-            self.compute_matched_to = results["compute_matched_to"] or []
-        except KeyError as error:
-            raise InputError(
-                f"results.json in {self.folders[0]} lacks {error}: was it "
-                "written by train.py?"
-            ) from None
+        # Groups that it is compared with, by kind
+        self.references = {}
 
     @property
     def is_baseline(self):
         """Whether it is compared with others at equal epochs."""
-        return self.role == "baseline" and not self.compute_matched_to
+        return self.role == "baseline" and not self.matched_to
+
+    def mean(self, key):
+        """Mean over the seeds of a figure of ``results.json``."""
+        return statistics.mean(run[key] for run in self.results)
+
+    def rates(self, split, rate):
+        """Error rates (percent); None if a seed was not scored."""
+        scores = [splits.get(split) for splits in self.splits]
+        return None if None in scores else [score[rate] for score in scores]
+
+    def latency(self, split):
+        """Mean of the median latencies (ms); None if a seed has none."""
+        scores = [splits.get(split, {}) for splits in self.splits]
+        medians = [score.get("latency", {}).get("median") for score in scores]
+        return None if None in medians else statistics.mean(medians)
 
     @property
-    def has_weights(self):
-        """Whether the first seed can be run."""
-        return runs.is_finished(self.folders[0])
-
-    @property
-    def places(self):
-        """By which other runs refer to these."""
-        return {place_of(folder) for folder in self.folders}
-
-    def last_stages(self):
-        """Folder of the last stage."""
+    def _last_stages(self):
         return [
             folder / runs.STAGES / list(results["stages"])[-1]
             for folder, results in zip(self.folders, self.results, strict=True)
         ]
 
-    def rates(self, split, rate):
-        """Error rates (percent); None if a seed was not scored."""
-        scores = [run["splits"].get(split) for run in self.summaries]
-        return None if None in scores else [score[rate] for score in scores]
-
     @functools.cached_property
     def _errors(self):
-        paths = [stage / runs.ERRORS for stage in self.last_stages()]
+        paths = [stage / runs.ERRORS for stage in self._last_stages]
         return [read_json(path) if path.is_file() else {} for path in paths]
 
     def errors(self, split, rate):
@@ -125,18 +206,17 @@ class Group:
 
         None if they were not kept.
         """
-        path = self.last_stages()[0] / f"wer_{split}.txt"
+        path = self._last_stages[0] / f"wer_{split}.txt"
         return read_alignments(path) if path.is_file() else None
 
     def steps(self):
         """Steps of the optimizer, all stages; None where not kept."""
-        counts = [
-            stage.get("steps") for stage in self.results[0]["stages"].values()
-        ]
+        stages = self.results[0]["stages"].values()
+        counts = [stage.get("steps") for stage in stages]
         return None if None in counts else sum(counts)
 
     @functools.cached_property
-    def metrics(self):
+    def _metrics(self):
         """Figures of the epochs, by stage."""
         return [
             {
@@ -146,12 +226,13 @@ class Group:
             for folder, results in zip(self.folders, self.results, strict=True)
         ]
 
+    @functools.cached_property
     def curves(self):
         """Epochs, seconds and dev WER, counted from the first stage on."""
         found = []
-        for stages in self.metrics:
+        for stages in self._metrics:
             before, elapsed, curve = 0, 0.0, []
-            for epochs in stages.values():
+            for epochs in filter(None, stages.values()):
                 curve += [
                     (
                         before + epoch["epoch"],
@@ -161,11 +242,10 @@ class Group:
                     for epoch in epochs
                     if "WER" in epoch["valid"]
                 ]
-                if epochs:
-                    before += epochs[-1]["epoch"]
-                    elapsed += epochs[-1]["seconds"]
+                before += epochs[-1]["epoch"]
+                elapsed += epochs[-1]["seconds"]
             found.append(curve)
-        return [curve for curve in found if curve]
+        return list(filter(None, found))
 
     def quarters(self):
         """Best dev WER before the last quarter of the epochs, and in it.
@@ -173,7 +253,7 @@ class Group:
         Means over the seeds; None if not known.
         """
         found = []
-        for curve in self.curves():
+        for curve in self.curves:
             early = [wer for n, _, wer in curve if n <= 0.75 * self.epochs]
             late = [wer for n, _, wer in curve if n > 0.75 * self.epochs]
             if early and late:
@@ -185,14 +265,13 @@ class Group:
 
         ``never`` if a seed does not reach it, None if not known.
         """
-        ends = [min(wer for *_, wer in curve) for curve in other.curves()]
-        curves = self.curves()
-        if not ends or not curves:
+        ends = [min(wer for *_, wer in curve) for curve in other.curves]
+        if not ends or not self.curves:
             return None
         wanted = statistics.mean(ends)
         first = [
             next((epoch for epoch, _, wer in curve if wer <= wanted), None)
-            for curve in curves
+            for curve in self.curves
         ]
         return "never" if None in first else statistics.mean(first)
 
@@ -203,16 +282,34 @@ class Group:
         """
         found = [
             (epochs[0]["valid"]["loss"], epochs[-1]["valid"]["loss"])
-            for stages in self.metrics
+            for stages in self._metrics
             for name, epochs in stages.items()
             if epochs and name in STAGES and STAGES[name].teacher == "hidden"
         ]
         return tuple(np.mean(found, axis=0).tolist()) if found else None
 
 
+def group(folders):
+    """Group finished runs by all but their seed.
+
+    Runs of a group lie side by side in one folder. Each run counts once.
+    """
+    groups = {}
+    for folder in dict.fromkeys(map(Path, folders)):
+        results = read_finished(folder)
+        teacher = results["teacher"] and results["teacher"]["name"]
+        key = *(results[name] for name in ALIKE), teacher, folder.parent
+        groups.setdefault(key, {})[folder] = results
+    return list(map(Group, groups.values()))
+
+
 def read_groups(folders):
-    """Groups of finished runs, of which all can be told apart by name."""
-    groups = [Group(summaries) for summaries in group(folders)]
+    """Groups of finished runs with labels, names of their own and references.
+
+    Raises :class:`InputError` as :func:`read_finished` and
+    :func:`check_teachers` do.
+    """
+    groups = group(folders)
     check_teachers(groups)
     for depth in (2, 3, 4):
         names = [(found.corpus, found.name) for found in groups]
@@ -221,6 +318,8 @@ def read_groups(folders):
                 parts = found.folders[0].parts[-1 - depth : -1]
                 found.name = "/".join(parts)
     set_labels(groups)
+    for found in groups:
+        found.references = find_references(found, groups)
     return groups
 
 
@@ -259,7 +358,7 @@ def find_references(found, groups):
     options. A run of one seed is compared with such runs alone, and a mean over
     seeds with means; compute-matched baselines and teachers with none.
     """
-    if found.role == "teacher" or found.compute_matched_to:
+    if found.role == "teacher" or found.matched_to:
         return {}
     alike = [
         other
@@ -272,7 +371,7 @@ def find_references(found, groups):
     first = next(
         other
         for other in alike
-        if not other.compute_matched_to
+        if not other.matched_to
         and (other.method, other.teacher.get("name"), other.epochs)
         == (found.method, found.teacher.get("name"), found.epochs)
     )
@@ -285,9 +384,8 @@ def find_references(found, groups):
             equal, key=lambda other: _shared_options(found, other)
         )
     for other in alike:
-        if found.places & set(map(place_of, other.compute_matched_to)):
-            references[COMPUTE_MATCHED] = other
-            break
+        if found.places & other.matched_to:
+            references.setdefault(COMPUTE_MATCHED, other)
     return references
 
 

@@ -6,21 +6,14 @@ import os
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from tqdm import tqdm
 
-from tutornet_sb.experiments.compare import differing
-from tutornet_sb.experiments.plan import MATCHED, RUN_OPTIONS
+from tutornet_sb.experiments.plan import MATCHED, RUN_OPTIONS, Job, differing
 from tutornet_sb.networks import runs
 from tutornet_sb.util import signals
 
@@ -29,20 +22,13 @@ PATIENCE = 60.0  # seconds that a run has to end after SIGTERM
 
 
 class Outcome(NamedTuple):
-    """What became of a job.
+    """What became of a job, and what is wrong if anything is.
 
-    Attributes
-    ----------
-    job : Job
-        The job.
-    state : str
-        ``made``, ``reused`` (it was finished), ``failed``, or ``left out``
-        (a run that it needs has failed).
-    reason : str
-        What is wrong, empty if nothing is.
+    Its state is ``made``, ``reused`` (it was finished), ``failed``, or ``left
+    out`` (a run that it needs has failed).
     """
 
-    job: object
+    job: Job
     state: str
     reason: str = ""
 
@@ -57,40 +43,28 @@ def run_jobs(jobs, recipe, at_once=1):
     this process ends the runs. Returns an :class:`Outcome` for each job, in the
     order in which they ended.
     """
-    display = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-    )
-    runner = _Runner(jobs, recipe, at_once, display)
-    try:
-        with display:
+    # In a file each state of the bar would stay.
+    with tqdm(total=len(jobs), unit="run", disable=None) as bar:
+        runner = _Runner(jobs, recipe, at_once, bar)
+        try:
             return runner.run()
-    finally:
-        # Without the display, which hides the cursor: another signal ends this
-        # process at once.
-        with signals.finishing():
-            runner.end_all()
+        finally:
+            # Another signal ends this process at once.
+            with signals.finishing():
+                runner.end_all()
 
 
 class _Started(NamedTuple):
-    job: object
+    job: Job
     process: subprocess.Popen
-    task: int
     since: float
 
 
 class _Runner:
-    def __init__(self, jobs, recipe, at_once, display):
+    def __init__(self, jobs, recipe, at_once, bar):
         self.waiting = list(jobs)
-        self.recipe = recipe
-        self.at_once = at_once
-        self.display = display
+        self.recipe, self.at_once, self.bar = recipe, at_once, bar
         self.started, self.outcomes = {}, {}
-        self.total = display.add_task("all runs", total=len(jobs), unit="runs")
 
     def run(self):
         while self.waiting or self.started:
@@ -99,9 +73,22 @@ class _Runner:
             # No run may start that end_all would miss.
             with signals.finishing():
                 self.start_some()
+            self.bar.set_postfix_str(
+                ", ".join(map(self.describe, self.started.values()))
+            )
             if self.started or self.waiting:
                 time.sleep(POLL)
         return list(self.outcomes.values())
+
+    def describe(self, started):
+        """Run and seed, and how many of its epochs are finished."""
+        folder = self.recipe / started.job.folder
+        epochs = sum(
+            len(path.read_bytes().splitlines())
+            for path in (folder / runs.STAGES).glob(f"*/{runs.METRICS}")
+        )
+        name = "/".join(folder.parts[-2:])
+        return f"{name}: epoch {epochs} of {started.job.epochs}"
 
     def start_some(self):
         """Start jobs that are ready, as many as there is room for."""
@@ -143,28 +130,20 @@ class _Runner:
                 start_new_session=True,
             )
         self.waiting.remove(job)
-        task = self.display.add_task(
-            # Corpus, run and seed
-            "/".join(Path(job.folder).parts[-3:]),
-            total=filled.epochs,
-            unit="epochs",
-        )
-        self.started[job.folder] = _Started(
-            filled, process, task, time.monotonic()
-        )
+        self.started[job.folder] = _Started(filled, process, time.monotonic())
 
-    def look_after(self, job, process, task, since):
-        """See how far a run is, or how it ended."""
-        folder = self.recipe / job.folder
+    def look_after(self, job, process, since):
+        """See whether a run has ended, and how."""
         code = process.poll()
-        self.display.update(task, completed=count_epochs(folder))
         if code is None:
             return
         del self.started[job.folder]
-        self.display.remove_task(task)
+        folder = self.recipe / job.folder
         log = log_of(folder)
         if code:
-            reason = f"{_last_line(log)} (exit code {code}, see {log})"
+            lines = log.read_text("utf-8", errors="replace").split("\n")
+            last = next(filter(str.strip, reversed(lines)), "")
+            reason = f"{last} (exit code {code}, see {log})"
             self.finish(job, "failed", reason)
         elif not runs.read_results(folder):
             reason = f"it left no {runs.RESULTS}, see {log}"
@@ -182,8 +161,8 @@ class _Runner:
             line += f" ({seconds:.0f} s)"
         if reason:
             line += f": {reason}"
-        self.display.console.print(line, markup=False, highlight=False)
-        self.display.advance(self.total)
+        tqdm.write(line, file=sys.stderr)
+        self.bar.update()
 
     def end_all(self):
         """Let no run outlive this process, if possible."""
@@ -234,14 +213,6 @@ def log_of(folder):
     return folder.with_name(f"{folder.name}.log")
 
 
-def count_epochs(folder):
-    """Epochs that a run has finished, all stages together."""
-    return sum(
-        len(path.read_bytes().splitlines())
-        for path in (folder / runs.STAGES).glob(f"*/{runs.METRICS}")
-    )
-
-
 def _other_teacher(job, recipe):
     """Why a finished run is not to be reused, if its teacher is another now.
 
@@ -260,11 +231,6 @@ def _other_teacher(job, recipe):
         "delete that run to make it again, or give the plan another "
         "results_folder"
     )
-
-
-def _last_line(log):
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line for line in reversed(lines) if line.strip()), "")
 
 
 def _signal(process, number):

@@ -64,9 +64,8 @@ def set_labels(groups):
         ]
         found.label = _label(found, alike)
     for found in groups:
-        matched = set(map(place_of, found.compute_matched_to))
         for other in groups:
-            if other.corpus == found.corpus and matched & other.places:
+            if other.corpus == found.corpus and found.matched_to & other.places:
                 what = other.label.removeprefix(f"{other.network}: ")
                 found.label += f", compute-matched to {what}"
     names = [(found.corpus, found.label) for found in groups]

@@ -19,7 +19,6 @@ from ruamel.yaml.error import YAMLError
 from speechbrain.utils.run_opts import RunOptions
 
 from tutornet_sb.corpora.tables import KINDS, name_tables
-from tutornet_sb.experiments.compare import differing
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.streaming import can_stream
 from tutornet_sb.training.names import name_run
@@ -107,6 +106,14 @@ class Job(NamedTuple):
         )
 
 
+class Entry(NamedTuple):
+    """A corpus, teacher or student of a plan, its YAML file and options."""
+
+    name: str
+    file: str
+    options: dict
+
+
 class Plan(NamedTuple):
     """What a plan asks for: runs in the folder ``results``, teachers first."""
 
@@ -125,6 +132,18 @@ def option_words(options):
         else:
             words += [f"--{key}", write_value(value)]
     return words
+
+
+def differing(ours, theirs):
+    """Names of the options in which two runs differ.
+
+    Example
+    -------
+    >>> differing({"lr": 1, "seed": 2}, {"lr": 1.0, "seed": 3, "delay": None})
+    ['seed', 'delay']
+    """
+    ours, theirs = ({k: (v,) for k, v in o.items()} for o in (ours, theirs))
+    return [k for k in {**ours, **theirs} if ours.get(k) != theirs.get(k)]
 
 
 def total_seconds(results):
@@ -159,8 +178,6 @@ class _Reader:
     """Makes the jobs that the content of a plan describes."""
 
     def __init__(self, path, content, data, only):
-        if not isinstance(content, dict):
-            raise PlanError("must be a mapping of names to values")
         _check_keys(content, PLAN, "the plan")
         self.content = content
         recipe = Path(content.get("recipe", Path.cwd())).expanduser()
@@ -177,21 +194,17 @@ class _Reader:
         self.jobs, self.loaded = {}, {}
         base = YAML().load(read_experiment(self.recipe / BASE))
         self.known = [*base, *RUN_OPTIONS]
-        for key, group in filter(
-            lambda item: is_mapping(item[1]), base.items()
-        ):
-            self.known += [f"{key}.{name}" for name in group]
-        self.corpora = self._entries(content, "corpora", "corpora")
+        for key, value in base.items():
+            if is_mapping(value):
+                self.known += [f"{key}.{name}" for name in value]
+        self.corpora = self._entries("corpora", content.get("corpora"))
         self.only = list(self.corpora) if only is None else only
         for option, names in (("--data", data), ("--corpus", self.only)):
-            for name in names:
-                _choose(name, self.corpora, option, "corpus")
+            _choose(names, self.corpora, option, "corpus")
         for name, folder in data.items():
-            _, options = self.corpora[name]
-            options["data_folder"] = str(Path(folder).expanduser().resolve())
-        self.teachers = self._entries(
-            content, "teachers", "models", ("folder", *SOURCES)
-        )
+            folder = str(Path(folder).expanduser().resolve())
+            self.corpora[name].options["data_folder"] = folder
+        self.teachers = self._entries("teachers", content.get("teachers"))
 
     def read(self):
         shared = {key: self.content.get(key) for key in EXPERIMENT}
@@ -214,25 +227,21 @@ class _Reader:
 
     def _experiment(self, block):
         self._check_options(block["options"], "options")
-        corpora = [
-            name
-            for name in _names(block, "corpora", self.corpora)
-            if name in self.only
-        ]
+        corpora = _names(block, "corpora", self.corpora)
         teachers = _names(block, "teachers", self.teachers) or [None]
-        students = self._entries(block, "students", "models")
+        students = self._entries("students", block["students"])
         methods, seeds = _list(block, "methods"), _list(block, "seeds")
-        for method in methods:
-            _choose(method, list_methods(), "methods", "method")
+        _choose(methods, list_methods(), "methods", "method")
         for seed in seeds:
-            if not isinstance(seed, int):
-                raise PlanError(f"seeds: {seed!r} is no whole number")
+            _check_seed(seed, "seeds")
         matched = block[MATCHED]
         if matched is not None:
-            _choose(matched, methods, MATCHED, "method of the experiment")
-            _choose("ctc", methods, f"{MATCHED} needs ctc too", "method")
+            _choose([matched], methods, MATCHED, "method of the experiment")
+            _choose(["ctc"], methods, f"{MATCHED} needs ctc too", "method")
         for corpus, student, (label, options) in itertools.product(
-            corpora, students.items(), self._vary(block)
+            [name for name in corpora if name in self.only],
+            students.values(),
+            self._vary(block),
         ):
             options, made = {**block["options"], **options}, {}
             for seed, method in itertools.product(seeds, methods):
@@ -245,61 +254,63 @@ class _Reader:
             baselines = made.get(("ctc", teachers[0]), [])
             for (method, _), jobs in made.items():
                 if method == matched != "ctc":
-                    self._match(corpus, student[0], baselines, jobs)
+                    self._match(corpus, student.name, baselines, jobs)
 
     def _student(self, corpus, student, method, teacher, label, options, seed):
         """Add a run of a student, and that of its teacher if there is one."""
-        name, (file, own) = student
-        options = self._on_corpus(corpus, options) | {
-            "student_yaml": f"hparams/models/{file}.yaml",
-            "stages": method.split("+"),
-        }
-        options = _named(_merged(options, own), "student", name, file)
+        stages = method.split("+")
+        options = self._options(corpus, student, options)
         hparams, needs = self._load(BASE, options), ()
+        options["stages"] = stages
         if method != "ctc" or can_stream(hparams["student"]["model"]):
             teacher = teacher or Path(hparams["teacher"]["yaml"]).stem
             of_teacher, needs = self._teacher(corpus, teacher)
             options |= of_teacher
         # The name that train.py gives by itself
-        run = name_run(options["stages"], name, teacher)
+        run = name_run(stages, student.name, teacher)
         folder = f"{corpus}/{run}{label}"
         return self._add(folder, BASE, options, seed, hparams, needs)
-
-    def _on_corpus(self, corpus, options):
-        """Options of runs on a corpus, its own and others."""
-        file, own = self.corpora[corpus]
-        own = {"corpus_yaml": f"hparams/corpora/{file}.yaml"} | own
-        return _named(_merged(own, options), "corpus", corpus, file)
 
     def _teacher(self, corpus, name):
         """Options that give a student its teacher, and the run it needs."""
         if name not in self.teachers:
             # That of the corpus, where the plan names none.
-            self.teachers |= self._entries(
-                {"teachers": [name]}, "teachers", "models"
-            )
-        file, own = self.teachers[name]
-        if "folder" in own:
-            folder = os.path.expanduser(own["folder"])
+            self.teachers |= self._entries("teachers", [name])
+        entry = self.teachers[name]
+        if "folder" in entry.options:
+            folder = os.path.expanduser(entry.options["folder"])
             if not runs.is_finished(self.recipe / folder):
                 raise PlanError(
                     f"teachers: {name}: there is no finished run in {folder}"
                 )
             return {"teacher.folder": folder}, ()
-        if "source" in own:
-            return {f"teacher.{key}": value for key, value in own.items()}, ()
-        own = dict(own)
-        seed = own.pop("seed", TEACHER_SEED)
+        if "source" in entry.options:
+            own = entry.options.items()
+            return {f"teacher.{key}": value for key, value in own}, ()
         shared = _mapping(self.content.get("options"), "options")
         shared = {k: v for k, v in shared.items() if k in RUN_OPTIONS}
-        options = self._on_corpus(corpus, shared) | {
-            "student_yaml": f"hparams/models/{file}.yaml"
-        }
-        options = _named(_merged(options, own), "student", name, file)
+        options = self._options(corpus, entry, shared)
+        seed = options.pop("seed", TEACHER_SEED)
         hparams = self._load(TEACHER, options)
         folder = f"{corpus}/teacher_{name}"
         job = self._add(folder, TEACHER, options, seed, hparams)
         return {"teacher.folder": job.folder}, (job.folder,)
+
+    def _options(self, corpus, network, options):
+        """Options of runs of a network on a corpus, with its own over them."""
+        corpus = self.corpora[corpus]
+        options = _merged(corpus.options, options)
+        files = {
+            "corpus_yaml": f"hparams/corpora/{corpus.file}.yaml",
+            "student_yaml": f"hparams/models/{network.file}.yaml",
+        }
+        merged = files | _merged(options, network.options)
+        for kind, entry in ("corpus", corpus), ("student", network):
+            # It is called as in the plan.
+            if entry.name != entry.file:
+                name = {f"{kind}_overrides": {"name": entry.name}}
+                merged = _merged(merged, name)
+        return merged
 
     def _match(self, corpus, student, baselines, students):
         """Add a baseline with as many epochs as runs of a method cost."""
@@ -338,23 +349,21 @@ class _Reader:
 
     def _check_data(self, corpus, hparams):
         """Refuse a corpus that cannot be found."""
-        data, tables = hparams["data_folder"], {}
+        data, paths = hparams["data_folder"], []
         for kind in KINDS:
-            tables |= name_tables(kind, hparams[f"{kind}_csv"], self.recipe)
-        embedded = hparams["corpus"]["minilibri"] is not None
-        if data is None and not tables and not embedded:
+            tables = name_tables(kind, hparams[f"{kind}_csv"], self.recipe)
+            paths += tables.values()
+        if data is not None:
+            paths.append(self.recipe / Path(data).expanduser())
+        if not paths and hparams["corpus"]["minilibri"] is None:
             raise PlanError(
                 f"corpora: {corpus}: it is not embedded; name its folder by "
                 f"--data {corpus}=FOLDER, or name its train_csv, valid_csv and "
                 "test_csv"
             )
-        for path in tables.values():
-            if not path.is_file():
-                raise PlanError(f"corpora: {corpus}: there is no table {path}")
-        if data is not None:
-            folder = self.recipe / Path(data).expanduser()
-            if not folder.is_dir():
-                raise PlanError(f"corpora: {corpus}: there is no folder {data}")
+        for path in paths:
+            if not path.exists():
+                raise PlanError(f"corpora: {corpus}: there is no {path}")
 
     def _vary(self, block):
         """Label and options of each variation, all combined."""
@@ -362,7 +371,7 @@ class _Reader:
         for axis, choices in _mapping(block["vary"], "vary").items():
             where = f"vary: {axis}"
             if isinstance(choices, list):
-                self._check_options({axis: None}, "vary")
+                self._check_options([axis], "vary")
                 choices = {f"{axis}_{v}": {axis: v} for v in choices}
             sets = {}
             for name, options in _mapping(choices, where).items():
@@ -377,30 +386,28 @@ class _Reader:
                 label, options = f"{label}_{name}", _merged(options, more)
             yield label, options
 
-    def _entries(self, block, key, folder, more=()):
-        """Read names of YAML files, each with options of its own.
-
-        ``more`` are keys of teachers that are not to be trained.
-        """
-        named = block.get(key)
+    def _entries(self, key, named):
+        """Read the corpora, teachers or students that a plan names."""
         if isinstance(named, list):
             named = dict.fromkeys(named)
-        hparams, found = self.recipe / "hparams" / folder, {}
-        files = sorted(path.stem for path in hparams.iterdir())
+        kind = "corpora" if key == "corpora" else "models"
+        files = sorted((self.recipe / "hparams" / kind).glob("*.yaml"))
+        found = {}
         for name, own in _mapping(named, key).items():
             where = f"{key}: {name}"
             own = dict(_mapping(own, where))
             file = own.pop("file", name)
-            if more and ("folder" in own or "source" in own):
-                _check_keys(own, more, where)
+            if key == "teachers" and ("folder" in own or "source" in own):
+                _check_keys(own, ("folder", *SOURCES), where)
             else:
-                _choose(file, files, key, f"file in hparams/{folder}")
-                options = dict(own)
-                seed = options.pop("seed", None) if more else None
+                stems = [path.stem for path in files]
+                _choose([file], stems, key, f"file in hparams/{kind}")
+                options = set(own)
+                if key == "teachers" and "seed" in own:
+                    _check_seed(own["seed"], where)
+                    options.remove("seed")
                 self._check_options(options, where)
-                if not isinstance(seed, int | None):
-                    raise PlanError(f"{where}: seed {seed!r} is no number")
-            found[_label(name, key)] = (file, own)
+            found[name] = Entry(_label(name, key), file, own)
         if not found and key != "teachers":
             raise PlanError(f"{key}: names nothing")
         return found
@@ -411,13 +418,11 @@ class _Reader:
                 raise PlanError(
                     f"{where}: {key} follows from the plan's {SET_BY_PLAN[key]}"
                 )
-            _choose(key, self.known, where, "option of train.py")
+        _choose(options, self.known, where, "option of train.py")
 
     def _load(self, main_file, options):
         """Load what the run will load, to find what is wrong with it."""
         own = {k: v for k, v in options.items() if k not in RUN_OPTIONS}
-        # The same for all seeds and methods
-        own = {k: v for k, v in own.items() if k not in ("seed", "stages")}
         key = json.dumps([main_file, own], sort_keys=True)
         if key not in self.loaded:
             try:
@@ -433,16 +438,28 @@ class _Reader:
 
 
 def _check_keys(content, known, where):
-    for key in _mapping(content, where):
-        _choose(key, known, where, "key")
+    _choose(_mapping(content, where), known, where, "key")
 
 
-def _choose(name, known, where, kind):
+def _choose(names, known, where, kind):
     """Refuse an unknown name and suggest the nearest."""
-    if name not in known:
-        raise PlanError(
-            f"{where}: no {kind} is called {name!r}; {nearest(name, known)}"
-        )
+    for name in names:
+        if name not in known:
+            raise PlanError(
+                f"{where}: no {kind} is called {name!r}; {nearest(name, known)}"
+            )
+
+
+def _names(block, key, known):
+    """Those of the plan's that an experiment names, all by default."""
+    names = list(known if block[key] is None else block[key])
+    _choose(names, known, key, "entry of the plan")
+    return names
+
+
+def _check_seed(seed, where):
+    if not isinstance(seed, int):
+        raise PlanError(f"{where}: {seed!r} is no whole number")
 
 
 def _mapping(value, where):
@@ -456,16 +473,6 @@ def _list(block, key):
     if not isinstance(value, list) or not value:
         raise PlanError(f"{key}: must be a list with something in it")
     return value
-
-
-def _names(block, key, known):
-    """Those of the plan's that an experiment names, all by default."""
-    named = block.get(key)
-    names = list(known if named is None else named)
-    for name in names:
-        kind = "corpus" if key == "corpora" else "teacher"
-        _choose(name, known, key, f"{kind} of the plan")
-    return names
 
 
 def _label(name, where):
@@ -486,10 +493,3 @@ def _merged(options, more):
             value = merged[key] | value
         merged[key] = value
     return merged
-
-
-def _named(options, kind, name, file):
-    """Options by which a corpus or a network is called as in the plan."""
-    if name == file:
-        return options
-    return _merged(options, {f"{kind}_overrides": {"name": name}})

@@ -6,11 +6,8 @@ Each function returns a matplotlib figure; :func:`to_png` makes a file of it.
 import textwrap
 from io import BytesIO
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
-
-from tutornet_sb.experiments.diagnostics import find_spikes
 
 LINES = "-", "--", "-.", ":"
 MARKERS = "o", "s", "^", "D", "v", "P", "X", "*"
@@ -158,88 +155,6 @@ def pareto_front(points):
         if not front or error < front[-1][1]:
             front.append((cost, error))
     return front
-
-
-def frame_weights(example, title):
-    """Draw frame weights over the spectrogram, the transcript under it."""
-    figure = _figure(3.6)
-    panel, text = figure.subplots(2, 1, sharex=True, height_ratios=(12, 1))
-    features = np.asarray(example.features)
-    end = len(features) * example.feature_period
-    panel.imshow(
-        features.T,
-        origin="lower",
-        aspect="auto",
-        cmap="Greys",
-        # Light, so that the lines are seen over the loudest sound too.
-        vmin=np.percentile(features, 20),
-        vmax=features.max() + 0.6 * np.ptp(features),
-        extent=(0, end, 0, features.shape[1]),
-    )
-    panel.set_ylabel("mel band")
-    panel.set_title(title, fontsize="medium")
-    over = panel.twinx()
-    for index, (name, weights) in enumerate(example.weights.items()):
-        weights = np.asarray(weights)
-        times = np.arange(len(weights)) * example.period
-        style = {"color": COLOURS[index], "linestyle": LINES[index - 1]}
-        over.plot(times, weights * len(weights), label=name, **style)
-    over.set(ylabel="weight, 1 on average", ylim=(0, None), xlim=(0, end))
-    _write_transcript(text, example.symbols, end)
-    _add_legend(figure, over)
-    return figure
-
-
-def posterior_spikes(example, title):
-    """Draw the posteriors of several models, and the transcript under them."""
-    models = example.posteriors
-    end = len(example.features) * example.feature_period
-    figure = _figure(0.8 + 1.5 * len(models))
-    *panels, text = figure.subplots(
-        len(models) + 1, 1, sharex=True, height_ratios=[6] * len(models) + [1]
-    )
-    for panel, (name, (found, period)) in zip(
-        panels, models.items(), strict=True
-    ):
-        posteriors = np.asarray(found)
-        times = np.arange(len(posteriors)) * period
-        letters = posteriors[:, 1:].max(1)
-        grey = {"color": "0.6", "linestyle": ":", "label": "blank"}
-        panel.plot(times, posteriors[:, 0], linewidth=1, **grey)
-        panel.fill_between(times, letters, color="0.85", linewidth=0)
-        black = {"color": "black", "label": "likeliest symbol"}
-        panel.plot(times, letters, linewidth=1, **black)
-        spikes = [
-            (times[frame], example.pieces[symbol])
-            for symbol, frame in find_spikes(found)
-        ]
-        _write_in_a_row(panel, 1.1, spikes, end)
-        panel.set(
-            ylim=(0, 1.22), yticks=(0, 0.5, 1), ylabel=textwrap.fill(name, 18)
-        )
-    panels[0].set_title(title, fontsize="medium")
-    _write_transcript(text, example.symbols, end)
-    _add_legend(figure, panels[0])
-    return figure
-
-
-def _write_transcript(panel, symbols, end):
-    """The transcript, each symbol at its time; the panel ends with it."""
-    panel.set(ylim=(0, 1), xlim=(0, end), yticks=(), xlabel="seconds")
-    panel.spines[["top", "left", "right"]].set_visible(False)
-    _write_in_a_row(panel, 0.4, symbols, end)
-
-
-def _write_in_a_row(panel, height, symbols, end):
-    """Symbols at their times, shifted where they would lie on each other."""
-    earliest = 0.0
-    for time, symbol in symbols:
-        time = max(time, earliest)
-        earliest = time + 0.022 * end
-        # A word boundary is a low line.
-        sign = symbol.replace("▁", "_").replace("|", "_")
-        at = {"ha": "center", "va": "center", "fontsize": "small"}
-        panel.text(time, height, sign, **at)
 
 
 def _figure(height, names=()):

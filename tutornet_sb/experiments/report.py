@@ -16,14 +16,13 @@ import jinja2
 import numpy as np
 
 from tutornet_sb.experiments import plots
-from tutornet_sb.experiments.compare import markdown_table, read_finished
-from tutornet_sb.experiments.diagnostics import DIAGNOSTICS, Probe, Unavailable
+from tutornet_sb.experiments.compare import markdown_table
 from tutornet_sb.experiments.groups import (
     COMPUTE_MATCHED,
     EQUAL_EPOCHS,
     FIRST,
     RATES,
-    find_references,
+    read_finished,
     read_groups,
 )
 from tutornet_sb.experiments.labels import (
@@ -33,19 +32,13 @@ from tutornet_sb.experiments.labels import (
     place_of,
 )
 from tutornet_sb.experiments.plan import option_words
-from tutornet_sb.experiments.rows import (
-    REFERENCES,
-    make_rows,
-    miss,
-    teacher_of,
-)
+from tutornet_sb.experiments.rows import make_rows, miss
 from tutornet_sb.experiments.statistics import SEEDS_FOR_A_CLAIM
 from tutornet_sb.networks import runs
 from tutornet_sb.util.files import write_atomically, write_json
 
 # Small files of a run, of which a report can be made again
 SMALL = [f"{runs.STAGES}/*/{name}" for name in (runs.ERRORS, runs.METRICS)]
-SMALL.append(DIAGNOSTICS)
 # Curves that can be told apart in one picture, and rows that fit on a page
 CURVES, ROWS = 8, 10
 CAPTIONS = {
@@ -82,12 +75,6 @@ CURVE_ENDS = {
     "best dev WER before the last quarter": "dev_wer_before:.1f",
     "in the last quarter": "dev_wer_last_quarter:.1f",
     "gain (points)": "dev_wer_gain:.1f",
-}
-SPIKES = {
-    "run": "label",
-    "on the teacher's frame (%)": "same_frame:.1f",
-    "within one frame (%)": "within_one_frame:.1f",
-    "blank frames (%)": "blank_rate:.1f",
     "RKD error, first epoch": "rkd_error_first:.3f",
     "last epoch": "rkd_error_last:.3f",
 }
@@ -124,9 +111,9 @@ def write_report(folders, to, title, log=print):
         same teacher were distilled from different weights.
     """
     groups = read_groups(folders)
-    missing, probe = {}, Probe()
+    missing = {}
     log("comparing the runs")
-    rows, tests = make_rows(groups, probe, missing)
+    rows, tests = make_rows(groups, missing)
     log("drawing")
     sections = [
         _summary(groups, rows, tests),
@@ -138,9 +125,10 @@ def write_report(folders, to, title, log=print):
         _curves(groups, rows),
         _pareto(rows),
         _transcripts(groups, missing),
-        *_posteriors(groups, probe, missing),
-        _spikes(rows),
-        _how_to_read(),
+        Section(
+            "How to read this",
+            _prose("how_to_read.jinja", seeds=SEEDS_FOR_A_CLAIM),
+        ),
         _missing(missing),
         _commands(groups),
     ]
@@ -241,26 +229,22 @@ def _p_value(value, equal=""):
 
 def _summary(groups, rows, tests):
     """What was found, in a sentence for each network, and where and when."""
-    verdicts = [_verdict(*key, rows) for key, _ in _by_network(groups)]
-    verdicts = list(filter(None, verdicts)) or [
-        "No distilled student has a baseline to be compared with here "
-        "(same network, corpus and epochs, one seed each or several each)."
-    ]
-    text = f"Report of {datetime.date.today():%Y-%m-%d}. "
-    if tests:
-        text += (
-            f"{tests} tests were made, for whose number p-values are corrected "
-            "by Holm's method. "
+    verdicts = [_best_student(*key, rows) for key, _ in _by_network(groups)]
+    made_on = {}
+    for what, written in ("Machine", _machine), ("Versions", _versions):
+        found = [r.get(what.lower()) for one in groups for r in one.results]
+        made_on[what] = "; ".join(
+            dict.fromkeys(map(written, filter(None, found)))
         )
-    text += f"A claim needs at least {SEEDS_FOR_A_CLAIM} seeds of each side."
-    made_on = []
-    for key, written in ("machine", _machine), ("versions", _versions):
-        found = [r.get(key) for one in groups for r in one.results]
-        each = "; ".join(dict.fromkeys(map(written, filter(None, found))))
-        made_on.append(
-            f"{key.capitalize()} of the runs: {each or 'not recorded'}."
-        )
-    return Section("Summary", (*verdicts, text, *made_on))
+    prose = _prose(
+        "summary.jinja",
+        verdicts=list(filter(None, verdicts)),
+        today=datetime.date.today(),
+        tests=tests,
+        seeds=SEEDS_FOR_A_CLAIM,
+        made_on=made_on,
+    )
+    return Section("Summary", prose)
 
 
 def _machine(machine):
@@ -273,11 +257,10 @@ def _versions(versions):
     return ", ".join(map(" ".join, versions.items()))
 
 
-def _verdict(corpus, network, rows):
-    """Whether the students of a network are better than their baseline.
+def _best_student(corpus, network, rows):
+    """Row of the student that does best on the development set.
 
-    It is of the method that does best on the development set, by the first
-    test set; None if none is compared.
+    It is of the first test set; None if none is compared with a baseline.
     """
     compared = [
         row
@@ -291,48 +274,18 @@ def _verdict(corpus, network, rows):
     dev, test = _kinds_of(row["split"] for row in compared)
     on_dev = [row for row in compared if row["split"] == (dev or test)[0]]
     best = min(on_dev, key=lambda row: row["wer"])["run"]
-    (row,) = [
+    return next(
         row for row in compared if (row["run"], row["split"]) == (best, test[0])
-    ]
-    saved, theirs = row["wer_reduction"], row["wer"] - row["wer_difference"]
-    low, high = (row.get(f"wer_reduction_{end}") for end in ("low", "high"))
-    seeds = row["seeds_compared"]
-    text = (
-        f"On {row['split']} of {corpus}, {network} distilled by "
-        f"{method_name(row['method'])} from {row['teacher']} makes "
-        f"{abs(saved):.1f} % {'fewer' if saved >= 0 else 'more'} word errors "
-        "than its baseline, the same network trained by CTC only with as many "
-        f"epochs (WER {row['wer']:.1f} against {theirs:.1f} %"
     )
-    if row["teacher_wer"] is not None:
-        text += f", the teacher's {row['teacher_wer']:.1f} %"
-    if low is not None:
-        text += f"; 95 % interval of the errors saved {low:.1f} to {high:.1f} %"
-    if row.get("p_value") is not None:
-        text += f"; p {_p_value(row['p_value'], '= ')}"
-        text += f", corrected {_p_value(row['p_value_holm'])}"
-    text += "). "
-    if low is None:
-        text += "Whether that is by chance is not known."
-    elif low <= 0 <= high or row.get("p_value_holm", 0) >= 0.05:
-        text += "That may be by chance: no difference is shown."
-    elif row["is_sufficient"]:
-        text += f"That is more than chance, by {seeds} seeds of each."
-    else:
-        text += "That is more than chance on these utterances."
-    if not row["is_sufficient"]:
-        count = "one seed" if seeds == 1 else f"{seeds} seeds"
-        text += f" With {count} of each it is not sufficient for a claim."
-    return text
 
 
 def _gains(rows):
     """Pictures of what runs gain over each kind of reference."""
     pictures = []
-    for (kind, prefix), (corpus, own) in itertools.product(
-        REFERENCES.items(), _by_corpus(rows)
+    for (kind, caption), (corpus, own) in itertools.product(
+        CAPTIONS.items(), _by_corpus(rows)
     ):
-        saved = f"{prefix}wer_reduction"
+        saved = f"{kind}wer_reduction"
         own = [row for row in own if f"{saved}_low" in row]
         for number, some in _parts(_by_run(own), ROWS):
             gains = {}
@@ -341,12 +294,12 @@ def _gains(rows):
                     row[f"{saved}{end}"] for end in ("", "_low", "_high")
                 ]
             text = (
-                f"Errors that runs on {corpus} save, {CAPTIONS[kind]}, with "
+                f"Errors that runs on {corpus} save, {caption}, with "
                 "the 95 % interval. Filled where all of it lies on one side of "
                 "none. A point beyond 100 % more errors stands at the edge as "
                 "an arrow, with its value."
             )
-            name = f"{prefix}gains_{corpus}{number}"
+            name = f"{kind}gains_{corpus}{number}"
             pictures.append(_draw(name, plots.gains(gains, corpus), text))
     return Section("At a glance", pictures=pictures)
 
@@ -361,9 +314,8 @@ def _parts(items, size):
 def _against(title, rows, kinds):
     tables = []
     for kind in kinds:
-        prefix = REFERENCES[kind]
-        compared = [row for row in rows if f"{prefix}reference" in row]
-        tables += _tables(compared, AGAINST, f", {CAPTIONS[kind]}", prefix)
+        compared = [row for row in rows if f"{kind}reference" in row]
+        tables += _tables(compared, AGAINST, f", {CAPTIONS[kind]}", kind)
     return Section(title, tables=tables)
 
 
@@ -383,29 +335,14 @@ def _error_rates(rows):
     return Section("Error rates", tables=tables)
 
 
-def _spikes(rows):
-    keys = [column.partition(":")[0] for column in SPIKES.values()][1:]
-    rows = [row for row in _firsts(rows) if any(key in row for key in keys)]
-    text = (
-        "How many of the student's symbols the teacher writes too, at the same "
-        "frame and at most one frame off; how many frames are blank. Some "
-        "utterances of the development set. A baseline is compared with the "
-        "teacher of the others. The RKD error is that of the development set, "
-        "per hidden unit and frame.",
-    )
-    tables = _tables(rows, SPIKES)
-    return Section("Student and teacher", text if tables else (), tables)
-
-
 def _curves(groups, rows):
     pictures = []
     for (corpus, network), own in _by_network(groups):
         curves = []
         for found in own:
-            seeds = found.curves()
-            if seeds and len(set(map(len, seeds))) == 1:
+            if len(set(map(len, found.curves))) == 1:
                 name = found.label.removeprefix(f"{network}: ")
-                curves.append((name, np.mean(seeds, axis=0).T))
+                curves.append((name, np.mean(found.curves, axis=0).T))
         for number, some in _parts(curves, CURVES):
             title = f"{network} on {corpus}"
             text = (
@@ -415,12 +352,17 @@ def _curves(groups, rows):
             figure = plots.learning_curves(dict(some), title)
             name = f"learning_{corpus}_{network}{number}"
             pictures.append(_draw(name, figure, text))
-    rows = [row for row in _firsts(rows) if "dev_wer_gain" in row]
+    rows = [
+        row
+        for row in _firsts(rows)
+        if "dev_wer_gain" in row or "rkd_error_first" in row
+    ]
     tables = _tables(rows, CURVE_ENDS)
     text = (
         "Dev WER after each epoch (percent, logarithmic). A baseline that "
         "still gains in the last quarter of its epochs has not converged, and "
-        "more epochs would leave a teacher less to add.",
+        "more epochs would leave a teacher less to add. The RKD error is that "
+        "of the development set, per hidden unit and frame.",
     )
     return Section("Learning curves", text if tables else (), tables, pictures)
 
@@ -458,15 +400,14 @@ def _transcripts(groups, missing):
     """Two utterances as the teacher, a baseline and its student write them."""
     tables = []
     for (corpus, network), own in _by_network(groups):
-        pairs = [(one, find_references(one, groups)) for one in own]
         pairs = [
-            (one, references[EQUAL_EPOCHS])
-            for one, references in pairs
-            if EQUAL_EPOCHS in references
+            (one, one.references[EQUAL_EPOCHS])
+            for one in own
+            if EQUAL_EPOCHS in one.references
         ]
         if not pairs:
             continue
-        _, (split, *_) = _kinds_of(pairs[0][0].splits)
+        _, (split, *_) = _kinds_of(pairs[0][0].splits[0])
         student, baseline = min(
             pairs, key=lambda pair: statistics.mean(pair[0].rates(split, "wer"))
         )
@@ -502,62 +443,6 @@ def _transcripts(groups, missing):
         "more errors by the baseline; first seeds.",
     )
     return Section("Transcripts", text if tables else (), tables)
-
-
-def _posteriors(groups, probe, missing):
-    """Frame weights and posteriors, of a student that has its weights."""
-    # Students of one teacher share its frame weights.
-    weights, spikes = {}, []
-    for (corpus, network), own in _by_network(groups):
-        students = [found for found in own if found.role == "student"]
-        if not students:
-            continue
-        found = min(
-            students,
-            key=lambda found: (
-                not found.has_weights,
-                found.method != "rkd+skd",
-            ),
-        )
-        baseline = find_references(found, groups).get(EQUAL_EPOCHS)
-        shown = [baseline] if baseline and baseline.has_weights else []
-        shown.append(found)
-        folders = {
-            one.label.removeprefix(f"{network}: "): one.folders[0]
-            for one in shown
-        }
-        try:
-            example = probe.example(folders, teacher_of(found, groups))
-        except Unavailable as reason:
-            what = f"pictures of its posteriors: {reason}"
-            miss(missing, what, found, found.folders[0])
-            continue
-        teacher = found.teacher["name"]
-        name = f"weights_{corpus}_{teacher}"
-        if name not in weights:
-            weights[name] = _draw(
-                name,
-                plots.frame_weights(example, f"{teacher} on {corpus}"),
-                "Weight of each frame, by the teacher: the frame weightings of "
-                f"'{example.text}'.",
-            )
-        both = ", the baseline" * (len(shown) > 1)
-        text = (
-            f"Posteriors of the teacher{both} and the distilled student "
-            f"({found.label}), first seed: '{example.text}'."
-        )
-        figure = plots.posterior_spikes(example, f"{network} on {corpus}")
-        spikes.append(_draw(f"spikes_{corpus}_{network}", figure, text))
-    return (
-        Section("Frame weights", pictures=list(weights.values())),
-        Section("Spikes", pictures=spikes),
-    )
-
-
-def _how_to_read():
-    text = _template("how_to_read.jinja").render(seeds=SEEDS_FOR_A_CLAIM)
-    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
-    return Section("How to read this", tuple(paragraphs))
 
 
 def _missing(missing):
@@ -618,6 +503,13 @@ def _write(to, title, rows, sections):
         )
 
 
+def _prose(name, **values):
+    """Paragraphs of a template."""
+    text = _template(name).render(values)
+    paragraphs = (" ".join(part.split()) for part in text.split("\n\n"))
+    return tuple(filter(None, paragraphs))
+
+
 def _template(name):
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("tutornet_sb.experiments", ""),
@@ -629,6 +521,7 @@ def _template(name):
     environment.filters["data"] = lambda png: (
         f"data:image/png;base64,{base64.b64encode(png).decode()}"
     )
+    environment.filters |= {"method": method_name, "p_value": _p_value}
     return environment.get_template(name)
 
 

@@ -2,13 +2,11 @@
 
 import statistics
 
-from tutornet_sb.experiments.diagnostics import Unavailable, find_teacher
 from tutornet_sb.experiments.groups import (
     COMPUTE_MATCHED,
     EQUAL_EPOCHS,
     FIRST,
     RATES,
-    find_references,
 )
 from tutornet_sb.experiments.labels import place_of
 from tutornet_sb.experiments.plan import total_seconds
@@ -19,19 +17,16 @@ from tutornet_sb.experiments.statistics import (
     interval,
 )
 
-# Before the names of columns that compare with each reference
-REFERENCES = {EQUAL_EPOCHS: "", COMPUTE_MATCHED: "matched_", FIRST: "first_"}
 
-
-def make_rows(groups, probe, missing):
+def make_rows(groups, missing):
     """Rows of all groups and splits, and the number of tests in them.
 
     What a group lacks is added to ``missing``, by :func:`miss`.
     """
     rows = [*_teacher_rows(groups)]
     for found in groups:
-        rows += _rows(found, groups, probe, missing)
-    keys = [f"{prefix}p_value" for prefix in REFERENCES.values()]
+        rows += _rows(found, missing)
+    keys = [f"{kind}p_value" for kind in (EQUAL_EPOCHS, COMPUTE_MATCHED, FIRST)]
     tests = [
         (row, key) for row in rows for key in keys if row.get(key) is not None
     ]
@@ -41,27 +36,17 @@ def make_rows(groups, probe, missing):
     return rows, len(tests)
 
 
-def miss(missing, what, found, folder=None):
-    """Note that a group lacks something; its folder is left out."""
-    if folder is not None:
-        what = what.replace(str(folder), "the run")
+def miss(missing, what, found):
+    """Note that a group lacks something."""
     missing.setdefault(what, {})[f"{found.label} on {found.corpus}"] = None
 
 
-def teacher_of(found, groups):
-    """Run of their teacher; of a baseline, the first one on its corpus."""
-    for other in (found, *groups):
-        if other.corpus == found.corpus:
-            for folder in other.folders:
-                teacher = find_teacher(folder)
-                if teacher is not None:
-                    return teacher
-    return None
-
-
-def _rows(found, groups, probe, missing):
+def _rows(found, missing):
     """Lines of results.csv, one for each split."""
-    results = found.results
+    total = statistics.mean(map(total_seconds, found.results))
+    teachers = [
+        total_seconds(run) - run["train_seconds"] for run in found.results
+    ]
     shared = {
         "corpus": found.corpus,
         "run": found.name,
@@ -76,42 +61,33 @@ def _rows(found, groups, probe, missing):
         "parameters": found.parameters,
         "million_parameters": found.parameters / 1e6,
         "mb": 4 * found.parameters / 1e6,
-        "real_time_factor": _mean(results, lambda r: r["real_time_factor"]),
+        "real_time_factor": found.mean("real_time_factor"),
         "steps": found.steps(),
-        "seconds": _mean(results, lambda run: run["train_seconds"]),
-        "teacher_seconds": _mean(
-            results, lambda run: total_seconds(run) - run["train_seconds"]
-        ),
-        "total_seconds": _mean(results, total_seconds),
+        "seconds": found.mean("train_seconds"),
+        "teacher_seconds": statistics.mean(teachers),
+        "total_seconds": total,
     }
     if quarters := found.quarters():
         shared["dev_wer_before"], shared["dev_wer_last_quarter"] = quarters
         shared["dev_wer_gain"] = quarters[0] - quarters[1]
     if errors := found.rkd_errors():
         shared["rkd_error_first"], shared["rkd_error_last"] = errors
-    shared |= _compare_spikes(found, groups, probe, missing)
-    references = find_references(found, groups)
     if shared["steps"] is None:
         miss(missing, "steps of the optimizer", found)
-    if found.role == "student" and EQUAL_EPOCHS not in references:
+    if found.role == "student" and EQUAL_EPOCHS not in found.references:
         what = "CTC baseline with as many epochs and seeds (one, or several)"
         miss(missing, what, found)
     if found.teacher and shared["teacher_sha256"] is None:
         miss(missing, "SHA-256 of the teacher's weights", found)
-    for split in found.splits:
+    for split in found.splits[0]:
         theirs = found.teacher.get("splits", {}).get(split, {})
         row = shared | {"split": split, "teacher_wer": theirs.get("wer")}
         for rate in RATES:
             row |= _rate(found, split, rate, missing)
-        for kind, reference in references.items():
+        for kind, reference in found.references.items():
             gain = _gain(found, reference, split)
-            prefix = REFERENCES[kind]
-            row |= {f"{prefix}{key}": value for key, value in gain.items()}
+            row |= {f"{kind}{key}": value for key, value in gain.items()}
         yield row
-
-
-def _mean(results, value):
-    return statistics.mean(map(value, results))
 
 
 def _teacher_rows(groups):
@@ -200,20 +176,3 @@ def _gain(found, reference, split):
             "p_value": test.p_value,
         }
     return row | {"epochs_to_reach_it": found.epochs_to_reach(reference)}
-
-
-def _compare_spikes(found, groups, probe, missing):
-    """Spikes and blanks, means over the seeds."""
-    if found.role == "teacher":
-        return {}
-    teacher, kept, figures = teacher_of(found, groups), [], {}
-    for folder in found.folders:
-        try:
-            kept.append(probe.diagnose(folder, teacher))
-        except Unavailable as reason:
-            miss(missing, f"spikes: {reason}", found, folder)
-    for key in ("same_frame", "within_one_frame", "blank_rate"):
-        values = [k[key] for k in kept if k[key] is not None]
-        if values:
-            figures[key] = statistics.mean(values)
-    return figures

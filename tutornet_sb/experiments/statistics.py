@@ -16,8 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tutornet_sb.util.errors import InputError
-
 RESAMPLES = 9999
 # Seeds of each model, without which a difference is no ground for a claim
 SEEDS_FOR_A_CLAIM = 5
@@ -59,7 +57,8 @@ def interval(errors, units, resamples=RESAMPLES):
 def difference(errors, reference, units, resamples=RESAMPLES):
     """Compare errors of two models, each ``(its seeds, utterances)``.
 
-    Both were scored on the same utterances, which have ``units`` words each.
+    Both were scored on the same utterances, which have ``units`` words each;
+    the reference has errors.
 
     Example
     -------
@@ -67,17 +66,9 @@ def difference(errors, reference, units, resamples=RESAMPLES):
     >>> found.points, found.reduction
     (-25.0, 66.66666666666667)
     """
-    errors, reference = (
-        np.asarray(part, dtype=float) for part in (errors, reference)
+    errors, reference, units = (
+        np.asarray(part, dtype=float) for part in (errors, reference, units)
     )
-    units = np.asarray(units, dtype=float)
-    if not errors.shape[1] == reference.shape[1] == len(units):
-        raise InputError(
-            f"{errors.shape[1]} and {reference.shape[1]} utterances with "
-            f"{len(units)} lengths cannot be compared"
-        )
-    if not reference.sum():
-        raise InputError("the reference has no error, so none can be saved")
     ours, theirs = errors.mean(0).sum(), reference.mean(0).sum()
     (made, others), spoken = _resample([errors, reference], units, resamples)
     points = 100 * (made - others) / spoken

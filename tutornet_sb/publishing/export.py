@@ -19,7 +19,7 @@ import torch
 from ruamel.yaml import YAML
 
 from tutornet_sb.corpora.tokenizer import pieces
-from tutornet_sb.experiments.compare import read_finished, summarize
+from tutornet_sb.experiments.groups import read_finished, summarize
 from tutornet_sb.inference.speech import find_speech
 from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import (
@@ -206,7 +206,7 @@ def _refuse_to_overwrite(folder, run):
 
 def _summary(run, results):
     """Figures of a run, its baseline and its teacher, without local paths."""
-    summary = _figures(run)
+    summary = summarize(run)
     teacher = summary["teacher"] = results["teacher"] and dict(
         results["teacher"]
     )
@@ -215,10 +215,6 @@ def _summary(run, results):
         if teacher.get("kind") != "run" and HUB_REVISION.fullmatch(source):
             teacher["source"] = source
     return summary | {"baseline": _find_baseline(run, results)}
-
-
-def _figures(run):
-    return {k: v for k, v in summarize(run).items() if k != "folder"}
 
 
 def _find_baseline(run, results):
@@ -233,7 +229,7 @@ def _find_baseline(run, results):
         if found.get("role") == "baseline" and all(
             found[key] == results[key] for key in same
         ):
-            return _figures(place)
+            return summarize(place)
     return None
 
 
