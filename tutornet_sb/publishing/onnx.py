@@ -24,7 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from tutornet_sb.inference.runner import FORMAT, METADATA, OnnxModel
 from tutornet_sb.networks.acoustic_model import SpectralFeatures
-from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.errors import InputError, first_line
 
 OPSET = 17
 # Lengths of noise (seconds) on which a graph is compared with its model. It is
@@ -138,9 +138,9 @@ def write_graph(module, inputs, path, names, axes, metadata):
             )
         # Of many classes, and over many lines
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0][:200]
             raise InputError(
-                f"this network cannot be written as ONNX: {reason}"
+                "this network cannot be written as ONNX: "
+                + first_line(error)[:200]
             ) from None
     _finish(path, metadata)
 

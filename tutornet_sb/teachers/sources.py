@@ -15,8 +15,7 @@ from tutornet_sb.networks import runs
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.export_folder import EXPORT, SAFETENSORS, load_export
 from tutornet_sb.teachers.encoder_asr import HYPERPARAMS, load_encoder_asr
-from tutornet_sb.util.errors import InputError, MissingFileError
-from tutornet_sb.util.redaction import first_line, hide_secrets
+from tutornet_sb.util.errors import InputError, MissingFileError, first_line
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG = "config.json"
@@ -172,7 +171,7 @@ def download(source, revision, files=None):
         # A connection that is cut
         httpx2.HTTPError,
     ) as error:
-        reason = hide_secrets(str(error).strip().partition("\n")[0])
+        reason = first_line(error)
     raise InputError(
         f"there is no folder {source}, and as a hub id it cannot be loaded: "
         + reason
