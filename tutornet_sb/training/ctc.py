@@ -129,9 +129,9 @@ class CTCBrain(StageBrain):
             )
         super().on_stage_end(stage, stage_loss, epoch)
 
-    def figures(self, stage_loss):
+    def figures(self):
         """Mean losses, and WER and CER (%) where there are transcripts."""
-        figures = super().figures(stage_loss)
+        figures = super().figures()
         # Each process has transcribed its share.
         for texts in self.references, self.hypotheses, self.beam_hypotheses:
             for part in processes.gather(texts):

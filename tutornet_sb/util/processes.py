@@ -13,11 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 from speechbrain.utils.distributed import (
     MainProcessContext,
     ddp_prevent_block,
@@ -26,7 +21,6 @@ from speechbrain.utils.distributed import (
 )
 
 from tutornet_sb.util.errors import InputError, OtherProcessError, SettingError
-from tutornet_sb.util.files import read_json, write_json
 
 # The main process may work alone for days. One that dies is noticed without a
 # limit, by its closed connections.
@@ -233,33 +227,3 @@ def _main_ends():
 
 def _store():
     return torch.distributed.distributed_c10d._get_default_store()
-
-
-@register_checkpoint_hooks
-class StepSize:
-    """What decides the size of an optimizer step, which must not change.
-
-    With more processes an epoch has fewer steps: the learning rate would not
-    end where it should, and within an epoch some batches would be left out.
-    """
-
-    def __init__(self, grad_accumulation_factor):
-        self.content = {
-            "processes": count(),
-            "grad_accumulation_factor": grad_accumulation_factor,
-        }
-
-    @mark_as_saver
-    def _save(self, path):
-        write_json(path, self.content)
-
-    @mark_as_loader
-    def _load(self, path, end_of_epoch=False):
-        del end_of_epoch
-        for name, before in read_json(path).items():
-            if self.content[name] != before:
-                raise InputError(
-                    f"this stage was begun with {name}: {before}, and now it "
-                    f"is {self.content[name]}: use as many, or begin the stage "
-                    f"anew by deleting {Path(path).parent.parent}"
-                )
