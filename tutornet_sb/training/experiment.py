@@ -6,8 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 
-from hyperpyyaml import resolve_references
-
 from tutornet_sb.distillation.pairs import Pair
 from tutornet_sb.distillation.taps import find_taps, select_taps
 from tutornet_sb.inference.transcription import check_language_model
@@ -17,10 +15,9 @@ from tutornet_sb.targets.encodings import QUANTISERS
 from tutornet_sb.teachers.sources import TeacherSource
 from tutornet_sb.teachers.vocabulary import VocabularyMap
 from tutornet_sb.training.corpus import Corpus
-from tutornet_sb.training.settings import expand_home, load_experiment
+from tutornet_sb.training.settings import load_experiment
 from tutornet_sb.training.stages import Stage, find_stages
 from tutornet_sb.util.errors import SettingError
-from tutornet_sb.util.mappings import nest
 
 
 @dataclass
@@ -55,15 +52,11 @@ class Experiment:
         main_file = Path(main_file)
         if not main_file.is_file() and (recipe / main_file).is_file():
             main_file = recipe / main_file
-        values = options | {"recipe_folder": str(recipe)}
-        expand_home(values)
-        text, settings = load_experiment(
-            main_file, values, recipe / "hparams" / "base.yaml"
-        )
+        text, settings = load_experiment(main_file, options, recipe)
         return cls(
             main_file,
             dict(options),
-            resolve_references(text, nest(values)).read(),
+            text,
             MappingProxyType(settings),
             share_epochs(settings),
             head_frames=settings["rkd"]["head_frames"],

@@ -246,15 +246,15 @@ class Settings(BaseModel):
     decoding: DecodingSettings
 
 
-def load_experiment(path, overrides, base):
+def load_experiment(path, overrides, recipe):
     """Read an experiment, check its values, and make what it describes.
 
-    Arguments and errors are those of :func:`resolve_experiment`. Returns its
-    text, references not resolved, and the dict of its values.
+    Arguments and errors are those of :func:`resolve_experiment`. Returns the
+    text of that and the dict of its values.
     """
-    text, resolved = resolve_experiment(path, overrides, base)
+    text = resolve_experiment(path, overrides, recipe)
     try:
-        return text, load_hyperpyyaml(resolved)
+        return text, load_hyperpyyaml(text)
     except SettingError:
         raise
     # Of values that somebody made up, all kinds of errors
@@ -262,7 +262,7 @@ def load_experiment(path, overrides, base):
         raise SettingError(f"{path}: {one_line(error)}") from error
 
 
-def resolve_experiment(path, overrides, base):
+def resolve_experiment(path, overrides, recipe):
     """Read an experiment and check its values, but make and run nothing.
 
     The modules that its tags name are imported.
@@ -273,21 +273,24 @@ def resolve_experiment(path, overrides, base):
         Main file.
     overrides : dict
         Values that replace those of the file.
-    base : str or pathlib.Path
-        The recipe's base.yaml, which gives a value for every key there is.
+    recipe : pathlib.Path
+        Folder, whose base.yaml gives a value for every key there is.
 
     Returns
     -------
-    text, resolved : str
-        HyperPyYAML text, as it is and with all references resolved.
+    str
+        HyperPyYAML text with all references resolved.
 
     Raises
     ------
     SettingError
         With all that is wrong with the values in ``faults``.
     """
+    base = recipe / "hparams" / "base.yaml"
     content, known, faults = read_merged(path), read_merged(base), []
-    expand_home(content)
+    overrides = overrides | {"recipe_folder": str(recipe)}
+    _expand_home(content)
+    _expand_home(overrides)
     missing = [key for key in known if key not in content]
     if missing:
         raise SettingError(
@@ -308,12 +311,11 @@ def resolve_experiment(path, overrides, base):
         faults += found
         if not found:
             usable[key] = value
-    text = dump(content)
     # It reads files that are swapped by name: of values that somebody made up,
     # all kinds of errors.
     try:
-        resolved = resolve_references(text, usable).read()
-        tree = YAML().load(resolved)
+        text = resolve_references(dump(content), usable).read()
+        tree = YAML().load(text)
     except Exception as error:
         faults += getattr(error, "faults", [f"{path}: {one_line(error)}"])
         tree = _without_tags(content | usable)
@@ -321,7 +323,7 @@ def resolve_experiment(path, overrides, base):
     faults += find_call_faults(tree)
     if faults:
         raise SettingError(*faults)
-    return text, resolved
+    return text
 
 
 def _without_tags(tree):
@@ -355,11 +357,11 @@ def _find_unknown(prefix, key, value, content, known):
             yield from _find_unknown(f"{option}.", name, inner, old, known[key])
 
 
-def expand_home(values):
+def _expand_home(values):
     """Replace ~ at the beginning of paths, as a shell does before a space."""
     for key, value in values.items():
         if is_mapping(value):
-            expand_home(value)
+            _expand_home(value)
         elif PATH.search(key.split(".")[-1]) and isinstance(value, str):
             values[key] = os.path.expanduser(value)
 
