@@ -1104,7 +1104,7 @@ CASES = {
         ),
         data(
             "no space for a checkpoint",
-            ["no checkpoint can be saved in run/stages/skd", "stay", "again"],
+            ["no space is left to write to", "stay", "again"],
             full_disk,
             output_folder="run",
         ),

@@ -282,45 +282,6 @@ def test_the_ctc_loss_is_that_of_each_utterance_alone(run, data, stage):
     assert loss == pytest.approx(plain_ctc(its.student, items), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ctc", "skd"])
-def test_an_utterance_without_a_ctc_loss_is_named(
-    run, data, name, caplog, monkeypatch
-):
-    # Nothing is saved here.
-    monkeypatch.setattr(
-        stage_module.StageBrain, "on_stage_end", lambda *_: None
-    )
-    its = run(name)
-    # Of 200 different symbols in a row, none can be written in as many frames.
-    long = torch.arange(200) % 28 + 1
-    batch, items = some(data, transcribed=(True, True, name == "ctc"))
-    items[1] = items[1] | {"tokens": long}
-    # What is not transcribed has none to miss.
-    items[2] = items[2] | {"tokens": long}
-    frames = len(alone(its.student, items[0]["sig"])[1])
-    just = torch.arange(frames) % 28 + 1
-    items[0] = items[0] | {"tokens": just}
-    named = [item["id"] for item in items[1 : 3 if name == "ctc" else 2]]
-    for stage, told in (
-        (sb.Stage.TRAIN, "of the training set"),
-        (sb.Stage.VALID, "of the development set"),
-    ):
-        caplog.clear()
-        its.brain.modules.eval()
-        its.brain.on_stage_start(stage, 1)
-        for _ in range(2):
-            batch = PaddedBatch(items)
-            outputs = its.brain.compute_forward(batch, stage)
-            its.brain.compute_objectives(outputs, batch, stage)
-        its.brain.on_stage_end(stage, 1.0, 1)
-        if name == "skd" and stage == sb.Stage.VALID:
-            named = [item["id"] for item in items[1:]]
-        assert (
-            f"Epoch 1: {len(named)} utterances {told} have fewer frames than "
-            f"their transcript needs and no CTC loss: {', '.join(named)}"
-        ) in caplog.messages
-
-
 @pytest.mark.parametrize(
     "weight, ctc_weight", [(0.0, 1.0), (0.25, 1.0), (3.0, 0.5), (2.0, 0.0)]
 )

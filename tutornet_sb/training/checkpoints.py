@@ -22,7 +22,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import main_process_only
 
 from tutornet_sb.util import processes
-from tutornet_sb.util.errors import FullDiskError, InputError
+from tutornet_sb.util.errors import InputError
 from tutornet_sb.util.files import read_json, sync, write_json
 
 logger = logging.getLogger(__name__)
@@ -185,16 +185,9 @@ class AtomicCheckpointer(Checkpointer):
             if checkpoint is not None:
                 self._make_known(checkpoint)
         # torch.save on a full disk raises the second.
-        except (OSError, RuntimeError) as error:
-            if processes.is_lost_connection(error):
-                raise
-            free = shutil.disk_usage(self.checkpoints_dir).free
+        except (OSError, RuntimeError):
             self._remove_unfinished()
-            raise FullDiskError(
-                f"no checkpoint can be saved in {self.checkpoints_dir}, where "
-                f"{free / 1e6:.0f} MB are free ({error}). The ones before it "
-                "stay: make room, and run the same command again"
-            ) from error
+            raise
         return checkpoint
 
     def save_and_keep_only(self, *args, importance_keys=(), **kwargs):

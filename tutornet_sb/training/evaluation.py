@@ -1,8 +1,11 @@
 """Figures of a finished student: error rates, speed, latency, results.json."""
 
 import logging
+import os
 import platform
+import re
 from importlib.metadata import version
+from pathlib import Path
 
 import speechbrain as sb
 import torch
@@ -24,7 +27,6 @@ from tutornet_sb.targets.extraction import weights_hash
 from tutornet_sb.training.ctc import CTCBrain
 from tutornet_sb.training.data import make_batches, make_dataset
 from tutornet_sb.util.files import read_json, write_atomically, write_json
-from tutornet_sb.util.machine import describe_machine
 from tutornet_sb.util.processes import own_share, run_on_main
 
 logger = logging.getLogger(__name__)
@@ -166,6 +168,23 @@ def _describe(teacher):
     return found
 
 
+def _describe_machine(device):
+    """What decides the speed of a run."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text("utf-8") if info.is_file() else ""
+    # Only x86 processors have it.
+    model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    other = platform.processor() or platform.machine()
+    machine = {
+        "cpu": model[1].strip() if model else other,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine
+
+
 def save_results(stages, experiment):
     """Save the student, and what the run is with all its figures.
 
@@ -207,6 +226,6 @@ def save_results(stages, experiment):
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": describe_machine(next(student.parameters()).device),
+        "machine": _describe_machine(next(student.parameters()).device),
     }
     run_on_main(write_json, [experiment.folder / runs.RESULTS, results])

@@ -128,7 +128,7 @@ def find_sizes(content):
     return [
         key
         for key, value in content.items()
-        if hasattr(value, "items") and not tag_of(value) and key not in used
+        if is_mapping(value) and key not in used
     ]
 
 
