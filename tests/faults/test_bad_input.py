@@ -468,7 +468,7 @@ CASES = {
         yaml("no epochs left", "rkd.share 1.0 of 2", **{"rkd.share": 1.0}),
         yaml(
             "too few epochs for two stages",
-            "rkd.share 0.25 of 2 .*: give --epochs 3 or more, or --rkd.share",
+            "rkd.share 0.25 of 2 .*: give --rkd.share 0.5 and --epochs 2",
             **{"rkd.share": 0.25},
         ),
         yaml(
@@ -1104,7 +1104,7 @@ CASES = {
         ),
         data(
             "no space for a checkpoint",
-            ["no checkpoint can be saved in run/stages/skd", "stay", "again"],
+            ["no space is left to write to", "stay", "again"],
             full_disk,
             output_folder="run",
         ),

@@ -797,8 +797,8 @@ import torch
 from tutornet_sb.training.rkd import RKDBrain
 from tutornet_sb.training.skd import SKDBrain
 figures, fit = RKDBrain.figures, SKDBrain.fit
-RKDBrain.figures = lambda self, loss: (
-    figures(self, loss) | {"loss": float(self.epoch)}
+RKDBrain.figures = lambda self: (
+    figures(self) | {"loss": float(self.epoch)}
 )
 def watched(self, *args, **kwargs):
     torch.save(self.student.state_dict(), "start of skd.pt")

@@ -272,7 +272,9 @@ def test_a_store_is_filled_at_the_speeds_of_each_utterance(monkeypatch):
     experiment = SimpleNamespace(
         settings=settings,
         teacher=SimpleNamespace(model=None, source="teacher"),
-        corpus=SimpleNamespace(tokenizer=None),
+        corpus=SimpleNamespace(
+            tokenizer=None, valid={"a": {"split": "dev", "speeds": (100,)}}
+        ),
         pairs=[],
         vocabulary=None,
     )
@@ -280,8 +282,7 @@ def test_a_store_is_filled_at_the_speeds_of_each_utterance(monkeypatch):
         "a": {"split": "train", "speeds": [90, 100, 110]},
         "b": {"split": "train", "speeds": [90]},
     }
-    valid = {"a": {"split": "dev", "speeds": (100,)}}
-    offline.fill_targets(experiment, [train, valid], {})
+    offline.fill_targets(experiment, train, True, {})
     assert keys == [
         *("train/a@90", "train/b@90", "train/a", "train/a@110", "dev/a")
     ]

@@ -1,6 +1,5 @@
 """Experiments: epochs of stages, and folders that belong to one of them."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -66,23 +65,11 @@ def test_stages_that_make_no_sense_are_errors(stages, epochs, share, message):
         share_out(stages, epochs, share)
 
 
-@pytest.mark.parametrize("epochs", [1, 2, 3, 6])
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.25, 0.5, 0.9, 1.0])
-def test_the_remedy_for_a_stage_without_epochs_is_one(epochs, share):
-    stages = ["rkd", "skd"]
-    try:
-        share_out(stages, epochs, share)
-    except ValueError as error:
-        more = re.search("--epochs (\\d+) or more", str(error))
-        other = re.search("--rkd.share (0.5)", str(error))
-        assert more or other
-        if more:
-            given = share if 0 < share < 1 else float(other[1])
-            assert min(share_out(stages, int(more[1]), given).values()) == 1
-            with pytest.raises(ValueError):
-                share_out(stages, int(more[1]) - 1, given)
-        if other and epochs > 1:
-            assert min(share_out(stages, epochs, 0.5).values()) > 0
+@pytest.mark.parametrize("epochs", [2, 3, 6])
+def test_the_remedy_for_a_stage_without_epochs_is_one(epochs):
+    with pytest.raises(ValueError, match="--rkd.share 0.5 and --epochs 2"):
+        share_out(["rkd", "skd"], epochs, 0.0)
+    assert min(share_out(["rkd", "skd"], epochs, 0.5).values()) > 0
 
 
 def test_a_difference_is_shown_by_its_place_in_the_experiment(tmp_path):

@@ -254,7 +254,7 @@ def test_the_working_folder_comes_before_the_recipe(tmp_path, monkeypatch):
 
 def test_a_file_in_neither_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match=r"models/lsmt\.yaml.*reci"):
+    with pytest.raises(FileNotFoundError, match=r"recipe/models/lsmt\.yaml"):
         include("models/lsmt.yaml", tmp_path / "recipe")
 
 

@@ -423,8 +423,8 @@ def fit(
             found["steps"].append(list(batch.id))
             return super().fit_batch(batch)
 
-        def figures(self, stage_loss):
-            figures = super().figures(stage_loss)
+        def figures(self):
+            figures = super().figures()
             found["figures"].append(figures)
             return figures
 

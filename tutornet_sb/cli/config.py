@@ -84,18 +84,11 @@ def show(context: typer.Context, main: Path = MAIN_FILE):
     """Print the YAML of an experiment with all references resolved."""
     with running("config show"):
         from tutornet_sb.training.experiment import find_recipe
-        from tutornet_sb.training.settings import (
-            expand_home,
-            resolve_experiment,
-        )
+        from tutornet_sb.training.settings import resolve_experiment
         from tutornet_sb.util.options import parse_command_line
 
         file, _, options = parse_command_line([str(main), *context.args])
-        recipe = find_recipe(file)
-        options |= {"recipe_folder": str(recipe)}
-        expand_home(options)
-        base = recipe / "hparams" / "base.yaml"
-        _, resolved = resolve_experiment(file, options, base)
+        resolved = resolve_experiment(file, options, find_recipe(file))
     typer.echo(resolved.rstrip())
 
 

@@ -6,7 +6,7 @@ import typer
 from typer import Argument, Option
 
 from tutornet_sb.cli.common import TRUST_REMOTE_CODE, running
-from tutornet_sb.util.errors import InputError, one_line
+from tutornet_sb.util.errors import InputError, SettingError, one_line
 
 
 def layers(
@@ -58,11 +58,12 @@ def _build(path, size):
     from hyperpyyaml import load_hyperpyyaml
 
     from tutornet_sb.networks.acoustic_model import AcousticModel
-    from tutornet_sb.training.settings import check_calls
+    from tutornet_sb.training.settings import find_call_faults
     from tutornet_sb.util.composition import dump, include
 
     content = include(path, ".", size)
-    check_calls(content)
+    if faults := list(find_call_faults(content)):
+        raise SettingError(*faults)
     try:
         network = load_hyperpyyaml(dump(content)).get("model")
     # Of values that somebody made up, all kinds of errors

@@ -428,8 +428,8 @@ class _Reader:
             try:
                 _, self.loaded[key] = load_experiment(
                     self.recipe / main_file,
-                    own | {"recipe_folder": str(self.recipe)},
-                    self.recipe / BASE,
+                    own,
+                    self.recipe,
                 )
             except InputError as error:
                 given = ", ".join(f"{k} {v}" for k, v in own.items())

@@ -18,8 +18,7 @@ from tutornet_sb.networks.export_folder import (
     load_export,
 )
 from tutornet_sb.teachers import sources
-from tutornet_sb.util.errors import InputError, MissingFileError
-from tutornet_sb.util.redaction import first_line
+from tutornet_sb.util.errors import InputError, MissingFileError, first_line
 
 # The one of several in a folder that is meant, where it is not named
 ONNX_FILE = "model.onnx"

@@ -10,7 +10,7 @@ import torch
 from torch.nn.modules import module as registration
 
 from tutornet_sb.util.composition import tag_of
-from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.errors import InputError, first_line
 
 # !new:package.module.Class and the like
 TAG = re.compile(r"!(new|name|apply):([\w.]+)")
@@ -215,9 +215,8 @@ def _make(node):
         return called()
     # Invented arguments raise all kinds of errors.
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise InputError(
-            f"{name} cannot be built as described: {reason}"
+            f"{name} cannot be built as described: {first_line(error)}"
         ) from None
 
 

@@ -9,8 +9,7 @@ import safetensors.torch
 from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.networks.description import LIMITS, rebuild
 from tutornet_sb.networks.weights import fill_weights, refuse_large
-from tutornet_sb.util.errors import InputError, MissingFileError
-from tutornet_sb.util.redaction import first_line
+from tutornet_sb.util.errors import InputError, MissingFileError, first_line
 
 CONFIG = "config.json"
 SAFETENSORS = "model.safetensors"

@@ -17,7 +17,7 @@ from transformers.models.whisper import modeling_whisper
 from transformers.utils.logging import disable_progress_bar
 
 from tutornet_sb.networks.acoustic_model import frame_mask, valid_counts
-from tutornet_sb.util.redaction import first_line
+from tutornet_sb.util.errors import first_line
 
 WAVEFORM_TYPES = ("wav2vec2", "hubert", "wavlm")
 # Keys that decide a network's output, so must be as in the published weights.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tutornet_sb.util.errors import InputError, MissingFileError
+from tutornet_sb.util.errors import InputError, MissingFileError, first_line
 
 # The flag of a folder in a zip file
 _FOLDER = 0x10
@@ -42,10 +42,9 @@ def read_weights(path):
         weights = torch.load(path, map_location="cpu", weights_only=True)
     # Damage raises all kinds of errors.
     except Exception as error:
-        reason = str(error).partition("\n")[0]
         raise InputError(
             f"{path} cannot be read as model weights ({type(error).__name__}: "
-            f"{reason}). Is it cut short, or not written by "
+            f"{first_line(error)}). Is it cut short, or not written by "
             "torch.save(model.state_dict(), path)?"
         ) from None
     if not isinstance(weights, dict):

@@ -19,8 +19,7 @@ from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.distillation.taps import watching
 from tutornet_sb.networks.acoustic_model import OneByOneModel
 from tutornet_sb.networks.weights import fill_weights
-from tutornet_sb.util.errors import InputError, MissingFileError
-from tutornet_sb.util.redaction import first_line
+from tutornet_sb.util.errors import InputError, MissingFileError, first_line
 
 HYPERPARAMS = "hyperparams.yaml"
 # Lengths of noise (samples) by which a frame period is measured. They differ by

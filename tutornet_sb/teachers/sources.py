@@ -20,8 +20,7 @@ from tutornet_sb.networks.export_folder import (
     load_export,
 )
 from tutornet_sb.teachers.encoder_asr import HYPERPARAMS, load_encoder_asr
-from tutornet_sb.util.errors import InputError, MissingFileError
-from tutornet_sb.util.redaction import first_line
+from tutornet_sb.util.errors import InputError, MissingFileError, first_line
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 TOKENIZER_CONFIG = "tokenizer_config.json"

@@ -20,6 +20,7 @@ from tutornet_sb.networks.batch_norm import synchronise_batch_norms
 from tutornet_sb.training.checkpoints import (
     RandomState,
     RunningMeans,
+    StepSize,
     Stopwatch,
 )
 from tutornet_sb.util import processes, signals
@@ -32,21 +33,16 @@ logger = logging.getLogger(__name__)
 class StageBrain(sb.Brain):
     """One stage of training a student.
 
-    A subclass implements ``compute_forward`` and ``compute_objectives`` and
+    A subclass implements ``compute_forward`` and ``compute_objectives``, which
     hands the terms of its loss to :meth:`total`.
 
     ``hparams`` holds ``epoch_counter``, ``lr_schedule`` (called as
     ``lr_schedule(optimizer, total_steps=steps)``), ``log_folder``,
     ``train_logger``, ``metrics_file`` (JSON lines, one an epoch) and
     ``avg_checkpoints``; ``modules`` holds ``student``.
-
-    Attributes
-    ----------
-    selected_by : str
-        The figure of the development set that names the best checkpoint,
-        lower is better.
     """
 
+    # Of the development set, lower is better
     selected_by = "loss"
 
     def __init__(self, modules, hparams, **kwargs):
@@ -61,12 +57,11 @@ class StageBrain(sb.Brain):
         if self.checkpointer is not None:
             self.checkpointer.add_recoverables(
                 {
+                    # Another number of processes is refused first.
+                    "step_size": StepSize(self.grad_accumulation_factor),
                     "watch": self.watch,
                     "terms": self.terms,
                     "random": RandomState(self.device),
-                    "step_size": processes.StepSize(
-                        self.grad_accumulation_factor
-                    ),
                 }
             )
 
@@ -84,9 +79,6 @@ class StageBrain(sb.Brain):
             # an untold one repeats its first batches in every epoch.
             self.train_sampler = train_loader_kwargs["batch_sampler"]
         self.batches_per_epoch = len(loader)
-        self.steps_per_epoch = math.ceil(
-            len(loader) / self.grad_accumulation_factor
-        )
         if processes.count() > 1 and len(loader) < 2:
             # Of a single batch, SpeechBrain's sampler gives the utterances.
             raise InputError(
@@ -122,7 +114,7 @@ class StageBrain(sb.Brain):
     def finish(self, valid_set):
         """Load the best weights and give the figures of the whole stage."""
         return {
-            "steps": self.steps_per_epoch * self.hparams.epoch_counter.limit,
+            "steps": self.lr_schedule.total_steps,
             "train_seconds": self.watch.seconds,
             **self.load_best(valid_set),
             "processes": processes.count(),
@@ -141,8 +133,12 @@ class StageBrain(sb.Brain):
         super().on_fit_start()
         if if_main_process():
             done = self.hparams.epoch_counter.current
-            _keep_epochs(self.hparams.train_logger.save_file, done)
-            _keep_epochs(self.hparams.metrics_file, done)
+            for log in (
+                self.hparams.metrics_file,
+                getattr(self.hparams.train_logger, "save_file", None),
+            ):
+                if log is not None and Path(log).is_file():
+                    _keep_epochs(Path(log), done)
             self.writer = SummaryWriter(
                 self.hparams.log_folder, purge_step=done + 1
             )
@@ -168,29 +164,14 @@ class StageBrain(sb.Brain):
                 )
 
     def init_optimizers(self):
-        """Optimize what is trainable, and make sure that it is saved too."""
+        """Optimize what is trainable, by a schedule over all steps."""
         params = [p for p in self.modules.parameters() if p.requires_grad]
-        saved = {
-            id(p)
-            for obj in self.checkpointer.recoverables.values()
-            if isinstance(obj, torch.nn.Module)
-            for p in obj.parameters()
-        }
-        unsaved = [
-            name
-            for name, p in self.modules.named_parameters()
-            if p.requires_grad and id(p) not in saved
-        ]
-        if unsaved:
-            raise InputError(
-                f"{unsaved[0]} and {len(unsaved) - 1} more parameters would be "
-                "trained but not saved: add their module to the recoverables"
-            )
         self.optimizer = self.opt_class(params)
         self.optimizers_dict = {"optimizer": self.optimizer}
+        steps = -(-self.batches_per_epoch // self.grad_accumulation_factor)
         self.lr_schedule = self.hparams.lr_schedule(
             self.optimizer,
-            total_steps=self.steps_per_epoch * self.hparams.epoch_counter.limit,
+            total_steps=steps * self.hparams.epoch_counter.limit,
         )
         self.checkpointer.add_recoverables(
             {"optimizer": self.optimizer, "lr_schedule": self.lr_schedule}
@@ -240,9 +221,8 @@ class StageBrain(sb.Brain):
     def fit_batch(self, batch):
         """Take a step, unless its loss or gradient is not finite.
 
-        Such a step changes nothing, and its utterances are named. A step is
-        that of the joint batch: of ``grad_accumulation_factor`` batches of each
-        process, or of those that are left at the end of an epoch. Losses are
+        It is that of the joint batch: of ``grad_accumulation_factor`` batches
+        of each process, or of those left at the end of an epoch. Losses are
         means over utterances, and batches differ in size, so gradients are
         added up by utterances and divided by their number before the step.
         """
@@ -250,7 +230,13 @@ class StageBrain(sb.Brain):
         self.on_fit_batch_start(batch, should_step)
         self.size = len(batch.id)
         sums = dict(self.terms.sums)
-        buffers = [(x, x.clone()) for x in self._changing_buffers()]
+        # Running statistics, which the forward pass changes
+        buffers = [
+            (buffer, buffer.clone())
+            for name, module in self.modules.items()
+            if name != "teacher"
+            for buffer in module.buffers()
+        ]
         with self.no_sync(not should_step):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
@@ -277,15 +263,6 @@ class StageBrain(sb.Brain):
             self.step % self.grad_accumulation_factor == 0
             or self.step == self.batches_per_epoch
         )
-
-    def _changing_buffers(self):
-        """Buffers that a forward pass changes: running statistics."""
-        return [
-            buffer
-            for name, module in self.modules.items()
-            if name != "teacher"
-            for buffer in module.buffers()
-        ]
 
     def optimizers_step(self):
         """Take a step of the optimizer if the gradient is finite."""
@@ -335,17 +312,19 @@ class StageBrain(sb.Brain):
         if should_step and schedule.last_epoch < schedule.total_steps - 1:
             schedule.step()
 
-    def figures(self, stage_loss):
+    def figures(self):
         """Mean loss and mean of each of its terms, over all utterances."""
         means = self.terms.values()
-        parts = processes.gather(
+        found = {}
+        for part in processes.gather(
             {name: (self.terms.sums[name][0], means[name]) for name in means}
-        )
+        ):
+            for name, pair in part.items():
+                found.setdefault(name, []).append(pair)
         figures = {}
-        for name in dict.fromkeys(name for part in parts for name in part):
-            found = [part[name] for part in parts if name in part]
-            total = sum(n for n, _ in found)
-            mean = sum(mean * (n / total) for n, mean in found)
+        for name, pairs in found.items():
+            total = sum(n for n, _ in pairs)
+            mean = sum(mean * (n / total) for n, mean in pairs)
             figures[name] = mean if mean.dim() else mean.item()
         return figures
 
@@ -385,7 +364,7 @@ class StageBrain(sb.Brain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log the epoch and keep its checkpoint if it is among the best."""
-        figures = self.figures(stage_loss)
+        figures = self.figures()
         if stage == sb.Stage.TRAIN:
             self.train_figures = figures
             # Whatever ends the validation, the training before it is kept.
@@ -432,14 +411,10 @@ class StageBrain(sb.Brain):
 
 def _keep_epochs(path, last):
     """Forget the lines of a log that are of epochs to come."""
-    path = Path(path)
-    if not path.is_file():
-        return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    epochs = [re.match(r'\{?"?epoch"?: (\d+),', line) for line in lines]
+    pattern = re.compile(r'\{?"?epoch"?: (\d+),')
     kept = "".join(
         line
-        for line, epoch in zip(lines, epochs, strict=True)
-        if epoch and int(epoch[1]) <= last
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if (epoch := pattern.match(line)) and int(epoch[1]) <= last
     )
     write_atomically(path, lambda file: file.write_text(kept, "utf-8"))

@@ -19,17 +19,15 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import main_process_only
 
 from tutornet_sb.util import processes
-from tutornet_sb.util.errors import FullDiskError
-from tutornet_sb.util.files import sync
+from tutornet_sb.util.errors import InputError
+from tutornet_sb.util.files import read_json, sync, write_json
 
 logger = logging.getLogger(__name__)
 
 FILES = "files"
-# A prefix that SpeechBrain does not know
-DAMAGED = "DAMAGED+"
 
 
 @register_checkpoint_hooks
@@ -62,29 +60,59 @@ class Stopwatch:
 
     @mark_as_saver
     def _save(self, path):
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(str(self.seconds))
+        write_json(path, self.seconds)
 
     @mark_as_loader
     def _load(self, path, end_of_epoch=False):
-        del end_of_epoch
-        with open(path, encoding="utf-8") as file:
-            self.before = float(file.read())
+        self.before = read_json(path)
 
 
-# Each process has values of its own.
-_of_each_process = partial(register_checkpoint_hooks, save_on_main_only=False)
+@register_checkpoint_hooks
+class StepSize:
+    """What decides the size of an optimizer step, which must not change.
+
+    With more processes an epoch has fewer steps: the learning rate would not
+    end where it should, and within an epoch some batches would be left out.
+    """
+
+    def __init__(self, grad_accumulation_factor):
+        self.content = {
+            "processes": processes.count(),
+            "grad_accumulation_factor": grad_accumulation_factor,
+        }
+
+    @mark_as_saver
+    def _save(self, path):
+        write_json(path, self.content)
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch=False):
+        for name, before in read_json(path).items():
+            if self.content[name] != before:
+                raise InputError(
+                    f"this stage was begun with {name}: {before}, and now it "
+                    f"is {self.content[name]}: use as many, or begin the stage "
+                    f"anew by deleting {Path(path).parent.parent}"
+                )
 
 
-def _save_all(content, path):
-    """Save what each process has, in the main one."""
-    contents = processes.gather(content)
-    if processes.rank() == 0:
-        torch.save(contents, path)
+@partial(register_checkpoint_hooks, save_on_main_only=False)
+class OfEachProcess:
+    """What each process has of its own, in one file."""
+
+    @mark_as_saver
+    def _save(self, path):
+        contents = processes.gather(self._content())
+        if processes.rank() == 0:
+            torch.save(contents, path)
+
+    @mark_as_loader
+    def _load(self, path, end_of_epoch=False):
+        contents = torch.load(path, map_location="cpu")
+        self._restore(contents[processes.rank()])
 
 
-@_of_each_process
-class RunningMeans:
+class RunningMeans(OfEachProcess):
     """Means of values that come one by one, kept across continuations.
 
     Example
@@ -108,46 +136,20 @@ class RunningMeans:
         """Mean of each name, on the CPU."""
         return {name: (s / n).cpu() for name, (n, s) in self.sums.items()}
 
-    @mark_as_saver
-    def _save(self, path):
-        sums = {
-            name: (n, total.cpu()) for name, (n, total) in self.sums.items()
-        }
-        _save_all(sums, path)
+    def _content(self):
+        return {name: (n, s.cpu()) for name, (n, s) in self.sums.items()}
 
-    @mark_as_loader
-    def _load(self, path, end_of_epoch=False):
-        del end_of_epoch
-        contents = torch.load(path)
-        if processes.rank() < len(contents):
-            self.sums = contents[processes.rank()]
+    def _restore(self, content):
+        self.sums = content
 
 
-@_of_each_process
-class RandomState:
-    """State of all random generators, of every process.
-
-    Arguments
-    ---------
-    device : torch.device
-        Its generator is kept besides those of the CPU.
-
-    Example
-    -------
-    >>> path = getfixture("tmp_path") / "random.ckpt"
-    >>> state = RandomState(torch.device("cpu"))
-    >>> state._save(path)
-    >>> drawn = torch.rand(3)
-    >>> state._load(path)
-    >>> torch.equal(torch.rand(3), drawn)
-    True
-    """
+class RandomState(OfEachProcess):
+    """State of the random generators of the CPU and of a device."""
 
     def __init__(self, device):
         self.device = torch.device(device)
 
-    @mark_as_saver
-    def _save(self, path):
+    def _content(self):
         kind, keys, *rest = numpy.random.get_state()
         state = {
             "python": random.getstate(),
@@ -156,23 +158,9 @@ class RandomState:
         }
         if self.device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self.device)
-        _save_all(state, path)
+        return state
 
-    @mark_as_loader
-    def _load(self, path, end_of_epoch=False):
-        del end_of_epoch
-        states, rank = torch.load(path, map_location="cpu"), processes.rank()
-        if len(states) != processes.count():
-            logger.warning(
-                "%s was saved by %d processes and these are %d: random numbers "
-                "are other ones than without the stop",
-                path,
-                len(states),
-                processes.count(),
-            )
-        if rank >= len(states):
-            return
-        state = states[rank]
+    def _restore(self, state):
         random.setstate(state["python"])
         kind, keys, *rest = state["numpy"]
         keys = numpy.array(keys, numpy.uint32)
@@ -186,9 +174,8 @@ class AtomicCheckpointer(Checkpointer):
     """A checkpointer that never offers half of a checkpoint.
 
     SpeechBrain writes ``CKPT.yaml``, by which it knows a checkpoint, before the
-    parameters; a run killed in between would find a broken one and could not
-    continue. Here that file gets its name when all others are on the disk, and
-    holds their sizes and checksums, which are checked before any is loaded.
+    parameters. Here that file gets its name when all others are on the disk,
+    and holds their sizes and checksums, which are checked before any is loaded.
     """
 
     def save_checkpoint(self, *args, **kwargs):
@@ -198,16 +185,9 @@ class AtomicCheckpointer(Checkpointer):
             if checkpoint is not None:
                 self._make_known(checkpoint)
         # torch.save on a full disk raises the second.
-        except (OSError, RuntimeError) as error:
-            if processes.is_lost_connection(error):
-                raise
-            free = shutil.disk_usage(self.checkpoints_dir).free
+        except (OSError, RuntimeError):
             self._remove_unfinished()
-            raise FullDiskError(
-                f"no checkpoint can be saved in {self.checkpoints_dir}, where "
-                f"{free / 1e6:.0f} MB are free ({error}). The ones before it "
-                "stay: make room, and run the same command again"
-            ) from error
+            raise
         return checkpoint
 
     def save_and_keep_only(self, *args, importance_keys=(), **kwargs):
@@ -217,8 +197,7 @@ class AtomicCheckpointer(Checkpointer):
             *args, importance_keys=list(importance_keys), **kwargs
         )
 
-    # The main process decides for all: another may not see yet what it has
-    # written, and would wait for it to delete more or less than it does.
+    # The main process decides for all: another may not see its files yet.
 
     def find_checkpoints(self, *args, **kwargs):
         """Find checkpoints as SpeechBrain does, the same in all processes."""
@@ -236,12 +215,10 @@ class AtomicCheckpointer(Checkpointer):
     def _make_known(self, checkpoint):
         meta = checkpoint.path / METAFNAME
         unfinished = meta.with_suffix(".unfinished")
+        files = {}
         for path in checkpoint.paramfiles.values():
             sync(path)
-        files = {
-            path.name: _describe(path)
-            for path in checkpoint.paramfiles.values()
-        }
+            files[path.name] = _describe(path)
         with open(unfinished, "a", encoding="utf-8") as file:
             yaml.dump({FILES: files}, file)
         sync(unfinished)
@@ -258,28 +235,26 @@ class AtomicCheckpointer(Checkpointer):
         self._remove_unfinished()
         for folder in self._list_checkpoint_dirs():
             reason = _find_damage(folder)
-            if reason is None:
-                continue
-            aside = folder.with_name(DAMAGED + folder.name)
-            folder.rename(aside)
-            logger.warning(
-                "The checkpoint %s is damaged (%s) and is not used; it is kept "
-                "as %s",
-                folder,
-                reason,
-                aside.name,
-            )
+            if reason is not None:
+                aside = folder.rename(
+                    folder.with_name(f"DAMAGED+{folder.name}")
+                )
+                logger.warning(
+                    "The checkpoint %s is damaged (%s) and is not used; it is "
+                    "kept as %s",
+                    folder,
+                    reason,
+                    aside.name,
+                )
 
+    @main_process_only
     def _remove_unfinished(self):
-        if not if_main_process():
-            return
         for path in self.checkpoints_dir.glob("CKPT+*"):
             if path.is_dir() and not self._is_checkpoint_dir(path):
                 shutil.rmtree(path)
 
 
 def _describe(path):
-    """Size and CRC-32 of a file."""
     checksum = 0
     with open(path, "rb") as file:
         while block := file.read(2**24):
@@ -291,20 +266,14 @@ def _find_damage(folder):
     """What is wrong with a checkpoint, or None."""
     try:
         text = (folder / METAFNAME).read_text(encoding="utf-8")
-        files = {
-            name: (known["bytes"], known["crc32"])
-            for name, known in yaml.safe_load(text)[FILES].items()
-        }
+        files = dict(yaml.safe_load(text)[FILES])
     # The kinds of damage raise all kinds of errors.
-    except (ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError):
+    except (ValueError, TypeError, KeyError, yaml.YAMLError):
         return f"{METAFNAME} is not what was written"
-    for name, (size, checksum) in files.items():
+    for name, known in files.items():
         path = folder / Path(name).name
         if not path.is_file():
             return f"{name} is missing"
-        found = _describe(path)
-        if found["bytes"] != size:
-            return f"{name} has {found['bytes']} of {size} bytes"
-        if found["crc32"] != checksum:
+        if _describe(path) != known:
             return f"{name} is not what was written"
     return None

@@ -3,7 +3,6 @@
 import hashlib
 import logging
 import math
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +16,7 @@ from tutornet_sb.corpora.librispeech import (
 )
 from tutornet_sb.corpora.tables import KINDS, name_tables, prepare_tables
 from tutornet_sb.corpora.tokenizer import pieces, train_tokenizer
+from tutornet_sb.distillation.losses import frames_needed
 from tutornet_sb.distillation.taps import trying_out
 from tutornet_sb.util.errors import InputError, SettingError
 from tutornet_sb.util.processes import run_on_main
@@ -25,34 +25,20 @@ logger = logging.getLogger(__name__)
 
 
 class Corpus(NamedTuple):
-    """Manifests and tokenizer of a corpus, and its utterances by id.
+    """Manifests and tokenizer of a corpus, and its utterances by id."""
 
-    Attributes
-    ----------
-    manifests : dict of str to pathlib.Path
-        By split.
-    splits : dict of str to list of str
-        Names of the splits for ``train``, ``valid``, ``test`` and
-        ``untranscribed``.
-    tokenizer_file : pathlib.Path
-        Model of SentencePiece.
-    tokenizer : sentencepiece.SentencePieceProcessor
-        The same, loaded.
-    transcribed, untranscribed : dict
-        Training utterances. Transcripts of the latter are not looked at.
-    valid : dict
-        Utterances of the development set.
-    scored : dict of str to dict
-        Utterances of each split that is scored.
-    """
-
+    # Paths by split
     manifests: dict
+    # Lists of splits: train, valid, test, untranscribed
     splits: dict
     tokenizer_file: Path
+    # A sentencepiece.SentencePieceProcessor
     tokenizer: object
     transcribed: dict
+    # Their transcripts are not looked at.
     untranscribed: dict
     valid: dict
+    # By split
     scored: dict
 
     @property
@@ -106,10 +92,7 @@ def read_corpus(settings, root, manifests, splits, tokenizer_file, tokenizer):
         train,
         silent,
         read(splits["valid"]),
-        {
-            split: read([split])
-            for split in dict.fromkeys([*splits["valid"], *splits["test"]])
-        },
+        {name: read([name]) for name in [*splits["valid"], *splits["test"]]},
     )
 
 
@@ -291,14 +274,13 @@ def symbols_of(ids, tokenizer):
     return [index for index in ids if index != tokenizer.unk_id()]
 
 
-def _count_frames(samples, student):
-    """Frames of a student for numbers of samples, at the least."""
-    rate, probe = student.features.sample_rate, 100
-    hop = round(student.frame_period * rate)
+def _measure_frames(student):
+    """Samples a frame of a student, and frames it has beside those."""
+    hop, probe = round(student.frame_period * student.features.sample_rate), 100
     with trying_out(student) as device:
         wavs = torch.zeros(1, probe * hop, device=device)
         found = student(wavs, torch.ones(1, device=device)).lengths.item()
-    return [count // hop + found - probe for count in samples]
+    return hop, found - probe
 
 
 def fit_for_ctc(items, tokenizer, student, listing):
@@ -307,37 +289,30 @@ def fit_for_ctc(items, tokenizer, student, listing):
     Where no speed is left, the utterance is left out. The file ``listing``
     then names them.
     """
-    fitting, short, unknown = {}, {}, []
-    rate = student.features.sample_rate
-    variants = [
-        (key, speed) for key, item in items.items() for speed in item["speeds"]
-    ]
-    # As many as the resampler makes of them
-    samples = [
-        math.ceil(100 * round(float(items[key]["duration"]) * rate) / speed)
-        for key, speed in variants
-    ]
-    frames = dict(zip(variants, _count_frames(samples, student), strict=True))
+    fitting, short, unknown = {}, [], []
+    hop, more = _measure_frames(student)
     for key, item in items.items():
         ids = tokenizer.encode(item["wrd"])
         symbols = symbols_of(ids, tokenizer)
         if len(symbols) < len(ids):
             unknown.append(key)
-        # CTC needs a frame for every symbol and one between equal neighbours.
-        needed = len(symbols) + sum(a == b for a, b in pairwise(symbols))
-        speeds = [s for s in item["speeds"] if frames[key, s] >= needed]
-        if len(speeds) < len(item["speeds"]):
-            short[key] = [s for s in item["speeds"] if s not in speeds]
-        if speeds:
-            fitting[key] = item | {"speeds": speeds}
+        needed = frames_needed(symbols).item()
+        samples = round(float(item["duration"]) * student.features.sample_rate)
+        # As many as the resampler makes of them
+        frames = {
+            speed: math.ceil(100 * samples / speed) // hop + more
+            for speed in item["speeds"]
+        }
+        speeds = [s for s in item["speeds"] if frames[s] >= needed]
+        left_out = [str(s) for s in item["speeds"] if s not in speeds]
+        if not speeds:
+            short.append(key)
+            continue
+        if left_out:
+            short.append(f"{key} at {', '.join(left_out)} % of its speed")
+        fitting[key] = item | {"speeds": speeds}
     if short:
-        lines = [
-            key
-            if key not in fitting
-            else f"{key} at {', '.join(map(str, speeds))} % of its speed"
-            for key, speeds in short.items()
-        ]
-        run_on_main(listing.write_text, ["\n".join(lines) + "\n"])
+        run_on_main(listing.write_text, ["\n".join(short) + "\n"])
         logger.warning(
             "%d of %d training utterances have fewer frames than their "
             "transcript needs and are left out, and %d at some of their "
@@ -345,7 +320,7 @@ def fit_for_ctc(items, tokenizer, student, listing):
             len(items) - len(fitting),
             len(items),
             len(short) - len(items) + len(fitting),
-            "; ".join(lines[:5]) + ("; ..." if lines[5:] else ""),
+            "; ".join(short[:5]) + ("; ..." if short[5:] else ""),
             listing,
         )
     if unknown:

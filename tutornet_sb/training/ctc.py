@@ -1,18 +1,14 @@
 """The original task: CTC training, and the scoring of any student."""
 
-import logging
-
 import speechbrain as sb
 import torch
 
 from tutornet_sb.corpora.tokenizer import greedy_decode, tidy
-from tutornet_sb.distillation.losses import ctc_loss, frames_needed
+from tutornet_sb.distillation.losses import ctc_loss
 from tutornet_sb.distillation.taps import encode_with_taps
 from tutornet_sb.inference.scores import score
 from tutornet_sb.training.brain import StageBrain
 from tutornet_sb.util import processes
-
-logger = logging.getLogger(__name__)
 
 
 class CTCBrain(StageBrain):
@@ -68,18 +64,13 @@ class CTCBrain(StageBrain):
         return loss
 
     def ctc(self, encoding, batch, rows=slice(None)):
-        """CTC loss of a batch (nats per utterance).
+        """CTC loss of rows of a batch (nats per utterance).
 
-        Utterances with too few frames for their transcript have a loss of 0 and
-        are named in the log at the end of the epoch.
+        It is 0 for utterances with too few frames for their transcript, which
+        training sets do not have.
         """
         tokens, relative = batch.tokens
         token_lengths = (relative * tokens.shape[1]).round().long()
-        short = frames_needed(tokens, token_lengths) > encoding.lengths
-        used = torch.zeros_like(short)
-        used[rows] = True
-        for row in (short & used).nonzero().flatten().tolist():
-            self.too_short[batch.id[row]] = None
         return ctc_loss(
             encoding.logits[rows],
             tokens[rows],
@@ -109,29 +100,10 @@ class CTCBrain(StageBrain):
         """Forget the transcripts of the stage before."""
         super().on_stage_start(stage, epoch)
         self.references, self.hypotheses, self.beam_hypotheses = {}, {}, {}
-        # Ids, as the keys of a dictionary
-        self.too_short = {}
 
-    def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Name the utterances without a CTC loss."""
-        parts = processes.gather(list(self.too_short))
-        names = list(dict.fromkeys(sum(parts, [])))
-        if names and stage != sb.Stage.TEST:
-            logger.warning(
-                "Epoch %d: %d utterances %s have fewer frames than their "
-                "transcript needs and no CTC loss: %s",
-                epoch,
-                len(names),
-                "of the development set"
-                if stage == sb.Stage.VALID
-                else "of the training set",
-                ", ".join(names),
-            )
-        super().on_stage_end(stage, stage_loss, epoch)
-
-    def figures(self, stage_loss):
+    def figures(self):
         """Mean losses, and WER and CER (%) where there are transcripts."""
-        figures = super().figures(stage_loss)
+        figures = super().figures()
         # Each process has transcribed its share.
         for texts in self.references, self.hypotheses, self.beam_hypotheses:
             for part in processes.gather(texts):

@@ -1,8 +1,11 @@
 """Figures of a finished student: error rates, speed, latency, results.json."""
 
 import logging
+import os
 import platform
+import re
 from importlib.metadata import version
+from pathlib import Path
 
 import speechbrain as sb
 import torch
@@ -24,14 +27,11 @@ from tutornet_sb.targets.extraction import weights_hash
 from tutornet_sb.training.ctc import CTCBrain
 from tutornet_sb.training.data import make_batches, make_dataset
 from tutornet_sb.util.files import read_json, write_atomically, write_json
-from tutornet_sb.util.machine import describe_machine
 from tutornet_sb.util.processes import own_share, run_on_main
 
 logger = logging.getLogger(__name__)
 
 STAGE_SUMMARY = "stage.json"
-# Of the first test split, by which the real-time factor is measured
-SPEED_UTTERANCES = 20
 # What is told of a teacher that is a run
 OF_TEACHER = (
     "method",
@@ -93,24 +93,18 @@ def evaluate(stage, figures, experiment, run_opts):
     known, counts = figures["splits"], folder / runs.ERRORS
     errors = read_json(counts) if counts.is_file() else {}
     searcher = make_searcher(experiment)
+    tokenizer = experiment.corpus.tokenizer
     brain = CTCBrain(
         {"student": experiment.student},
-        hparams={
-            **settings,
-            "tokenizer": experiment.corpus.tokenizer,
-            "searcher": searcher,
-        },
+        hparams={**settings, "tokenizer": tokenizer, "searcher": searcher},
         run_opts=run_opts,
     )
     for split, items in experiment.corpus.scored.items():
         if split in known and split in errors:
             continue
         data = make_dataset(items, experiment)
-        brain.evaluate(
-            make_dataloader(
-                data, batch_sampler=own_share(make_batches(data, settings))
-            )
-        )
+        batches = own_share(make_batches(data, settings))
+        brain.evaluate(make_dataloader(data, batch_sampler=batches))
         errors[split] = count_errors(brain.references, brain.hypotheses)
         known[split] = score(brain.references, brain.hypotheses)
         texts = {"": brain.hypotheses}
@@ -138,9 +132,8 @@ def add_latency(splits, experiment):
         if "latency" in splits[split]:
             continue
         data = make_dataset(items, experiment)
-        loader = make_dataloader(
-            data, batch_sampler=make_batches(data, experiment.settings)
-        )
+        batches = make_batches(data, experiment.settings)
+        loader = make_dataloader(data, batch_sampler=batches)
         ends = word_ends(source.model, loader, symbols, BLANK)
         splits[split]["latency"] = emission_latency(
             student,
@@ -153,13 +146,12 @@ def add_latency(splits, experiment):
 
 
 def _measure_speed(experiment):
-    """Real-time factor on a few utterances of the first test split."""
+    """Real-time factor on 20 utterances of the first test split."""
     split = experiment.corpus.splits["test"][0]
     data = make_dataset(experiment.corpus.scored[split], experiment)
-    count = min(len(data), SPEED_UTTERANCES)
     return real_time_factor(
         experiment.student.eval(),
-        [data[index]["sig"] for index in range(count)],
+        [data[index]["sig"] for index in range(min(len(data), 20))],
         experiment.student.features.sample_rate,
         BLANK,
     )
@@ -174,6 +166,23 @@ def _describe(teacher):
         found |= {"name": results["student"], "splits": last["splits"]}
         found |= {key: results[key] for key in OF_TEACHER}
     return found
+
+
+def _describe_machine(device):
+    """What decides the speed of a run."""
+    info = Path("/proc/cpuinfo")
+    text = info.read_text("utf-8") if info.is_file() else ""
+    # Only x86 processors have it.
+    model = re.search(r"^model name\s*: (.*)$", text, re.MULTILINE)
+    other = platform.processor() or platform.machine()
+    machine = {
+        "cpu": model[1].strip() if model else other,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if device.type == "cuda":
+        machine["gpu"] = torch.cuda.get_device_name(device)
+    return machine
 
 
 def save_results(stages, experiment):
@@ -217,6 +226,6 @@ def save_results(stages, experiment):
             "torch": torch.__version__,
             "python": platform.python_version(),
         },
-        "machine": describe_machine(next(student.parameters()).device),
+        "machine": _describe_machine(next(student.parameters()).device),
     }
     run_on_main(write_json, [experiment.folder / runs.RESULTS, results])

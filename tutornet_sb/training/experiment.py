@@ -1,14 +1,10 @@
 """An experiment: its settings, and what a run has found out so far."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import count
 from pathlib import Path
 from types import MappingProxyType
-
-from hyperpyyaml import resolve_references
 
 from tutornet_sb.distillation.pairs import Pair
 from tutornet_sb.distillation.taps import find_taps, select_taps
@@ -18,49 +14,31 @@ from tutornet_sb.networks.acoustic_model import AcousticModel
 from tutornet_sb.teachers.sources import TeacherSource
 from tutornet_sb.teachers.vocabulary import VocabularyMap
 from tutornet_sb.training.corpus import Corpus
-from tutornet_sb.training.settings import expand_home, load_experiment
-from tutornet_sb.training.stages import Stage, find_stages, name_method
+from tutornet_sb.training.settings import load_experiment
+from tutornet_sb.training.stages import Stage, find_stages
 from tutornet_sb.util.errors import SettingError
-from tutornet_sb.util.mappings import nest
 
 
 @dataclass
 class Experiment:
-    """Settings of a run, which are read-only, and what it has found out.
-
-    Attributes
-    ----------
-    main_file : pathlib.Path
-        YAML file of the experiment.
-    options : dict
-        Values given on the command line.
-    text : str
-        The settings as HyperPyYAML, references resolved.
-    settings : mapping
-        By key; objects are made.
-    epochs : dict of Stage to int
-        The stages in order, and the epochs of each.
-    corpus : Corpus, optional
-        Its utterances and tokenizer.
-    teacher : TeacherSource, optional
-        A finished run, or a pretrained model.
-    vocabulary : VocabularyMap, optional
-        From the teacher's symbols to the student's.
-    pairs : list of Pair
-        Layers that are matched by RKD.
-    head_frames : int
-        Frames on which the head is fitted after RKD.
-    """
+    """Settings of a run, which are read-only, and what it has found out."""
 
     main_file: Path
+    # Those of the command line
     options: dict
+    # The settings as HyperPyYAML, references resolved
     text: str
     settings: Mapping
+    # In the order of the stages
     epochs: dict[Stage, int]
     corpus: Corpus | None = None
+    # A finished run, or a pretrained model
     teacher: TeacherSource | None = None
+    # From the teacher's symbols to the student's
     vocabulary: VocabularyMap | None = None
+    # Layers that are matched by RKD
     pairs: list[Pair] = field(default_factory=list)
+    # On which the head is fitted after RKD
     head_frames: int = 0
 
     @classmethod
@@ -73,15 +51,11 @@ class Experiment:
         main_file = Path(main_file)
         if not main_file.is_file() and (recipe / main_file).is_file():
             main_file = recipe / main_file
-        values = options | {"recipe_folder": str(recipe)}
-        expand_home(values)
-        text, settings = load_experiment(
-            main_file, values, recipe / "hparams" / "base.yaml"
-        )
+        text, settings = load_experiment(main_file, options, recipe)
         return cls(
             main_file,
             dict(options),
-            resolve_references(text, nest(values)).read(),
+            text,
             MappingProxyType(settings),
             share_epochs(settings),
             head_frames=settings["rkd"]["head_frames"],
@@ -104,7 +78,7 @@ class Experiment:
     @property
     def method(self):
         """Its stages, joined, such as ``rkd+skd``."""
-        return name_method([stage.name for stage in self.epochs])
+        return "+".join(stage.name for stage in self.epochs)
 
     @property
     def distils(self):
@@ -179,14 +153,8 @@ def share_epochs(settings):
     share = settings["rkd"]["share"]
     first = round(epochs * share)
     if not 0 < first < epochs:
-        remedies = ["--rkd.share 0.5"] if epochs > 1 else []
-        if 0 < share < 1:
-            start = max(2, math.floor(0.5 / min(share, 1 - share)))
-            least = next(n for n in count(start) if 0 < round(n * share) < n)
-            remedies.insert(0, f"--epochs {least} or more")
-        remedy = ", or ".join(remedies)
         raise SettingError(
             f"rkd.share {share} of {epochs} epochs leaves a stage without any: "
-            f"give {remedy or '--epochs 2 or more and --rkd.share 0.5'}"
+            "give --rkd.share 0.5 and --epochs 2 or more"
         )
     return {stages[0]: first, stages[1]: epochs - first}

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import shutil
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from tutornet_sb.corpora.tokenizer import pieces
 from tutornet_sb.networks import runs
 from tutornet_sb.util import processes
+from tutornet_sb.util.composition import tag_of
 from tutornet_sb.util.errors import InputError, SettingError
 from tutornet_sb.util.files import (
     locked,
@@ -72,12 +73,11 @@ OF_TEACHER = (
 def working_in(folder):
     """Keep other processes of another call out of a run's folder."""
     run_on_main(_check_writable, [folder])
-    if processes.rank() == 0:
-        with locked(folder / LOCK, f"works in {folder}"):
+    with ExitStack() as stack:
+        if processes.rank() == 0:
+            lock = locked(folder / LOCK, f"works in {folder}")
+            stack.enter_context(lock)
             remove_unfinished(folder)
-            processes.wait_for_all()
-            yield
-    else:
         processes.wait_for_all()
         yield
 
@@ -96,14 +96,11 @@ def _check_writable(folder):
 
 def save_settings(experiment):
     """Save the settings, and the network alone, with all values filled in."""
-    folder = experiment.folder
-    there, now = compare(experiment)
-    if refuse_other(there, now, folder, experiment.settings):
-        # What an experiment has left that came to no checkpoint
-        shutil.rmtree(folder / runs.STAGES, ignore_errors=True)
-    yaml, path = YAML(), folder / runs.HYPERPARAMS
+    folder, yaml = experiment.folder, YAML()
+    _take_over(*compare(experiment), folder, experiment.settings)
     write_atomically(
-        path, lambda file: file.write_text(experiment.text, "utf-8")
+        folder / runs.HYPERPARAMS,
+        lambda file: file.write_text(experiment.text, "utf-8"),
     )
     network = yaml.load(experiment.text)["student"]
     write_atomically(
@@ -122,10 +119,8 @@ def save_corpus(experiment):
             "sha256": hashlib.sha256(content).hexdigest(),
         }
     path = folder / CORPUS
-    if path.is_file() and refuse_other(
-        read_json(path), now, folder, experiment.settings
-    ):
-        shutil.rmtree(folder / runs.STAGES, ignore_errors=True)
+    if path.is_file():
+        _take_over(read_json(path), now, folder, experiment.settings)
     write_json(path, now)
     write_atomically(
         folder / runs.TOKENIZER,
@@ -134,10 +129,7 @@ def save_corpus(experiment):
 
 
 def compare(experiment):
-    """Give what is compared of the folder's experiment and of this one.
-
-    Both by dotted keys.
-    """
+    """What is compared of the folder's experiment and of this one, flat."""
     path, yaml = experiment.folder / runs.HYPERPARAMS, YAML()
     texts = [experiment.text, experiment.text]
     if path.is_file():
@@ -145,6 +137,12 @@ def compare(experiment):
     return [
         _without(flatten(_plain(yaml.load(text))), CHANGEABLE) for text in texts
     ]
+
+
+def _take_over(there, now, folder, settings):
+    """Remove what another experiment has left that came to no checkpoint."""
+    if refuse_other(there, now, folder, settings):
+        shutil.rmtree(folder / runs.STAGES, ignore_errors=True)
 
 
 def _without(values, groups):
@@ -211,7 +209,7 @@ def _differences(there, now):
 
 def _plain(node):
     """A YAML tree in which tags count and comments do not."""
-    tag = getattr(getattr(node, "tag", None), "value", None)
+    tag = tag_of(node)
     if hasattr(node, "items"):
         node = {str(key): _plain(value) for key, value in node.items()}
         return node if tag is None else node | {"tag": tag}

@@ -14,25 +14,10 @@ def name_teacher(
     revision=None,
     kind=None,
 ):
-    """Name a teacher in the folder of a run.
+    """Name a teacher in the folder of a run, by the settings of ``teacher``.
 
-    Used as ``teacher_name: !applyref:tutornet_sb.training.names.name_teacher``.
-
-    Arguments
-    ---------
-    network, size : str
-        ``teacher.yaml``, the file of its network, and ``teacher.size``.
-    usual_size : str
-        That of the corpus.
-    folder, source, revision, kind : str, optional
-        ``teacher.folder`` and so on. With either of the first two, the network
-        does not count.
-
-    Returns
-    -------
-    str
-        The name of the file, with a size that is not the usual one; or that of
-        the folder or the source, with the beginning of a checksum.
+    By the file of its network, with a size that is not the usual one; or by
+    its folder or source, with the beginning of a checksum.
 
     Example
     -------
@@ -56,8 +41,6 @@ def name_teacher(
 
 def name_run(stages, student, teacher):
     """Name a run by its method, its student and its teacher if it has one.
-
-    Used as ``run_name: !applyref:tutornet_sb.training.names.name_run``.
 
     Example
     -------

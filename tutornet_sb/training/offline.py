@@ -31,13 +31,14 @@ STATISTICS = "hidden_statistics.json"
 ENCODINGS = "posteriors", "top_k", "hidden", "code_bytes"
 
 
-def fill_targets(experiment, sets, run_opts):
+def fill_targets(experiment, items, with_valid, run_opts):
     """Fill the target store with what it lacks, and return it.
 
-    ``sets`` are items by id, each with the speeds that the student is trained
-    at.
+    ``items`` are by id, each with the speeds that the student is trained at.
+    RKD needs the development set too, for it selects by its loss.
     """
     settings = experiment.settings
+    sets = [items, experiment.corpus.valid] if with_valid else [items]
     teacher = Teacher(
         experiment.teacher.model,
         teacher_taps(experiment.pairs),
@@ -90,25 +91,17 @@ def fill_targets_of(main_file, run_opts, options):
         )
     experiment.corpus = prepare_corpus(experiment.settings)
     match_symbols(experiment)
-    sets = [experiment.corpus.train]
-    if experiment.needs("hidden"):
-        sets.append(experiment.corpus.valid)
-    return fill_targets(experiment, sets, run_opts)
+    items, with_valid = experiment.corpus.train, experiment.needs("hidden")
+    return fill_targets(experiment, items, with_valid, run_opts)
 
 
 def make_teacher(stage, experiment, items, train, run_opts):
-    """Give a stage its teacher, and the seconds that its preparation took.
-
-    An online teacher encodes every batch. A stored one has encoded every
-    utterance once; what its store lacks is added.
-    """
+    """Give a stage its teacher, and the seconds that its preparation took."""
     settings = experiment.settings
     is_hidden = stage.teacher == "hidden"
     taps = teacher_taps(experiment.pairs) if is_hidden else ()
     if settings["targets"] == "store":
-        # RKD has no other figure to select by than its loss.
-        sets = [items, experiment.corpus.valid] if is_hidden else [items]
-        store = fill_targets(experiment, sets, run_opts)
+        store = fill_targets(experiment, items, is_hidden, run_opts)
         return StoredTeacher(store, taps), store.made["seconds"]
     teacher = Teacher(experiment.teacher.model, taps, experiment.vocabulary)
     if not is_hidden:
@@ -129,7 +122,6 @@ def _hidden_statistics(path, teacher, train, settings):
             teacher, train, settings["batch_seconds"], settings["num_workers"]
         )
         seconds = time.monotonic() - started
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"seconds": seconds, "statistics": statistics})
     return read_json(path)
 

@@ -1,28 +1,10 @@
 """Representation-level distillation, the initialisation of a student."""
 
-from typing import NamedTuple
-
 import torch
 
 from tutornet_sb.distillation.frame_weighting import name_weighting
 from tutornet_sb.distillation.taps import encode_with_taps
-from tutornet_sb.networks.acoustic_model import Encoding
 from tutornet_sb.training.brain import StageBrain
-
-
-class Representation(NamedTuple):
-    """A student's encoding and its hidden states in the teacher's space.
-
-    Attributes
-    ----------
-    encoding : Encoding
-        Of the student.
-    projected : list of torch.Tensor
-        One for each pair, ``(batch, frames, dim of the teacher's layer)``.
-    """
-
-    encoding: Encoding
-    projected: list
 
 
 class RKDBrain(StageBrain):
@@ -57,25 +39,25 @@ class RKDBrain(StageBrain):
         self.try_loss(self.hparams.representation_loss, torch.zeros(1, 1, 1))
 
     def compute_forward(self, batch, stage):
-        """Encode a batch and project it onto the teacher's hidden states."""
+        """Encode a batch, and project its hidden states for each pair.
+
+        Returns an Encoding, and a list of tensors of shape ``(batch, frames,
+        dim of the teacher's layer)``.
+        """
         encoding, hidden = encode_with_taps(
             self.modules.student,
             self.student_taps,
             *batch.to(self.device).sig,
         )
-        return Representation(encoding, self.modules.projector(hidden))
+        return encoding, self.modules.projector(hidden)
 
-    def compute_objectives(self, representation, batch, stage):
+    def compute_objectives(self, outputs, batch, stage):
         """Weighted squared error to the teacher's hidden states."""
-        given = self.modules.teacher.targets(batch)
-        targets = self.align(given, representation.encoding)
+        encoding, projections = outputs
+        targets = self.align(self.modules.teacher.targets(batch), encoding)
         representation_loss, terms = self.hparams.representation_loss, {}
         for name, pair, part, projected in zip(
-            self.names,
-            self.pairs,
-            self.parts,
-            representation.projected,
-            strict=True,
+            self.names, self.pairs, self.parts, projections, strict=True
         ):
             own = targets._replace(hidden=targets.hidden[..., part])
             terms[name] = (pair.weight, representation_loss(projected, own))
@@ -84,9 +66,15 @@ class RKDBrain(StageBrain):
             self.terms.add(f"{name}_square", square, self.size)
         return self.total(**terms)
 
-    def figures(self, stage_loss):
+    @property
+    def frame_weighting(self):
+        """Name of the frame weighting."""
+        weighting = self.hparams.representation_loss.weighting
+        return name_weighting(weighting, self.modules.teacher.symbols)
+
+    def figures(self):
         """Mean losses, relative ones, and errors of the codes of a store."""
-        figures = super().figures(stage_loss)
+        figures = super().figures()
         errors = self.modules.teacher.errors
         for name, pair in zip(self.names, self.pairs, strict=True):
             mean = figures.pop(f"{name}_mean")
@@ -94,19 +82,13 @@ class RKDBrain(StageBrain):
             constant = (square - mean.square()).mean().item()
             figures[f"{name}_relative"] = figures[name] / constant
             if pair.teacher in errors:
-                weighting = name_weighting(
-                    self.hparams.representation_loss.weighting,
-                    self.modules.teacher.symbols,
-                )
-                figures[f"{name}_codes"] = errors[pair.teacher][weighting]
+                by_weighting = errors[pair.teacher]
+                figures[f"{name}_codes"] = by_weighting[self.frame_weighting]
         return figures
 
     def finish(self, valid_set):
         """Give which layers were matched, and by which frame weighting, too."""
         return super().finish(valid_set) | {
             "pairs": [pair._asdict() for pair in self.pairs],
-            "frame_weighting": name_weighting(
-                self.hparams.representation_loss.weighting,
-                self.modules.teacher.symbols,
-            ),
+            "frame_weighting": self.frame_weighting,
         }

@@ -8,7 +8,7 @@ import inspect
 import os
 import pydoc
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 from pydantic import (
@@ -62,7 +62,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 def one_of(registry):
-    """Make a check of names in a registry, as it is when a value is read."""
+    """Make a text type of the names that a registry has when it is read."""
 
     def check(name):
         if name not in registry:
@@ -74,7 +74,7 @@ def one_of(registry):
             )
         return name
 
-    return AfterValidator(check)
+    return Annotated[str, AfterValidator(check)]
 
 
 def _check_tables(value):
@@ -118,7 +118,7 @@ class CorpusSettings(Group):
     valid_splits: Texts | None
     test_splits: Texts | None
     untranscribed_splits: list[Text]
-    tokenizer_type: Literal["char", "bpe", "unigram"]
+    tokenizer_type: one_of(["char", "bpe", "unigram"])
     vocab_size: Annotated[int, Field(ge=2)] | None
     model_size: Text
     teacher_epochs: Count
@@ -156,7 +156,7 @@ class TeacherSettings(Group):
     folder: Text | None
     source: Text | None
     revision: Text | None
-    kind: Literal[tuple(KINDS)] | None
+    kind: one_of(KINDS) | None
     trust_remote_code: bool
 
 
@@ -164,9 +164,9 @@ class StoreSettings(Group):
     """How targets are stored."""
 
     folder: Text | None
-    posteriors: Literal[POSTERIORS]
+    posteriors: one_of(POSTERIORS)
     top_k: Count
-    hidden: Literal[HIDDEN]
+    hidden: one_of(HIDDEN)
     code_bytes: Count
 
 
@@ -175,7 +175,7 @@ class RKDSettings(Group):
 
     share: Share
     pairs: Annotated[Any, AfterValidator(_check_pairs)]
-    frame_weighting: Annotated[str, one_of(FRAME_WEIGHTINGS)] | None
+    frame_weighting: one_of(FRAME_WEIGHTINGS) | None
     projector_hidden: Count | None
     head_frames: Index
 
@@ -183,7 +183,7 @@ class RKDSettings(Group):
 class SKDSettings(Group):
     """Softmax-level distillation."""
 
-    loss: Annotated[str, one_of(SOFTMAX_LOSSES)]
+    loss: one_of(SOFTMAX_LOSSES)
     temperature: Positive
     tolerance: Index
     selection: Index | None
@@ -206,7 +206,7 @@ class Settings(BaseModel):
 
     seed: Index
     stages: Annotated[list[str], AfterValidator(find_stages)]
-    role: Literal["teacher", "baseline", "student"] | None
+    role: one_of(["teacher", "baseline", "student"]) | None
     recipe_folder: Text
     corpus_yaml: Text
     corpus_overrides: dict
@@ -226,7 +226,7 @@ class Settings(BaseModel):
     baseline_folder: Text
     compute_matched_to: Texts | None
     teacher: TeacherSettings
-    targets: Literal["online", "store"]
+    targets: one_of(["online", "store"])
     store: StoreSettings
     epochs: Count
     batch_seconds: Positive
@@ -246,34 +246,15 @@ class Settings(BaseModel):
     decoding: DecodingSettings
 
 
-def load_experiment(path, overrides, base):
+def load_experiment(path, overrides, recipe):
     """Read an experiment, check its values, and make what it describes.
 
-    Arguments
-    ---------
-    path : str or pathlib.Path
-        Main file.
-    overrides : dict
-        Values that replace those of the file.
-    base : str or pathlib.Path
-        The recipe's base.yaml, which gives a value for every key there is.
-
-    Returns
-    -------
-    text : str
-        HyperPyYAML text, its references not resolved.
-    settings : dict
-        The values.
-
-    Raises
-    ------
-    SettingError
-        With all that is wrong with the values in ``faults``; or if what they
-        describe cannot be made.
+    Arguments and errors are those of :func:`resolve_experiment`. Returns the
+    text of that and the dict of its values.
     """
-    text, resolved = resolve_experiment(path, overrides, base)
+    text = resolve_experiment(path, overrides, recipe)
     try:
-        return text, load_hyperpyyaml(resolved)
+        return text, load_hyperpyyaml(text)
     except SettingError:
         raise
     # Of values that somebody made up, all kinds of errors
@@ -281,15 +262,35 @@ def load_experiment(path, overrides, base):
         raise SettingError(f"{path}: {one_line(error)}") from error
 
 
-def resolve_experiment(path, overrides, base):
+def resolve_experiment(path, overrides, recipe):
     """Read an experiment and check its values, but make and run nothing.
 
-    The modules that its tags name are imported. Arguments and errors are those
-    of :func:`load_experiment`. Returns its text twice: as it is, and with all
-    references resolved.
+    The modules that its tags name are imported.
+
+    Arguments
+    ---------
+    path : str or pathlib.Path
+        Main file.
+    overrides : dict
+        Values that replace those of the file.
+    recipe : pathlib.Path
+        Folder, whose base.yaml gives a value for every key there is.
+
+    Returns
+    -------
+    str
+        HyperPyYAML text with all references resolved.
+
+    Raises
+    ------
+    SettingError
+        With all that is wrong with the values in ``faults``.
     """
+    base = recipe / "hparams" / "base.yaml"
     content, known, faults = read_merged(path), read_merged(base), []
-    expand_home(content)
+    overrides = overrides | {"recipe_folder": str(recipe)}
+    _expand_home(content)
+    _expand_home(overrides)
     missing = [key for key in known if key not in content]
     if missing:
         raise SettingError(
@@ -310,12 +311,11 @@ def resolve_experiment(path, overrides, base):
         faults += found
         if not found:
             usable[key] = value
-    text = dump(content)
     # It reads files that are swapped by name: of values that somebody made up,
     # all kinds of errors.
     try:
-        resolved = resolve_references(text, usable).read()
-        tree = YAML().load(resolved)
+        text = resolve_references(dump(content), usable).read()
+        tree = YAML().load(text)
     except Exception as error:
         faults += getattr(error, "faults", [f"{path}: {one_line(error)}"])
         tree = _without_tags(content | usable)
@@ -323,7 +323,7 @@ def resolve_experiment(path, overrides, base):
     faults += find_call_faults(tree)
     if faults:
         raise SettingError(*faults)
-    return text, resolved
+    return text
 
 
 def _without_tags(tree):
@@ -341,7 +341,9 @@ def _find_unknown(prefix, key, value, content, known):
     is_group = is_mapping(old) and known.get(key)
     if key not in content:
         names = [*content, *RunOptions.__dataclass_fields__]
-        names += [f"{k}.{n}" for k in content for n in _inner(content[k])]
+        for group, inner in content.items():
+            if is_mapping(inner):
+                names += [f"{group}.{name}" for name in inner]
         yield f"{option}: there is no such value; {nearest(key, names)}"
     elif hasattr(value, "items") and not hasattr(old, "items"):
         yield (
@@ -355,15 +357,11 @@ def _find_unknown(prefix, key, value, content, known):
             yield from _find_unknown(f"{option}.", name, inner, old, known[key])
 
 
-def _inner(value):
-    return value if is_mapping(value) else ()
-
-
-def expand_home(values):
+def _expand_home(values):
     """Replace ~ at the beginning of paths, as a shell does before a space."""
     for key, value in values.items():
         if is_mapping(value):
-            expand_home(value)
+            _expand_home(value)
         elif PATH.search(key.split(".")[-1]) and isinstance(value, str):
             values[key] = os.path.expanduser(value)
 
@@ -427,29 +425,19 @@ def _describe(fault, corpus_file):
     for theirs, ours in WORDS.items():
         text = re.sub(theirs, ours, text)
     shown = repr(list(value) if isinstance(value, list) else value)
-    hint = nearest(value, re.findall("'(.*?)'", context.get("expected", "")))
-    hint = f"; {hint}" if hint.endswith("?") else ""
-    return f"{path} {text}, got {shown}{hint}"
+    return f"{path} {text}, got {shown}"
 
 
-def check_calls(node):
-    """Raise SettingError if calls in a resolved YAML tree cannot be made.
+def find_call_faults(node, path=""):
+    """Faults of calls in a resolved YAML tree: no such callable or argument.
 
     Example
     -------
     >>> text = "layer: !new:torch.nn.Linear {in_features: 2, out_featurs: 3}"
-    >>> check_calls(YAML().load(text))
-    Traceback (most recent call last):
-    ...
-    tutornet_sb.util.errors.SettingError: layer.out_featurs: torch.nn.Linear \
-takes no such argument; did you mean out_features?
+    >>> print(*find_call_faults(YAML().load(text)))
+    layer.out_featurs: torch.nn.Linear takes no such argument; did you mean \
+out_features?
     """
-    if faults := list(find_call_faults(node)):
-        raise SettingError(*faults)
-
-
-def find_call_faults(node, path=""):
-    """Faults of calls in a resolved YAML tree: no such callable or argument."""
     kind, _, name = (tag_of(node) or "").partition(":")
     if f"{kind}:" in CALLS:
         try:
@@ -515,8 +503,7 @@ def _locate(name, path):
 def describe_options(base):
     """Options of a recipe, in the order of its files: (name, default, help).
 
-    The help is the comment above a key in base.yaml or a file it extends.
-    Values that calls make are no options.
+    The help is the comment above a key. What calls make are no options.
     """
     comments = {}
     for path, _ in read_files(base):

@@ -5,7 +5,6 @@ import torch
 
 from tutornet_sb.distillation.alignment import count_symbols
 from tutornet_sb.training.ctc import CTCBrain
-from tutornet_sb.util.errors import InputError
 
 
 class SKDBrain(CTCBrain):
@@ -32,36 +31,23 @@ class SKDBrain(CTCBrain):
     def __init__(self, modules, hparams, **kwargs):
         super().__init__(modules, hparams, **kwargs)
         self.ctc_weight = self.hparams.skd["ctc_weight"]
-        if not (self.ctc_weight or self.hparams.skd["weight_final"]):
-            raise InputError(
-                "skd.ctc_weight and skd.weight_final are both 0, so the last "
-                "epoch would have no loss: give --skd.weight_final 1 too"
-            )
         logits = torch.zeros(1, 1, self.modules.teacher.symbols)
         self.try_loss(self.hparams.softmax_loss, logits)
 
     def compute_objectives(self, encodings, batch, stage):
         """Sum of the CTC and the SKD term; CTC alone outside training.
 
-        Arguments
-        ---------
-        encodings : list of Encoding
-            From ``compute_forward``.
-        batch : speechbrain.dataio.batch.PaddedBatch
-            With ``sig``, ``tokens`` and, unless all are, ``transcribed``.
-        stage : speechbrain.Stage
-            The teacher is asked in training only.
-
-        Returns
-        -------
-        torch.Tensor
-            Scalar (nats per utterance).
+        Without ``transcribed`` in the batch, all utterances are. In nats per
+        utterance.
         """
         if stage != sb.Stage.TRAIN:
             return super().compute_objectives(encodings, batch, stage)
         given = self.modules.teacher.targets(batch)
         targets = self.align(given, encodings[0])
-        self.note_left_out(given, targets)
+        if targets.posterior_mask is not None:
+            known, in_all = map(count_symbols, (targets, given))
+            left_out = 100 * (1 - known / in_all.clamp(min=1))
+            self.terms.add("skd_left_out", left_out, self.size)
         weights = {
             True: ("skd", self.skd_weight),
             False: ("skd_untranscribed", self.hparams.skd["weight"]),
@@ -86,22 +72,6 @@ class SKDBrain(CTCBrain):
                     ctc = self.ctc(encoding, batch, part)
                     terms[f"ctc{end}"] = (share * self.ctc_weight, ctc)
         return self.total(**terms)
-
-    def note_left_out(self, given, targets):
-        """Log the percentage of the teacher's symbols without an SKD term.
-
-        Arguments
-        ---------
-        given : TeacherTargets
-            On the teacher's frames.
-        targets : TeacherTargets
-            On the student's frames.
-        """
-        if targets.posterior_mask is None:
-            return
-        known, in_all = map(count_symbols, (targets, given))
-        left = 100 * (1 - known / in_all.clamp(min=1))
-        self.terms.add("skd_left_out", left, self.size)
 
     @property
     def skd_weight(self):

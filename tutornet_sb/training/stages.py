@@ -92,10 +92,7 @@ STAGES = {
 def find_stages(names):
     """Give the stages of an experiment, in order.
 
-    Raises
-    ------
-    SettingError
-        If one does not exist, or cannot follow the one before it.
+    Raises SettingError if one does not exist, or cannot follow another.
     """
     unknown = [name for name in names if name not in STAGES]
     if unknown or not names:
@@ -113,23 +110,11 @@ def find_stages(names):
     return [first, *following]
 
 
-def name_method(names):
-    """Name a method by its stages.
-
-    Example
-    -------
-    >>> name_method(["rkd", "skd"])
-    'rkd+skd'
-    """
-    return "+".join(names)
-
-
 def list_methods():
-    """All methods there are."""
-    chains = [[name] for name in STAGES] + [
-        [first.name, second.name]
+    """All methods there are: names of stages, joined by ``+``."""
+    return list(STAGES) + [
+        f"{first.name}+{second.name}"
         for first in STAGES.values()
         for second in STAGES.values()
         if first.initialises and not second.initialises
     ]
-    return list(map(name_method, chains))

@@ -73,8 +73,7 @@ def find_teacher(experiment, run_opts):
     folder = teacher_folder(settings)
     finished = runs.is_finished(folder)
     if not experiment.distils:
-        # The words of a streaming baseline are timed by the teacher, if there
-        # is one.
+        # It times the words of a streaming baseline.
         if finished and can_stream(experiment.student):
             set_teacher(experiment, run_opts)
         return None
@@ -82,8 +81,7 @@ def find_teacher(experiment, run_opts):
     if settings["teacher"]["source"] is None and not given:
         teacher = load_teacher_experiment(experiment)
         if not finished:
-            there, now = compare(teacher)
-            refuse_other(there, now, folder, teacher.settings)
+            refuse_other(*compare(teacher), folder, teacher.settings)
             # With random weights it can be asked for its layers already.
             check_teacher(folder, teacher.student, True, experiment)
             return teacher

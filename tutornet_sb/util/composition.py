@@ -1,10 +1,10 @@
 """Experiments composed of several YAML files, one for each choice.
 
-HyperPyYAML's own ``!include`` cannot be swapped from the command line without
+HyperPyYAML's ``!include`` cannot be swapped from the command line without
 losing the overrides beside it, so files are composed here: main files by
-:func:`read_experiment`, networks and corpora by :func:`include`. Any of them
-may extend others of its kind: ``extends: base.yaml``, or a list, of which later
-files win; its own keys win over all. Mappings without a tag are merged.
+:func:`read_experiment`, networks and corpora by :func:`include`. Either may
+extend others: ``extends: base.yaml``, or a list, of which later files win; its
+own keys win over all. Mappings without a tag are merged.
 """
 
 import re
@@ -43,36 +43,24 @@ def dump(content):
 
 
 def include(path, folder, size="full", overrides=None, **fixed):
-    """Read a network or a corpus such that the file can be swapped by name.
-
-    Used as ``student: !applyref:tutornet_sb.util.composition.include``.
+    """Read a network or a corpus, whose file can be swapped by name.
 
     Arguments
     ---------
     path : str or pathlib.Path
         HyperPyYAML file, relative to the working folder or to ``folder``.
     folder : str or pathlib.Path
-        Folder of the recipe.
+        That of the recipe.
     size : str
         ``full`` for the values at the top of the file, or the name of a mapping
         in it, which replaces some of them.
-    overrides : dict, optional
-        Values that replace those of the file; a key must be in the file.
-    **fixed
-        The same, for values that the including file decides.
+    overrides, **fixed
+        Values of keys of the file, which replace them.
 
     Returns
     -------
     ruamel.yaml.comments.CommentedMap
-        The file with its references resolved and its tags kept.
-
-    Raises
-    ------
-    MissingFileError
-        If there is no such file, or it extends one that is missing.
-    SettingError
-        If the file is no valid YAML, has no such size, has a key that nothing
-        uses, or lacks an overridden key.
+        Its references are resolved and its tags kept.
 
     Example
     -------
@@ -81,14 +69,7 @@ def include(path, folder, size="full", overrides=None, **fixed):
     >>> include(lstm, ".", "small")["cells"]
     96
     """
-    found = Path(path)
-    if not found.is_file():
-        found = Path(folder) / path
-    if not found.is_file():
-        raise MissingFileError(
-            f"{path} is neither in the working folder nor in {folder}"
-            + _nearest_file(found)
-        )
+    found = Path(path) if Path(path).is_file() else Path(folder) / path
     content = read_merged(found)
     sizes, faults = find_sizes(content), []
     for name in sizes:
@@ -101,21 +82,20 @@ def include(path, folder, size="full", overrides=None, **fixed):
             for key in content
             if key not in used
         ]
-    values = {}
+    values, overrides = {}, overrides or {}
     if size != "full":
         if not hasattr(content.get(size), "items"):
             raise SettingError(
                 f"{found} has no size '{size}', no such mapping; "
                 + nearest(size, ["full", *sizes])
             )
-        values.update(content[size])
-    if not hasattr(overrides or {}, "items"):
+        values = content[size]
+    if not hasattr(overrides, "items"):
         raise SettingError(
             f"overrides of {found} must be a mapping such as "
             f'"{{{next(iter(content))}: VALUE}}", got {overrides!r}'
         )
-    values.update(overrides or {})
-    values.update(fixed)
+    values = {**values, **overrides, **fixed}
     faults += _find_unknown(values, content, found)
     if faults:
         raise SettingError(*faults)
@@ -148,7 +128,7 @@ def find_sizes(content):
     return [
         key
         for key, value in content.items()
-        if hasattr(value, "items") and not tag_of(value) and key not in used
+        if is_mapping(value) and key not in used
     ]
 
 
@@ -162,7 +142,7 @@ def find_references(node):
     ['b', 'd']
     """
     if hasattr(node, "values"):
-        return set().union(*map(find_references, node.values()))
+        node = list(node.values())
     if isinstance(node, list):
         return set().union(*map(find_references, node))
     if tag_of(node) not in ("!ref", "!copy"):
@@ -203,8 +183,7 @@ def read_files(path, above=()):
     """
     path, content = Path(path), read_mapping(path)
     above = {*above, path.resolve()}
-    parents = content.pop("extends", [])
-    files = []
+    parents, files = content.pop("extends", []), []
     for parent in parents if isinstance(parents, list) else [parents]:
         base = path.parent / str(parent)
         if not base.is_file():
@@ -220,9 +199,7 @@ def read_files(path, above=()):
 def read_mapping(path):
     """Read a YAML file, which must be a mapping; tags are kept."""
     if not Path(path).is_file():
-        raise MissingFileError(
-            f"no such YAML file: {path}{_nearest_file(path)}"
-        )
+        raise MissingFileError(f"no YAML file {path}{_nearest_file(path)}")
     try:
         content = YAML().load(Path(path).read_text(encoding="utf-8"))
     except YAMLError as error:
@@ -271,4 +248,4 @@ def _nearest_file(path):
     """Suggest one of the files beside a missing one."""
     path = Path(path)
     names = [file.name for file in path.parent.glob(f"*{path.suffix}")]
-    return f"; {nearest(path.name, names)}" if names else ""
+    return f"; {nearest(path.name, names)}"

@@ -8,7 +8,7 @@ import sys
 import traceback
 from contextlib import contextmanager
 
-from tutornet_sb.util.redaction import mute_http_clients
+from tutornet_sb.util.redaction import hide_secrets, mute_http_clients
 
 # Exit codes
 UNEXPECTED, BAD_INPUT = 1, 2
@@ -41,10 +41,6 @@ class MissingFileError(SettingError, FileNotFoundError):
 
 class OccupiedError(InputError, FileExistsError):
     """A folder or file that would be written holds something else."""
-
-
-class FullDiskError(InputError, OSError):
-    """Nothing more can be written; the message says what stays."""
 
 
 class OtherProcessError(RuntimeError):
@@ -135,6 +131,18 @@ def one_line(error):
         # A data loader passes on the traceback, which ends with the message.
         text = text.strip().splitlines()[-1].partition(": ")[2]
     return " ".join(text.split())
+
+
+def first_line(error):
+    r"""First line of the message of an error of a library, without secrets.
+
+    Example
+    -------
+    >>> first_line(ValueError("too long. Details:\n..."))
+    'too long. Details:'
+    """
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return hide_secrets(line)
 
 
 def yaml_problem(error):

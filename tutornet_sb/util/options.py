@@ -16,8 +16,6 @@ from speechbrain.utils.run_opts import RunOptions
 
 from tutornet_sb.util.errors import SettingError
 
-# Takes the place of #, which would begin a comment in YAML.
-_HASH = "\ue000"
 # Options of SpeechBrain's short trial runs, whose stages would look finished
 NOT_OFFERED = "debug_batches", "debug_epochs", "debug_persistently", "test_only"
 
@@ -89,7 +87,7 @@ def read_options(words):
         except YAMLError as error:
             raise SettingError(
                 f"--{key}: {text}: {error.problem or error}: quote a value "
-                "that has braces or blanks"
+                "that has braces, blanks or #"
             ) from None
     return values
 
@@ -107,15 +105,18 @@ def read_value(text):
     'run #2: a=b'
     """
     is_flow = text.startswith(("[", "{"))
+    is_quoted = text.startswith(('"', "'", "!"))
+    # In YAML the rest would be a comment.
+    if not (is_flow or is_quoted) and " #" in f" {text}":
+        return text
     try:
-        value = YAML().load(text.replace("#", _HASH))
+        value = YAML().load(text)
     except YAMLError:
         if is_flow:
             raise
         return text
-    is_quoted = text.startswith(('"', "'", "!"))
     if is_flow or is_quoted or isinstance(value, bool | int | float | None):
-        return _with_hashes(value)
+        return value
     return text
 
 
@@ -133,19 +134,3 @@ def write_value(value):
                 return value
     # JSON is YAML too.
     return json.dumps(value, ensure_ascii=False)
-
-
-def _with_hashes(value):
-    """Put # back into all texts of a YAML tree."""
-    if isinstance(value, str):
-        return value.replace(_HASH, "#")
-    if hasattr(value, "items"):
-        for key in list(value):
-            item = _with_hashes(value.pop(key))
-            value[_with_hashes(key)] = item
-    elif isinstance(value, list):
-        value[:] = [_with_hashes(item) for item in value]
-    elif hasattr(value, "value"):
-        # A text with a tag
-        value.value = _with_hashes(value.value)
-    return value

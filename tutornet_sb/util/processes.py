@@ -13,11 +13,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
-from speechbrain.utils.checkpoints import (
-    mark_as_loader,
-    mark_as_saver,
-    register_checkpoint_hooks,
-)
 from speechbrain.utils.distributed import (
     MainProcessContext,
     ddp_prevent_block,
@@ -26,7 +21,6 @@ from speechbrain.utils.distributed import (
 )
 
 from tutornet_sb.util.errors import InputError, OtherProcessError, SettingError
-from tutornet_sb.util.files import read_json, write_json
 
 # The main process may work alone for days. One that dies is noticed without a
 # limit, by its closed connections.
@@ -57,8 +51,7 @@ def rank():
 
 @functools.lru_cache(maxsize=1)
 def _group(world):
-    """Processes of a group that wait for each other without a time limit."""
-    del world  # A key of the cache
+    """The processes of ``world``, waiting for each other without a limit."""
     return torch.distributed.new_group(backend="gloo", timeout=NO_LIMIT)
 
 
@@ -70,9 +63,9 @@ def _call(collective, *args, **kwargs):
 def run_on_main(func, args=(), kwargs=None):
     """Call a function in the main process while the others wait.
 
-    As SpeechBrain's, but however long it takes; every process gets the result,
-    which must be picklable. An error in the main process raises
-    OtherProcessError in the others. ``func`` may call this function in turn.
+    However long it takes; all get the result, which must be picklable. An error
+    in the main process raises OtherProcessError in the others. ``func`` may
+    call this function in turn.
 
     Example
     -------
@@ -83,15 +76,15 @@ def run_on_main(func, args=(), kwargs=None):
     if ddp_prevent_block():
         return func(*args, **kwargs)
     answer = [None, None]
-    if rank() == 0:
-        try:
+    try:
+        if rank() == 0:
             with MainProcessContext():
                 answer[0] = func(*args, **kwargs)
-        except BaseException as error:
-            answer[1] = f"{type(error).__name__}: {error}"
-            _call(torch.distributed.broadcast_object_list, answer, src=0)
-            raise
-    _call(torch.distributed.broadcast_object_list, answer, src=0)
+    except BaseException as error:
+        answer[1] = f"{type(error).__name__}: {error}"
+        raise
+    finally:
+        _call(torch.distributed.broadcast_object_list, answer, src=0)
     if answer[1] is not None:
         raise OtherProcessError(f"the main process has failed: {answer[1]}")
     return answer[0]
@@ -177,9 +170,9 @@ def is_lost_connection(error):
 def ending_together():
     """End all processes well, and let the one that failed first be reported.
 
-    When one has failed, ``torchrun`` ends the others. A process beside the main
-    one leaves the report to that if it fails too, and one whose connection is
-    lost leaves it to whichever has failed (OtherProcessError).
+    When one has failed, ``torchrun`` ends the others. One beside the main
+    process leaves the report to that if it fails too, and one whose connection
+    is lost leaves it to whichever has failed (OtherProcessError).
     """
     try:
         yield
@@ -233,33 +226,3 @@ def _main_ends():
 
 def _store():
     return torch.distributed.distributed_c10d._get_default_store()
-
-
-@register_checkpoint_hooks
-class StepSize:
-    """What decides the size of an optimizer step, which must not change.
-
-    With more processes an epoch has fewer steps: the learning rate would not
-    end where it should, and within an epoch some batches would be left out.
-    """
-
-    def __init__(self, grad_accumulation_factor):
-        self.content = {
-            "processes": count(),
-            "grad_accumulation_factor": grad_accumulation_factor,
-        }
-
-    @mark_as_saver
-    def _save(self, path):
-        write_json(path, self.content)
-
-    @mark_as_loader
-    def _load(self, path, end_of_epoch=False):
-        del end_of_epoch
-        for name, before in read_json(path).items():
-            if self.content[name] != before:
-                raise InputError(
-                    f"this stage was begun with {name}: {before}, and now it "
-                    f"is {self.content[name]}: use as many, or begin the stage "
-                    f"anew by deleting {Path(path).parent.parent}"
-                )

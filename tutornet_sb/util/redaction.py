@@ -32,15 +32,3 @@ def hide_secrets(text):
     except (errors.OIDCError, errors.DeviceCodeError):
         token = None
     return text.replace(token, "<token>") if token else text
-
-
-def first_line(error):
-    r"""First line of the message of an error, without secrets.
-
-    Example
-    -------
-    >>> first_line(ValueError("too long. Details:\n..."))
-    'too long. Details:'
-    """
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return hide_secrets(line)
