@@ -33,6 +33,8 @@ from tutornet_sb.util.files import read_json
 
 GAINS = -30, -20, -12, -6, 0, 6  # dB
 OFFSET = 0.05
+# Of the corpus and of all models (Hz)
+RATE = 16000
 SNR = 30  # dB
 
 
@@ -77,7 +79,10 @@ def read(data, split):
     with tempfile.TemporaryDirectory() as folder:
         paths = prepare_librispeech(root, folder, splits=[split])
         items = read_manifest(paths[split], root).values()
-    return [Utterance(item["wav"], item["wrd"]) for item in items]
+    return [
+        Utterance(item["wav"], item["wrd"], float(item["duration"]), RATE)
+        for item in items
+    ]
 
 
 def main():

@@ -22,7 +22,7 @@ def layers(
 ):
     """List the layers of a model, and which of them can be paired.
 
-    Shapes are those of the layers' outputs; frames lie so many ms apart.
+    Shapes are those of the layers' outputs; the period of frames is in ms.
     """
     with running("layers"):
         from tutornet_sb.distillation.taps import list_layers

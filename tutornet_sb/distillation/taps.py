@@ -16,8 +16,8 @@ from tutornet_sb.networks.acoustic_model import (
 )
 from tutornet_sb.util.errors import InputError, one_line
 
-# The longer of the two waveforms a model is probed with lasts so many of its
-# frames more: layers of twice to six times its rate, or half to a sixth of it,
+# Number of frames by which one of the two waveforms that a model is probed with
+# is longer: layers of twice to six times its rate, or half to a sixth of it,
 # then differ by whole frames too.
 MORE_FRAMES = 12
 SHORT_SECONDS = 0.5

@@ -198,7 +198,7 @@ def resample(blocks, ratio, zeros=6, rolloff=0.99):
     """Resample a waveform that comes in blocks, ``(samples,)`` each.
 
     By Hann-windowed sinc functions, as ``torchaudio.transforms.Resample``, with
-    so many zero crossings to each side. The ratio is its sample rate over the
+    `zeros` zero crossings to each side. The ratio is its sample rate over the
     new one, a fraction, and the rolloff that of the lower Nyquist frequency.
     """
     if ratio == 1:

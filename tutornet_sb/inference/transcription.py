@@ -51,7 +51,7 @@ class Word(NamedTuple):
 
 
 class Transcript(NamedTuple):
-    """The transcript of a file of so many seconds.
+    """The transcript of a file and its length in seconds.
 
     The confidence is ``P(y|x)^(1/n)`` of its ``n`` symbols, as in
     ``pseudo_labels.transcribe``; ``P(y|x)`` is the product over the segments.
@@ -226,7 +226,7 @@ class FileDecoder:
             self._held = [held[cut:].clone()]
 
     def finish(self, file, duration):
-        """Return the ``Transcript`` of a file of so many seconds."""
+        """Return the ``Transcript`` of a file of `duration` seconds."""
         if self._read > self._done:
             self._close(torch.cat(self._held))
         found = self._greedy if self._searcher is None else self._searched

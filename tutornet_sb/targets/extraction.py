@@ -283,7 +283,7 @@ def _sample(extract, teacher, keys):
     )
     generator = torch.Generator().manual_seed(0)
     order = torch.randperm(len(keys), generator=generator).tolist()
-    # Few at a time, since only so many frames are wanted.
+    # Few at a time: the sample is a small part of most corpora.
     found, frames = [], 0
     for begin in range(0, len(order), 64):
         few = [keys[i] for i in order[begin : begin + 64]]

@@ -75,7 +75,7 @@ def make_dataset(items, experiment, stored=None, epochs=None):
 
 
 def make_batches(data, settings, shuffle=False):
-    """Batch utterances of similar length, so many seconds at a time."""
+    """Batch utterances of similar length, ``batch_seconds`` at a time."""
     return DynamicBatchSampler(
         data,
         max_batch_length=settings["batch_seconds"],
