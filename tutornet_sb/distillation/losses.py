@@ -146,8 +146,8 @@ class SoftmaxLoss(torch.nn.Module):
     is over the pairs of frames of the cheapest monotone alignment of teacher
     and student that pairs no frames further apart, see :func:`warped_loss`: a
     student may spike that much earlier or later, but may neither omit nor
-    insert a spike. With a `selection`, only frames within that distance of
-    the teacher's spikes have a cost, see :func:`select_frames`. The guided loss has
+    insert a spike. With a `selection`, only frames within that distance of the
+    teacher's spikes have a cost, see :func:`select_frames`. The guided loss has
     a selection of its own, and no temperature.
 
     Example
