@@ -7,6 +7,7 @@ in float32 or wider.
 """
 
 from functools import partial
+from itertools import pairwise
 
 import torch
 
@@ -208,21 +209,18 @@ def _check_shapes(student_name, student, teacher_name, teacher, last):
         )
 
 
-def frames_needed(tokens, token_lengths):
-    """Frames that CTC needs for transcripts, ``(batch,)``.
+def frames_needed(tokens):
+    """Frames that CTC needs for a transcript, a list of symbols.
 
     One for every symbol and one for the blank between equal neighbours (Graves
-    et al., ICML 2006), of padded transcripts ``(batch, tokens)`` with their
-    lengths ``(batch,)``.
+    et al., ICML 2006).
 
     Example
     -------
-    >>> frames_needed(torch.tensor([[2, 2, 3, 3]]), torch.tensor([4]))
-    tensor([6])
+    >>> frames_needed([2, 2, 3, 3])
+    6
     """
-    equal = tokens[:, 1:] == tokens[:, :-1]
-    mask = frame_mask(token_lengths, tokens.shape[1])[:, 1:]
-    return token_lengths + (equal & mask).sum(-1)
+    return len(tokens) + sum(a == b for a, b in pairwise(tokens))
 
 
 def ctc_loss(logits, tokens, lengths, token_lengths):

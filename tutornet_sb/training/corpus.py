@@ -296,7 +296,7 @@ def fit_for_ctc(items, tokenizer, student, listing):
         symbols = symbols_of(ids, tokenizer)
         if len(symbols) < len(ids):
             unknown.append(key)
-        needed = frames_needed(symbols).item()
+        needed = frames_needed(symbols)
         samples = round(float(item["duration"]) * student.features.sample_rate)
         # As many as the resampler makes of them
         frames = {

@@ -43,6 +43,10 @@ class OccupiedError(InputError, FileExistsError):
     """A folder or file that would be written holds something else."""
 
 
+class FullDiskError(InputError, OSError):
+    """Nothing more can be written; the message says what stays."""
+
+
 class OtherProcessError(RuntimeError):
     """Another process has failed, and this one cannot continue without it."""
 
