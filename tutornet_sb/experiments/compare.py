@@ -3,6 +3,7 @@
 import contextlib
 import os
 import statistics
+from pathlib import Path
 
 from tutornet_sb.experiments.groups import group
 from tutornet_sb.util.errors import InputError
@@ -71,6 +72,14 @@ def short_table(folders, width=100):
     )
 
 
+def _from_here(folder):
+    """Path from the working folder, of what is in it."""
+    here = Path.cwd()
+    if folder.is_relative_to(here):
+        folder = folder.relative_to(here)
+    return str(folder)
+
+
 def _columns(groups):
     """Cells of all rows by column, and the folder that holds all runs."""
     columns = {
@@ -97,7 +106,7 @@ def _columns(groups):
                 "-" if time is None else f"{time:.0f}" for time in times
             ]
     places = [
-        str(first.parent if more else first)
+        _from_here(first.parent if more else first)
         for first, *more in (found.folders for found in groups)
     ]
     shared = None
