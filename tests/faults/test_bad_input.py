@@ -992,7 +992,7 @@ CASES = {
         ),
         stored(
             "map",
-            ["store holds other targets", "map is \\[1\\]"],
+            ["store holds other targets", "map\\[0\\] is 1"],
             header("vocabulary", "map", value=[1]),
         ),
         stored(
