@@ -239,6 +239,8 @@ LONGER = {
     "ckpt_interval_steps": 1,
     "ckpt_interval_minutes": 0,
     "output_folder": "run",
+    # Trained by larger batches
+    "teacher.folder": "results/small/teacher_jasper_dr/1234",
 }
 
 
