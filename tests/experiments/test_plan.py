@@ -488,6 +488,7 @@ def test_the_teacher_is_trained_once_and_first(plan, recipe):
         assert log.splitlines()[0] == f"$ {shlex.join(job.command())}"
 
 
+@pytest.mark.slow
 def test_finished_runs_are_reused(plan, recipe):
     found = plan(seeds=[1])
     run_jobs(found.jobs, found.recipe)
@@ -552,6 +553,7 @@ def test_what_else_makes_another_run(plan, recipe):
     assert not is_made(job, recipe)
 
 
+@pytest.mark.slow
 def test_a_finished_run_of_another_command_is_not_taken_for_this(plan, recipe):
     found = plan(methods=["ctc"], seeds=[1])
     run_jobs(found.jobs, found.recipe)
@@ -562,6 +564,7 @@ def test_a_finished_run_of_another_command_is_not_taken_for_this(plan, recipe):
     assert diary(recipe).count("start ctc_lstm 1") == 2
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_named_and_the_others_go_on(plan, recipe):
     (recipe / "fail_skd_lstm_by_jasper_dr").touch()
     found = plan(seeds=[1])
@@ -764,6 +767,7 @@ def test_the_command_makes_runs_and_reports(plan, recipe, tmp_path):
     ).read_text()
 
 
+@pytest.mark.slow
 def test_the_command_names_what_failed_and_reports_the_rest(
     plan, recipe, tmp_path
 ):

@@ -122,6 +122,7 @@ def test_publishing(exported, hub, tmp_path, how):
     assert how is None or f"({how}) (Not <token>, no)" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stored", PLACES)
 def test_publishing_where_nobody_answers(exported, hub, tmp_path, stored):
     done = call(
@@ -172,6 +173,7 @@ def test_a_run_by_a_teacher_of_the_hub(hub, tmp_path, stored):
     assert teacher["source"] == "me/other"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", [403, NOWHERE, pytest.param("cut", marks=pytest.mark.slow)]
 )
@@ -191,6 +193,7 @@ def test_a_run_whose_teacher_the_hub_keeps(hub, tmp_path, how):
     assert (tmp_path / "run" / "log.txt").is_file()
 
 
+@pytest.mark.slow
 def test_an_endpoint_with_a_password(exported, hub, tmp_path):
     done = call(
         *(hub, tmp_path, *CLI, "publish", exported / "to", "me/model"),

@@ -624,6 +624,7 @@ def test_a_model_comes_back_from_the_hub(hub, exported, tmp_path, kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [403, "cut"])
 def test_xet_fails_in_one_line(hub, folder, how):
     """By the real client of the hub's other store."""

@@ -659,7 +659,7 @@ def test_time_is_the_least_of_the_turns_of_each_utterance(monkeypatch):
     assert ratio == pytest.approx(2 / 7)
 
 
-@pytest.mark.parametrize("name", ["jasper_mini", "lstm", "wavlm"])
+@pytest.mark.parametrize("name", ["jasper_mini", "lstm"])
 def test_quantising_warns_of_nothing(name, tmp_path):
     model = make_network(name)
     write_onnx(model, tmp_path / "m.onnx", ABOUT)

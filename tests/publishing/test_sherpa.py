@@ -54,7 +54,10 @@ def stretch(wav):
 # ------------------------------------------------------- the graph of a stream
 
 
-@pytest.mark.parametrize(("gain", "offset"), [(1, 0), (0.05, 0.05)])
+@pytest.mark.parametrize(
+    ("gain", "offset"),
+    [pytest.param(1, 0, marks=pytest.mark.slow), (0.05, 0.05)],
+)
 @pytest.mark.parametrize("name", STREAMING)
 def test_pieces_are_those_of_a_stream(name, gain, offset, tmp_path):
     model, _ = make_run(tmp_path / "run", "lstm_streaming", STREAMING[name])
