@@ -179,7 +179,9 @@ def test_what_is_left_out_is_what_has_no_finite_loss(tmp_path, name):
     speeds, drawn = [85, 100, 101, 115], random.Random(2)
     items = {}
     for index in range(12):
-        samples = drawn.choice([320 * 30, 640 * 20, drawn.randrange(6e3, 2e4)])
+        samples = drawn.choice(
+            [320 * 30, 640 * 20, drawn.randrange(6_000, 20_000)]
+        )
         # As many symbols as frames, or nearly, and the space in front
         count = samples // 320 * 7 // 8 + drawn.randrange(-4, 3)
         items[f"u{index}"] = {
