@@ -68,11 +68,13 @@ def _train(manifests, path, model_type, vocab_size, letters):
             "user_defined_symbols": list(letters),
             "hard_vocab_limit": False,
         }
+    # Not read by sentencepiece, whose older versions hide an error meanwhile
+    transcripts = list(_transcripts(manifests))
     with open(path, "wb") as file:
         try:
             # SpeechBrain's wrapper fails in folders whose name has a space.
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_transcripts(manifests),
+                sentence_iterator=iter(transcripts),
                 model_writer=file,
                 model_type=model_type,
                 character_coverage=1.0,

@@ -35,6 +35,26 @@ RATES = 1000, 768_000
 MOST_SAMPLES = 2**36
 
 
+def _refuse_ways_out(path):
+    """Refuse weights outside of a graph's folder, as onnxruntime 1.24 does."""
+    try:
+        from onnx import external_data_helper, load
+    except ImportError:
+        raise ValueError(
+            "the package onnx is needed beside an onnxruntime before 1.24"
+        ) from None
+    graph = load(path, load_external_data=False)
+    for tensor in external_data_helper._get_all_tensors(graph):
+        for entry in tensor.external_data:
+            if (
+                entry.key == "location"
+                and Path(entry.value).name != entry.value
+            ):
+                raise ValueError(
+                    f"its weights would be read from {entry.value}"
+                )
+
+
 class OnnxModel:
     """A model from waveform to log-probabilities, with its symbols.
 
@@ -50,7 +70,10 @@ class OnnxModel:
         options.intra_op_num_threads = threads
         # Errors are raised and need not be logged too.
         options.log_severity_level = 4
+        release = tuple(map(int, onnxruntime.__version__.split(".")[:2]))
         try:
+            if release < (1, 24):
+                _refuse_ways_out(path)
             self.session = onnxruntime.InferenceSession(
                 str(path), options, providers=[provider]
             )
