@@ -25,7 +25,7 @@ from tutornet_sb.training.names import name_run
 from tutornet_sb.training.settings import load_experiment
 from tutornet_sb.training.stages import list_methods
 from tutornet_sb.util import errors
-from tutornet_sb.util.composition import is_mapping, read_experiment
+from tutornet_sb.util.composition import list_keys, read_merged
 from tutornet_sb.util.errors import InputError, nearest
 from tutornet_sb.util.options import write_value
 
@@ -192,11 +192,8 @@ class _Reader:
             str(content.get("results_folder", f"results/{path.stem}"))
         )
         self.jobs, self.loaded = {}, {}
-        base = YAML().load(read_experiment(self.recipe / BASE))
-        self.known = [*base, *RUN_OPTIONS]
-        for key, value in base.items():
-            if is_mapping(value):
-                self.known += [f"{key}.{name}" for name in value]
+        base = read_merged(self.recipe / BASE)
+        self.known = [*list_keys(base), *RUN_OPTIONS]
         self.corpora = self._entries("corpora", content.get("corpora"))
         self.only = list(self.corpora) if only is None else only
         for option, names in (("--data", data), ("--corpus", self.only)):

@@ -33,6 +33,7 @@ from tutornet_sb.util.composition import (
     dump,
     find_references,
     is_mapping,
+    list_keys,
     read_comments,
     read_files,
     read_merged,
@@ -340,10 +341,7 @@ def _find_unknown(prefix, key, value, content, known):
     # Others are open: arguments of calls, overrides of a file.
     is_group = is_mapping(old) and known.get(key)
     if key not in content:
-        names = [*content, *RunOptions.__dataclass_fields__]
-        for group, inner in content.items():
-            if is_mapping(inner):
-                names += [f"{group}.{name}" for name in inner]
+        names = [*list_keys(content), *RunOptions.__dataclass_fields__]
         yield f"{option}: there is no such value; {nearest(key, names)}"
     elif hasattr(value, "items") and not hasattr(old, "items"):
         yield (

@@ -176,6 +176,16 @@ def is_mapping(node):
     return hasattr(node, "items") and not tag_of(node)
 
 
+def list_keys(content):
+    """Keys of a YAML tree, and those within its mappings as GROUP.KEY."""
+    return [*content] + [
+        f"{group}.{key}"
+        for group, inner in content.items()
+        if is_mapping(inner)
+        for key in inner
+    ]
+
+
 def read_files(path, above=()):
     """Read a YAML file and those it extends, which come first.
 
